@@ -1,0 +1,241 @@
+"""What a run leaves on disk: rows as they are observed, small JSON files, and reading them back. Imports no torch.
+
+A run folder holds `config.yaml`, `records.jsonl` (one flat JSON row per observation), `status.json` and, once the run
+has ended, `summary.json`.
+"""
+
+import json
+import logging
+import math
+import numbers
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pandas as pd
+import yaml
+
+from nncompress.errors import CheckpointError, ConfigError
+
+log = logging.getLogger(__name__)
+
+CONFIG, RECORDS, STATUS, SUMMARY = "config.yaml", "records.jsonl", "status.json", "summary.json"
+
+
+class Recorder:
+    """Appends rows to a records file, one JSON line each, flushed as written.
+
+    Args:
+        path: the file; it and its folder are made when absent.
+        keep: on an existing file, how many of its rows stay (those before a checkpoint); None keeps every whole row.
+
+    Raises:
+        CheckpointError: the file holds fewer than `keep` rows.
+    """
+
+    def __init__(self, path: Path, keep: int | None = None) -> None:
+        self._path = Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.count = _truncate(self._path, keep)
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def write(self, row: Mapping[str, float | int | None]) -> None:
+        """Append one row; a value that is not finite becomes null."""
+        self._file.write(json.dumps({key: _number(value) for key, value in row.items()}) + "\n")
+        self._file.flush()
+        self.count += 1
+
+    def sync(self) -> None:
+        """Wait until every row is on the disk: call it before a checkpoint that relies on them."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Sync and close; a second call does nothing."""
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as its folder tells it.
+
+    `rows` has one line per observation and a float column per key (null is NaN); `summary` is None when the run has
+    not ended; `status` always has the keys status, reason, traceback and step.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    rows: pd.DataFrame
+    summary: dict[str, Any] | None
+    status: dict[str, Any]
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder; what a killed run left half written is skipped with a warning in the log.
+
+    Raises:
+        ConfigError: the folder is not a run's.
+    """
+    folder = Path(folder)
+    if not is_run(folder):
+        raise ConfigError(
+            f"A run folder holds {STATUS}, or {CONFIG} and {RECORDS}; {folder} {_holds(folder)}: "
+            "give the folder of a run, or of a sweep above it."
+        )
+    status = {"status": "running", "reason": f"{STATUS} is missing", "traceback": None, "step": None}
+    status |= _read_json(folder / STATUS) or {}
+    rows = _frame(_rows(folder / RECORDS))
+    return Run(folder, _read_config(folder / CONFIG), rows, _read_json(folder / SUMMARY), status)
+
+
+def read_runs(folders: Iterable[Path]) -> list[Run]:
+    """Every run in or below the given folders, each once, in the natural order of their paths (job 2 before job 10).
+
+    Raises:
+        ConfigError: a folder does not exist or has no run in it.
+    """
+    found: dict[Path, Run] = {}
+    for folder in map(Path, folders):
+        runs = sorted(_run_folders(folder), key=_natural)
+        if not runs:
+            raise ConfigError(
+                f"A folder with at least one run (one that holds {STATUS}) is required; {folder} {_holds(folder)}: "
+                "check the path."
+            )
+        for path in runs:
+            if path.resolve() not in found:
+                found[path.resolve()] = read_run(path)
+    return list(found.values())
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run."""
+    return (folder / STATUS).is_file() or ((folder / CONFIG).is_file() and (folder / RECORDS).is_file())
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Write a JSON file whole or not at all (a new file, then renamed); numbers that are not finite become null."""
+    _replace(Path(path), json.dumps(_finite(obj), indent=2, ensure_ascii=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _number(value: Any) -> float | int | None:
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if math.isfinite(value) else None
+
+
+def _finite(obj: Any) -> Any:
+    """`obj` with every number that JSON cannot hold replaced by None, and numpy's numbers by Python's."""
+    if isinstance(obj, Mapping):
+        return {key: _finite(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [_finite(value) for value in obj]
+    return _number(obj) if isinstance(obj, numbers.Real) else obj
+
+
+def _truncate(path: Path, keep: int | None) -> int:
+    """Leave the first `keep` whole rows (None: all of them) in an existing file; the number of rows left."""
+    rows = list(_rows(path))
+    if keep is not None and len(rows) < keep:
+        raise CheckpointError(
+            f"The checkpoint was written after {keep} records, but {path} holds {len(rows)}: "
+            "the records were cut or belong to another run; start the run again."
+        )
+    rows = rows[:keep]
+    if path.exists():
+        _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return len(rows)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole rows of a records file, none when it does not exist; each other line is named in the log."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        row = _parse(line)
+        if isinstance(row, dict):
+            yield row
+        elif number == len(lines) and line:
+            log.warning("%s, line %d: ignored, the run ended while writing it.", path, number)
+        elif line:
+            log.warning("%s, line %d: ignored, it is damaged (no JSON row).", path, number)
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(list(rows))
+    if frame.empty:
+        return pd.DataFrame({"step": [], "seconds": []}, dtype=float)
+    return pd.DataFrame({key: pd.to_numeric(frame[key], errors="coerce").astype(float) for key in frame})
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        content = None
+    if isinstance(content, dict):
+        return content
+    log.warning("%s: ignored, it is damaged (no JSON object).", path)
+    return None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError:
+        content = None
+    if isinstance(content, dict):
+        return content
+    log.warning("%s: ignored, it is damaged (no YAML mapping).", path)
+    return {}
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    for path, below, _ in os.walk(folder):
+        if is_run(Path(path)):
+            below.clear()
+            yield Path(path)
+
+
+def _natural(path: Path) -> list[list[tuple[int, int, str]]]:
+    parts = (re.split(r"(\d+)", part) for part in path.parts)
+    return [[(0, int(p), "") if p.isdigit() else (1, 0, p) for p in part if p] for part in parts]
+
+
+def _holds(folder: Path) -> str:
+    if not folder.is_dir():
+        return "does not exist" if not folder.exists() else "is a file"
+    return "holds none of them" if any(folder.iterdir()) else "is empty"
