@@ -1,0 +1,153 @@
+"""The configuration: its typed shell, the check of every node before anything is loaded, and `build`.
+
+The only module that calls Hydra's `instantiate`. Imports no torch of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nncompress.errors import ConfigError, NNCompressError
+from nncompress.signatures import Target, check_call, locate, one_line
+
+GROUPS = ("dataset", "model", "compression", "solver")
+OFFERED: dict[str, frozenset[str]] = {"model": frozenset({"input_shape", "num_classes"})}
+PRECISIONS = ("auto", "float32", "float64")
+
+
+@dataclass
+class Downloads:
+    """Whether a data set that is not there may be fetched."""
+
+    download: bool = True
+
+
+@dataclass
+class TargetSize:
+    """The size to reach: compressed over dense parameters, for compressions that can choose their rank by it."""
+
+    ratio: float | None = None
+
+
+@dataclass
+class Config:
+    """The typed shell of `conf/config.yaml`; the four groups are `_target_` and the keywords of its constructor."""
+
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    data_dir: str = "${oc.env:NNCOMPRESS_DATA,data}"
+    data: Downloads = field(default_factory=Downloads)
+    deterministic: bool = True
+    eval_every: int = 1
+    checkpoint_every: int = 10
+    resume: str | None = None
+    target: TargetSize = field(default_factory=TargetSize)
+    choices: dict[str, str] = field(default_factory=dict)
+    dataset: Any = None
+    model: Any = None
+    compression: Any = None
+    solver: Any = None
+
+
+def register() -> None:
+    """Put the typed shell where the defaults list of `conf/config.yaml` finds it."""
+    ConfigStore.instance().store(name="shell", node=Config)
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain containers with every interpolation replaced.
+
+    Raises:
+        ConfigError: a value is missing (`???`) or an interpolation leads nowhere.
+    """
+    try:
+        tree = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(one_line(error)) from error
+    return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
+
+
+def validate(cfg: DictConfig) -> None:
+    """Check the shell's ranges and bind every node to the signature of its `_target_`; nothing is built.
+
+    Raises:
+        ConfigError: with all problems found, one a line, each prefixed by its place in the configuration.
+    """
+    problems = list(_shell_problems(cfg))
+    for group in GROUPS:
+        problems += _group_problems(cfg, group)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def build(node: DictConfig | Mapping[str, Any], /, **offered: Any) -> Any:
+    """The object `node` describes; of the `offered` keywords those its target takes and the node does not give.
+
+    Raises:
+        ConfigError: the target cannot be imported, or its constructor refuses a value.
+    """
+    name = str(node.get("_target_"))
+    target = Target(name, locate(name))
+    accepted = {key: value for key, value in offered.items() if target.takes(key) and key not in node}
+    try:
+        return instantiate(node, _convert_="all", **accepted)
+    except InstantiationException as error:
+        raise _refusal(error, name) from error
+
+
+def _refusal(error: InstantiationException, target: str) -> BaseException:
+    """The error a user is told in place of Hydra's: ours as they are, a refused value as a ConfigError."""
+    cause = error.__cause__
+    if isinstance(cause, NNCompressError):
+        return cause
+    place = re.search(r"full_key: (\S+)", str(error))
+    if cause is None or isinstance(cause, ValueError | TypeError):
+        return ConfigError(f"{place.group(1) if place else target}: {one_line(cause or error)}")
+    return cause
+
+
+def _shell_problems(cfg: DictConfig) -> Iterator[str]:
+    for key in ("eval_every", "checkpoint_every"):
+        if cfg[key] < 1:
+            yield f"{key}: must be at least 1, found {cfg[key]}"
+    if cfg.seed < 0:
+        yield f"seed: must be at least 0, found {cfg.seed}"
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", cfg.device):
+        yield f"device: must be auto, cpu, cuda or cuda:N, found '{cfg.device}'"
+    if cfg.precision not in PRECISIONS:
+        yield f"precision: must be one of {', '.join(PRECISIONS)}, found '{cfg.precision}'"
+    ratio = cfg.target.ratio
+    if ratio is not None and not 0 < ratio <= 1:
+        yield f"target.ratio: must be above 0 and at most 1 (compressed over dense parameters), found {ratio}"
+
+
+def _group_problems(cfg: DictConfig, group: str) -> Iterator[str]:
+    try:
+        node = OmegaConf.to_container(cfg[group], resolve=True) if OmegaConf.is_config(cfg[group]) else cfg[group]
+    except OmegaConfBaseException as error:
+        yield f"{group}: {one_line(error)}"
+        return
+    if not isinstance(node, dict) or "_target_" not in node:
+        yield f"{group}: needs a _target_ (the dotted path of a class or function); choose one with {group}=NAME"
+        return
+    if group == "solver":
+        yield from _step_problems(node)
+    yield from check_call(group, {str(key): value for key, value in node.items()}, OFFERED.get(group, frozenset()))
+
+
+def _step_problems(solver: Mapping[Any, Any]) -> Iterator[str]:
+    steps = solver.get("num_steps")
+    if steps is None:
+        yield "solver.num_steps: every solver needs its number of steps; give solver.num_steps=N"
+    elif isinstance(steps, int) and steps < 0:
+        yield f"solver.num_steps: must be at least 0, found {steps}"
