@@ -1,0 +1,162 @@
+"""The console command `nncompress`: what was asked, its exit code, and one sentence when it fails. Imports lazily."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.resources.abc import Traversable
+
+from nncompress import __version__
+from nncompress.errors import ConfigError, NNCompressError
+
+COMMANDS = {
+    "train": "one run; with -m a sweep over comma-separated values",
+    "report": "rebuild the tables and plots of run or sweep folders",
+}
+USAGE = """\
+nncompress {version}: compress neural networks by optimisation
+
+usage: nncompress COMMAND [ARGUMENTS]
+
+commands
+{commands}
+
+examples
+  nncompress train solver=nnbcd model=tt_mlp
+  nncompress train -m solver=nnbcd model=tt_mlp compression.rank=4,8,16,32 seed=10,20
+  nncompress train resume=outputs/RUN solver.num_steps=100
+  nncompress report outputs/sweeps/SWEEP
+
+often used with train
+  seed=N                    everything random follows from it
+  device=auto|cpu|cuda|cuda:N
+  solver.num_steps=N        sweeps, epochs or steps of the solver
+  target.ratio=R            compressed over dense parameters
+  data_dir=FOLDER           where data sets are (default: $NNCOMPRESS_DATA, else data)
+  hydra.run.dir=FOLDER      where the run goes (default: outputs/SOLVER-MODEL-DATASET/TIME)
+  --config-dir FOLDER       adds your own configuration files
+  --cfg job                 prints the configuration and runs nothing
+
+groups (GROUP=OPTION)
+{groups}
+
+completion in bash: eval "$(nncompress train -sc install=bash)"
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has left: give the interpreter's own last flush somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except NNCompressError as error:
+        complain(str(error))
+        return error.exit_code
+    return code
+
+
+def complain(message: str) -> None:
+    """Tell the user on standard error, several problems one a line."""
+    lines = message.splitlines()
+    if len(lines) > 1:
+        message = "\n  ".join([f"the configuration has {len(lines)} problems:", *lines])
+    sys.stderr.write(f"nncompress: {message}\n")
+
+
+def _dispatch(arguments: list[str]) -> int:
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in ("--help", "-h", "help"):
+        sys.stdout.write(usage())
+        return 0
+    if command == "--version":
+        sys.stdout.write(f"nncompress {__version__}\n")
+        return 0
+    if command in ("-sc", "--shell-completion"):
+        return _complete(rest)
+    if command == "train":
+        return _train(rest)
+    if command == "report":
+        return _report(rest)
+    raise ConfigError(f"unknown command '{command}'; {_nearest_command(command)}")
+
+
+def _nearest_command(word: str) -> str:
+    from difflib import get_close_matches
+
+    if "=" in word or word in ("-m", "--multirun", "--cfg"):
+        return f"did you mean `nncompress train {word}`?"
+    match = get_close_matches(word, COMMANDS, n=1, cutoff=0.5)
+    return f"did you mean `nncompress {match[0]}`?" if match else "`nncompress --help` lists the commands"
+
+
+def _train(arguments: list[str]) -> int:
+    from nncompress.train import train
+
+    return train(arguments)
+
+
+def _report(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(f"usage: nncompress report DIR...\n\n{COMMANDS['report']}\n")
+        return 0
+    flags = [word for word in arguments if word.startswith("-")]
+    if flags or not arguments:
+        found = f"found {flags[0]}" if flags else "found none"
+        raise ConfigError(f"report needs one or more folders of runs or sweeps, {found}: nncompress report DIR...")
+    from pathlib import Path
+
+    from nncompress.report import report
+
+    for path in report([Path(folder) for folder in arguments]):
+        sys.stdout.write(f"{path}\n")
+    return 0
+
+
+def _complete(arguments: list[str]) -> int:
+    """Answer the shell's completion function, which calls the program without its command."""
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    if not any(word.startswith("query=") for word in arguments) or not words:
+        return _train(["-sc", *arguments])
+    if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
+        typed = words[1] if len(words) == 2 else ""
+        sys.stdout.write(" ".join(command for command in COMMANDS if command.startswith(typed)) + "\n")
+    elif words[1] == "train":
+        os.environ["COMP_LINE"] = line.replace(" train", "", 1)
+        # A half-typed line may be wrong in any way: that is no message for somebody pressing TAB.
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(NNCompressError):
+            _train(["-sc", *arguments])
+    return 0
+
+
+def usage() -> str:
+    """The text of `nncompress --help`, the groups' options read from the packaged configuration."""
+    commands = "\n".join(f"  {name:<8}{text}" for name, text in COMMANDS.items())
+    return USAGE.format(version=__version__, commands=commands, groups="\n".join(_groups()))
+
+
+def _groups() -> Iterator[str]:
+    folders = [entry for entry in importlib.resources.files("nncompress.conf").iterdir() if entry.is_dir()]
+    for folder in sorted(folders, key=lambda entry: entry.name):
+        options = sorted(_options(folder))
+        if options:
+            yield f"  {folder.name:<13}{' '.join(options)}"
+
+
+def _options(folder: Traversable, prefix: str = "") -> Iterator[str]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _options(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".yaml"):
+            yield prefix + entry.name.removesuffix(".yaml")

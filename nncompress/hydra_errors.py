@@ -1,0 +1,62 @@
+"""Hydra's composition errors as one sentence with the nearest key or the options there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from nncompress.config import GROUPS
+from nncompress.signatures import nearest, one_line
+
+
+def sentence(error: Exception, arguments: Sequence[str]) -> str:
+    """What is wrong, in one line; `arguments` are the words of the command line."""
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    place = str(getattr(cause, "full_key", None) or "")
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and place:
+        return _unknown_key(place, arguments)
+    if isinstance(cause, ValidationError) and place:
+        return f"{place}: {one_line(cause)}"
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        known = f"; there are {', '.join(error.options)}" if error.options else ""
+        return f"{group}={option}: no such option{known}{nearest(option, error.options)}"
+    if isinstance(error, OverrideParseException):
+        return f"'{error.override}' cannot be read as KEY=VALUE: {one_line(error)}"
+    if str(error).startswith("Ambiguous value"):
+        return f"{one_line(error)}: several values need a sweep (train -m), a list needs brackets (KEY=[1,2])"
+    lines = [*str(error).splitlines(), *(str(cause).splitlines()[:1] if cause else [])]
+    return " ".join(line.strip() for line in lines if line.strip())
+
+
+def _unknown_key(place: str, arguments: Sequence[str]) -> str:
+    parent, _, key = place.rpartition(".")
+    where = f"'{parent}'" if parent else "the configuration"
+    hint = nearest(key, _keys(parent, arguments)) or "; `nncompress train --cfg job` shows every key"
+    return f"Key '{key}' not in {where}{hint}"
+
+
+def _keys(parent: str, arguments: Sequence[str]) -> list[str]:
+    """The keys below `parent` in the configuration that the group choices among the words compose to."""
+    choices = [word for word in arguments if word.partition("=")[0] in (*GROUPS, "experiment")]
+    added = [f"hydra.searchpath=['file://{folder}']" for folder in _config_folders(arguments)]
+    for overrides in ([*added, *choices], added):
+        try:
+            with initialize_config_module("nncompress.conf", version_base="1.3"):
+                cfg = compose("config", overrides)
+        except (HydraException, OmegaConfBaseException):
+            continue
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+        if isinstance(node, DictConfig):
+            return [str(key) for key in node]
+    return []
+
+
+def _config_folders(arguments: Sequence[str]) -> list[Path]:
+    following = zip(arguments, arguments[1:], strict=False)
+    return [Path(word).absolute() for flag, word in following if flag in ("--config-dir", "-cd")]

@@ -1,0 +1,190 @@
+"""`nncompress train`: Hydra around `experiment.run`, for one run, a sweep, or a run that is taken up again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nncompress import config
+from nncompress.errors import ConfigError, NNCompressError
+from nncompress.hydra_errors import sentence
+from nncompress.resume import resumed
+from nncompress.signatures import one_line
+
+log = logging.getLogger(__name__)
+
+RUN_LOG = "run.log"
+_sweep_folders: list[Path] = []  # Hydra hands the folder of a sweep to callbacks alone
+
+
+class SweepFolder(Callback):
+    """Notes where a sweep goes, so that its report is written there even when it is interrupted."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra before the first job."""
+        _sweep_folders.append(Path(config.hydra.sweep.dir).absolute())
+
+
+def stamp() -> str:
+    """`<date>_<time>-<6 hex>`: a folder's name that two runs of the same second do not share."""
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{os.urandom(3).hex()}"
+
+
+def drop_tracebacks() -> Callable[[logging.LogRecord], bool]:
+    """A filter for the console: what carries a traceback goes to `run.log` alone."""
+    return lambda record: record.exc_info is None
+
+
+# At import, because a launcher may run the jobs in other processes. Cached: one stamp for each configuration.
+OmegaConf.register_new_resolver("nncompress.stamp", stamp, use_cache=True, replace=True)
+
+
+def train(arguments: list[str]) -> int:
+    """Run Hydra on the words after `train`; the exit code.
+
+    Raises:
+        NNCompressError: the configuration does not compose, or the output folder cannot be written.
+    """
+    if "" not in sys.path[:1] and os.getcwd() not in sys.path[:1]:
+        sys.path.insert(0, os.getcwd())
+    config.register()
+    _sweep_folders.clear()
+    task, arguments = resumed(arguments, _attempt) or (job, arguments)
+    code = 0
+    try:
+        with _hydra_process(arguments):
+            hydra.main(version_base="1.3", config_path="pkg://nncompress.conf", config_name="config")(task)()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        code = 130
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(sentence(error, arguments)) from error
+    except OSError as error:
+        raise _unwritable(error) from error
+    return _finish_sweep(_sweep_folders[-1], code) if _sweep_folders else code
+
+
+def job(cfg: DictConfig) -> None:
+    """What Hydra calls for a run or for each job of a sweep."""
+    settings = HydraConfig.get()
+    groups = (*config.GROUPS, "experiment")
+    cfg.choices = {group: choice for group in groups if (choice := settings.runtime.choices.get(group))}
+    _attempt(cfg, Path(settings.runtime.output_dir), settings.mode == RunMode.MULTIRUN)
+
+
+def _attempt(cfg: DictConfig, folder: Path, sweep: bool) -> None:
+    """Check and run; a failure ends a single run with its exit code and leaves a sweep going."""
+    try:
+        _check(cfg, folder, sweep)
+        from nncompress.experiment import run
+
+        run(cfg, folder)
+    except Exception as error:
+        _explain(error, folder, sweep)
+        if not sweep:
+            # Not through Hydra, which would print its own account of the failure.
+            raise SystemExit(getattr(error, "exit_code", 1)) from error
+    else:
+        _say_where(folder, sweep)
+
+
+def _check(cfg: DictConfig, folder: Path, sweep: bool) -> None:
+    try:
+        config.validate(cfg)
+    except Exception as error:
+        log.debug("the configuration was refused", exc_info=error)
+        if sweep:
+            from nncompress.records import CONFIG, STATUS, write_json
+
+            OmegaConf.save(cfg, folder / CONFIG)
+            reason = "; ".join(str(error).splitlines())
+            write_json(folder / STATUS, {"status": "failed", "reason": reason, "traceback": None, "step": None})
+        raise
+
+
+def _explain(error: Exception, folder: Path, sweep: bool) -> None:
+    from nncompress.cli import complain
+
+    if isinstance(error, NNCompressError):
+        message = str(error)
+    else:
+        message = f"{type(error).__name__}: {one_line(error)} (the traceback is in {_short(folder / RUN_LOG)})"
+    if sweep:
+        log.error("job in %s failed: %s", _short(folder), "; ".join(message.splitlines()))
+    else:
+        complain(message)
+
+
+def _say_where(folder: Path, sweep: bool) -> None:
+    if sweep:
+        return
+    for path in [*sorted(folder.glob("tables/*.md")), *sorted(folder.glob("plots/*.png"))]:
+        log.info("wrote %s", _short(path))
+
+
+def _finish_sweep(folder: Path, code: int) -> int:
+    """Write the aggregated tables and plots of whatever the sweep has left; the sweep's exit code."""
+    from nncompress.records import is_run
+
+    if not any(is_run(path) for path in folder.rglob("*") if path.is_dir()):
+        return code
+    from nncompress.report import write_sweep_report
+
+    report = write_sweep_report(folder)
+    for path in report.paths:
+        log.info("wrote %s", _short(path))
+    if report.failed:
+        log.error("%d of %d jobs failed; the tables list them", report.failed, report.failed + report.done)
+    return code or int(bool(report.failed))
+
+
+def _short(path: Path) -> Path:
+    """The path as one would type it here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _unwritable(error: OSError) -> NNCompressError:
+    return NNCompressError(
+        f"cannot write the output folder {error.filename}: {error.strerror}; "
+        "give another one with hydra.run.dir=... (hydra.sweep.dir=... for a sweep)"
+    )
+
+
+@contextmanager
+def _hydra_process(arguments: list[str]) -> Iterator[None]:
+    """What Hydra takes from the process: the command line, whether errors are raised; and SIGTERM as an exit."""
+    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR"), signal.signal(signal.SIGTERM, _terminate)
+    sys.argv = ["nncompress", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().clear()
+        sys.argv, full_error, handler = before
+        signal.signal(signal.SIGTERM, handler)
+        del os.environ["HYDRA_FULL_ERROR"]
+        if full_error is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
