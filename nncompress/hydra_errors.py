@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from hydra import compose, initialize_config_module
@@ -58,5 +59,5 @@ def _keys(parent: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _config_folders(arguments: Sequence[str]) -> list[Path]:
-    following = zip(arguments, arguments[1:], strict=False)
+    following = pairwise(arguments)
     return [Path(word).absolute() for flag, word in following if flag in ("--config-dir", "-cd")]

@@ -77,6 +77,8 @@ def train(arguments: list[str]) -> int:
         code = 130
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(sentence(error, arguments)) from error
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise _unwritable(error) from error
     return _finish_sweep(_sweep_folders[-1], code) if _sweep_folders else code

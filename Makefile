@@ -1,0 +1,44 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-slow lint format bench clean
+
+help: ## list these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | awk -F '\t' '{printf "  %-10s %s\n", $$1, $$2}'
+
+venv: $(READY) ## make .venv with everything the project needs (again only when pyproject.toml changed)
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: venv ## the main job: train a tensor-train network with NN-BCD, then show its table and where its pictures are
+	$(BIN)/nncompress train solver=nnbcd model=tt_mlp
+	@run=$$(ls -td outputs/nnbcd-tt_mlp-digits/*/ | head -n 1) && for table in $${run}tables/*.md; do echo; cat $$table; done \
+	  && echo && ls $${run}plots/*.png
+
+test: lint ## lint, then the tests
+	$(BIN)/pytest
+
+test-slow: venv ## the tests on real data, found under $$NNCOMPRESS_DATA
+	@test -n "$$NNCOMPRESS_DATA" || { echo "test-slow needs NNCOMPRESS_DATA: the folder that holds the real data sets"; exit 2; }
+	$(BIN)/pytest -m slow
+
+lint: venv ## formatting, lint, types and the import contracts
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: venv ## format the code and mend what ruff can
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: venv ## time one NN-BCD sweep against the plain form
+	$(BIN)/python -m benchmarks.nnbcd_sweep
+
+clean: ## remove caches and builds; .venv and outputs stay
+	rm -rf build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
