@@ -1,0 +1,146 @@
+"""From runs to DataFrames: what each run ended with, what sets the runs of a sweep apart, means over seeds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from nncompress.rates import rate_summary
+from nncompress.records import Run
+
+GROUPS = ("solver", "model", "dataset", "compression")
+NOT_A_DIFFERENCE = {"seed", "data_dir", "root", "resume", "download", "checkpoint_every", "hydra", "output_dir"}
+
+
+def name(run: Run) -> str:
+    """What was run: solver-model-dataset-compression, as far as the run's config tells."""
+    return "-".join(part for part in (choice(run, group) for group in GROUPS) if part) or run.folder.name
+
+
+def choice(run: Run, group: str) -> str:
+    """The option the run took from a config group; empty when it is not on record."""
+    choices = run.config.get("choices") or {}
+    return str(choices.get(group) or (run.summary or {}).get(group) or "")
+
+
+def final(run: Run) -> dict[str, Any]:
+    """The keys of summary.json; a run that has not ended is summed up by its last record. Unknown keys are absent."""
+    last = {str(key): value for key, value in run.rows.iloc[-1].dropna().items()} if len(run.rows) else {}
+    kept = {key: value for key, value in last.items() if key.split("/")[0] in RECORDED}
+    named = {ends: last[key] for key, ends in FINAL_NAMES.items() if key in last}
+    known = {"seed": run.config.get("seed")} | kept | named | rate_summary(run.rows) | (run.summary or {})
+    return {key: value for key, value in known.items() if value is not None}
+
+
+RECORDED = {"loss", "accuracy", "ratio", "sparsity", "gap"}
+FINAL_NAMES = {"step": "steps", "seconds": "seconds/total", "objective": "objective/final"}
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of a config; lists become text, and the options taken stand under the bare name of their group."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value) if isinstance(value, list) else value
+    chosen = {key.removeprefix("choices."): value for key, value in flat.items() if key.startswith("choices.")}
+    return {key: value for key, value in flat.items() if not key.startswith("choices.")} | chosen
+
+
+def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys of flattened configs that set the runs apart.
+
+    Left out: the seed and what follows it, paths, and keys that an option varied beside them determines
+    (`model._target_` when `model` varies; everything an experiment sets when `experiment` varies).
+    """
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    varied = [key for key in keys if _differs(configs, key)]
+    return sorted((key for key in varied if not _determined(configs, key, varied)), key=lambda key: _rank(key, keys))
+
+
+def summaries(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per finished run: job, the varied keys, then the keys of its summary."""
+    keys = _keys(runs)
+    rows = [_setting(run, keys) | final(run) for run in runs if run.status["status"] == "done"]
+    return pd.DataFrame(rows, columns=None if rows else ["job", *keys]).astype(dict.fromkeys(keys, object))
+
+
+def failures(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per run that is not done: job, the varied keys, status, last step and reason."""
+    keys = _keys(runs)
+    ends = ("status", "step", "reason")
+    unfinished = (run for run in runs if run.status["status"] != "done")
+    rows = [_setting(run, keys) | {end: run.status.get(end) for end in ends} for run in unfinished]
+    return pd.DataFrame(rows, columns=["job", *keys, *ends], dtype=object)
+
+
+def aggregate(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Means over the runs that differ in nothing but the seed, in the order of the jobs.
+
+    Columns: the varied keys, n, seeds, then for each number its mean under its own key and, under `<key> std`, the
+    standard deviation (n - 1 in the denominator; empty for n = 1); a check holds when it holds in all runs.
+    """
+    if frame.empty:
+        return pd.DataFrame(columns=[*keys, "n", "seeds"])
+    label = pd.Series(list(map(str, frame[list(keys)].to_numpy().tolist())), index=frame.index)
+    groups = [group for _, group in frame.groupby(label, sort=False)]
+    measured = [column for column in frame if column not in (*keys, "job", "seed", "device")]
+    rows = [_means(group, [str(column) for column in measured], keys) for group in groups]
+    return pd.DataFrame(rows).astype(dict.fromkeys(keys, object))
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The last part of each dotted key, or the whole key where that would be ambiguous."""
+    ends = [key.split(".")[-1] for key in keys]
+    return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
+
+
+def _keys(runs: Sequence[Run]) -> list[str]:
+    return varied_keys([flatten(run.config) for run in runs if run.config])
+
+
+def _setting(run: Run, keys: Sequence[str]) -> dict[str, Any]:
+    flat = flatten(run.config)
+    return {"job": run.folder.name} | {key: flat.get(key) for key in keys}
+
+
+def _differs(configs: Sequence[Mapping[str, Any]], key: str) -> bool:
+    if not NOT_A_DIFFERENCE.isdisjoint((key.split(".")[0], key.split(".")[-1])) and not _own_seed(configs, key):
+        return False
+    values = [config.get(key) for config in configs]
+    follows_seed = values == [config.get("seed") for config in configs]
+    return len(set(map(repr, values))) > 1 and not follows_seed
+
+
+def _own_seed(configs: Sequence[Mapping[str, Any]], key: str) -> bool:
+    """A part's own seed (that of a data subset, say) is a difference when it does not follow the run's."""
+    return key.endswith(".seed") and any(config.get(key) != config.get("seed") for config in configs)
+
+
+def _determined(configs: Sequence[Mapping[str, Any]], key: str, varied: Sequence[str]) -> bool:
+    owners = {key.split(".")[0], "experiment"} - {key}
+    return any(_maps_to_one(configs, owner, key) for owner in owners.intersection(varied))
+
+
+def _maps_to_one(configs: Sequence[Mapping[str, Any]], owner: str, key: str) -> bool:
+    pairs = {(repr(config.get(owner)), repr(config.get(key))) for config in configs}
+    return len(pairs) == len({first for first, _ in pairs})
+
+
+def _rank(key: str, keys: Sequence[str]) -> tuple[bool, int]:
+    """Options before their settings, each in the order of the config."""
+    return "." in key, keys.index(key)
+
+
+def _means(group: pd.DataFrame, measured: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {key: group[key].iloc[0] for key in keys}
+    row |= {"n": len(group), "seeds": " ".join(str(seed) for seed in group.get("seed", []))}
+    for column in measured:
+        values = [value for value in group[column] if value == value and value is not None]
+        if values and all(isinstance(value, bool) for value in values):
+            row[column] = all(values)
+        elif all(isinstance(value, int | float) for value in values):
+            numbers = pd.Series(values, dtype=float)
+            row |= {column: numbers.mean(), f"{column} std": numbers.std(ddof=1)}
+    return row

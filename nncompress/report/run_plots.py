@@ -1,0 +1,190 @@
+"""The plots of one run: objective, accuracy, convergence rate, weights."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from nncompress.rates import Fit, convergence, fit_slope
+from nncompress.records import Run
+from nncompress.report.collect import name
+from nncompress.report.style import COLOURS, LINES, STYLE, log_ticks, marker, new_figure, save_figure, spans_a_decade
+from nncompress.report.text import signed
+
+log = logging.getLogger(__name__)
+
+AXES = {"step": "step K", "seconds": "time in the solver (seconds)"}
+ACCURACIES = {
+    "accuracy/train": "training set, deployed network",
+    "accuracy/test": "test set, deployed network",
+    "accuracy/dense_test": "test set, dense weights w",
+}
+MOST_PANELS = 12
+
+
+def run_plots(run: Run, folder: Path) -> list[Path]:
+    """Draw and save what the run's records and model allow; the paths written."""
+    title = name(run)
+    tensors = weights(run.folder / "model" / "model.safetensors")
+    with matplotlib.rc_context(STYLE):
+        figures = {
+            "objective": objective_plot(run.rows, f"Objective: {title}"),
+            "accuracy": accuracy_plot(run.rows, f"Accuracy: {title}"),
+            "rate": rate_plot(run.rows, f"Convergence rate: {title}"),
+            "weights": weights_plot(tensors, f"Weights of the compressed model: {title}"),
+        }
+    return [path for key, figure in figures.items() if figure for path in save_figure(figure, folder, key)]
+
+
+def objective_plot(rows: pd.DataFrame, title: str) -> Figure | None:
+    """The objective and its terms against step and time; None when no record has an objective."""
+    terms = [key for key in rows if str(key).startswith("term/")]
+    lines = {str(key): str(key).removeprefix("term/") + " term" for key in terms}
+    values = rows.reindex(columns=["objective", *lines])
+    if values["objective"].isna().all():
+        return None
+    figure = _two_panels(rows, {"objective": "objective L"} | lines, title, "value (units of the objective)")
+    if spans_a_decade(values[["objective"]]) and (values.min() >= 0).all():
+        for axes in figure.axes:
+            axes.set_yscale("log", nonpositive="mask")
+            axes.set_ylim(bottom=_log_floor(values))
+    return figure
+
+
+def accuracy_plot(rows: pd.DataFrame, title: str) -> Figure | None:
+    """Accuracies against step and time; None when no record has one."""
+    values = rows.reindex(columns=list(ACCURACIES))
+    if values.isna().all(axis=None):
+        return None
+    return _two_panels(rows.assign(**(100 * values)), ACCURACIES, title, "accuracy (%)")
+
+
+def rate_plot(rows: pd.DataFrame, title: str) -> Figure | None:
+    """Running means of squared step and subgradient, their fitted slopes, the bound and a 1/K line, on log-log axes.
+
+    None when the solver records neither.
+    """
+    table = convergence(rows)
+    table = table[table["step"] > 0]
+    series = {key: label for key, label in RATES.items() if (table[key] > 0).any()}
+    if not series:
+        return None
+    figure = new_figure(8, 5.5, title)
+    axes = figure.add_subplot(xlabel="step K", ylabel="running mean over the steps 1 to K", xscale="log", yscale="log")
+    for colour, (key, label) in zip(COLOURS, series.items(), strict=False):
+        axes.plot(table["step"], table[key].where(table[key] > 0), color=colour, label=label, marker=marker(len(table)))
+        _draw_fit(axes, fit_slope(table["step"], table[key]), colour)
+    _draw_bound(axes, table)
+    _draw_reference(axes, table["step"], table[next(iter(series))])
+    log_ticks(axes, table["step"].min(), table["step"].max())
+    axes.legend()
+    return figure
+
+
+RATES = {"step_sq_mean": "mean squared step", "grad_sq_mean": "mean squared subgradient"}
+
+
+def weights_plot(tensors: Mapping[str, NDArray[np.floating]], title: str) -> Figure | None:
+    """A histogram of the nonzero values of each tensor, of the 12 largest when there are more; None without any."""
+    largest = sorted(tensors, key=lambda key: -tensors[key].size)[:MOST_PANELS]
+    shown = [key for key in tensors if key in largest]
+    if not shown:
+        return None
+    if len(shown) < len(tensors):
+        title += f" ({len(shown)} largest of {len(tensors)} tensors)"
+    columns = min(len(shown), 4 if len(shown) > 4 else 3)
+    lines = -(-len(shown) // columns)
+    figure = new_figure(max(3.4 * columns, 7), 2.7 * lines + 0.6, title)
+    for position, key in enumerate(shown, start=1):
+        _histogram(figure.add_subplot(lines, columns, position), key, tensors[key])
+    figure.supxlabel("value of a weight, or of a factor's entry (no units)", fontsize=10)
+    figure.supylabel("number of values", fontsize=10)
+    return figure
+
+
+def weights(path: Path) -> dict[str, NDArray[np.floating]]:
+    """The floating-point tensors of a compact model that are not constant, in natural order; empty without a model."""
+    if not path.is_file():
+        return {}
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, KeyError, OSError) as error:
+        log.warning("%s: no plot of the weights, the file cannot be read (%s).", path, error)
+        return {}
+    varying = {key: tensors[key] for key in sorted(tensors) if np.issubdtype(tensors[key].dtype, np.floating)}
+    return {key: value for key, value in varying.items() if value.size > 1 and np.ptp(value) > 0}
+
+
+def _histogram(axes: Axes, key: str, values: NDArray[np.floating]) -> None:
+    nonzero = values[values != 0].astype(float).ravel()
+    zeros = 1 - nonzero.size / values.size
+    shape = " × ".join(map(str, values.shape))
+    note = f", {100 * zeros:.1f} % zeros not drawn" if zeros else ""
+    axes.hist(nonzero, bins=40, color=COLOURS[0])
+    axes.set_title(f"{key}\n{shape}{note}", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.locator_params(axis="x", nbins=5)
+
+
+def _two_panels(rows: pd.DataFrame, lines: Mapping[str, str], title: str, ylabel: str) -> Figure:
+    """One panel per horizontal axis, one legend below both."""
+    panels = [key for key in AXES if key in rows and rows[key].notna().any()]
+    figure = new_figure(5.5 * len(panels), 4.6, title)
+    drawn = [key for key in lines if key in rows and rows[key].notna().any()]
+    for position, at in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, len(panels), position, xlabel=AXES[at], ylabel=ylabel)
+        for index, key in enumerate(drawn):
+            _draw_line(axes, rows[at], rows[key], index, lines[key])
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    return figure
+
+
+def _draw_line(axes: Axes, x: "pd.Series[float]", y: "pd.Series[float]", index: int, label: str) -> None:
+    known = y.notna()
+    axes.plot(
+        x[known],
+        y[known],
+        label=label,
+        color=COLOURS[index % len(COLOURS)],
+        linestyle=LINES[index // len(COLOURS) % len(LINES)],
+        linewidth=2.4 if index == 0 else 1.4,
+        marker=marker(known.sum()),
+    )
+
+
+def _log_floor(values: pd.DataFrame) -> float:
+    """The bottom of a log axis: a term that vanishes must not squeeze the objective into a line."""
+    positive = values.where(values > 0).stack()
+    return float(max(positive.min() / 1.5, 1e-4 * values["objective"].min()))
+
+
+def _draw_fit(axes: Axes, fit: Fit, colour: str) -> None:
+    if fit.first is None or fit.last is None:
+        return
+    k = np.array([fit.first, fit.last], dtype=float)
+    label = f"fitted slope {signed(fit.slope)} (K = {fit.first} to {fit.last})"
+    height = np.exp(fit.intercept) * k**fit.slope
+    axes.plot(k, 1.18 * height, color=colour, linestyle="--", linewidth=1.2, marker="|", markersize=9, label=label)
+
+
+def _draw_bound(axes: Axes, table: pd.DataFrame) -> None:
+    bound = table["bound"].where(table["bound"] > 0)
+    if bound.notna().any():
+        label = "bound on the mean squared step: $(L_0 - L_K)/(\\lambda K)$"
+        axes.plot(table["step"], bound, color="black", linestyle=":", label=label, marker=marker(len(table)))
+
+
+def _draw_reference(axes: Axes, step: "pd.Series[int]", values: "pd.Series[float]") -> None:
+    """A line like 1/K below the curves, through a quarter of the first positive value."""
+    first = values[values > 0].index[0]
+    height = 0.25 * values[first] * step[first]
+    axes.plot(step, height / step, color="0.5", linestyle=(0, (6, 2)), linewidth=1.2, label="slope −1, for comparison")

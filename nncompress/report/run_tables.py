@@ -1,0 +1,181 @@
+"""The three tables of one run: accuracy, compression, convergence."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nncompress.rates import convergence, fit_slope
+from nncompress.records import Run
+from nncompress.report.collect import final, name
+from nncompress.report.tables import Table, known
+from nncompress.report.text import missing, number, percent, signed, times, yes_no
+
+SHOWN_ROWS = 30
+
+
+def run_tables(run: Run) -> list[Table]:
+    """Accuracy, compression and convergence of a run with at least one record."""
+    summary = final(run)
+    return [accuracy_table(run, summary), compression_table(run, summary), convergence_table(run)]
+
+
+def accuracy_table(run: Run, summary: Mapping[str, Any]) -> Table:
+    """Loss and accuracy of the deployed network, at the end and at their best, beside those of the dense weights."""
+    rows = [
+        _measure(run.rows, summary, split, metric)
+        for split in ("train", "test")
+        for metric in ("loss", "accuracy")
+        if f"{metric}/{split}" in summary
+    ]
+    rows += [{"split": "run", "metric": "steps", "final": summary.get("steps")}]
+    rows += [{"split": "run", "metric": "seconds", "final": summary.get("seconds/total")}]
+    raw = pd.DataFrame(rows, columns=["split", "metric", "final", "best", "best_step", "dense"])
+    notes = [
+        "Deployed: the network rebuilt from the compressed theta (Θ). Dense: the same run's uncompressed weights w.",
+        "Best recorded: the best value seen during the run, at the step in brackets; it selects nothing, "
+        "the network kept is the final one.",
+        "Seconds: time inside the solver's start and steps; evaluation is not counted.",
+        *_unfinished(run),
+    ]
+    shown = pd.DataFrame([_measure_shown(row) for _, row in raw.iterrows()])
+    return Table("accuracy", f"Accuracy: {name(run)}", raw, known(shown), notes)
+
+
+def compression_table(run: Run, summary: Mapping[str, Any]) -> Table:
+    """Size and work of the dense and of the compressed network."""
+    raw = pd.DataFrame(_sizes(summary), columns=["quantity", "dense", "compressed", "ratio"])
+    raw["times_smaller"] = 1 / raw["ratio"].astype(float).where(raw["ratio"] > 0)
+    notes = [
+        "Ratio: compressed over dense of the whole network, biases and batch norm included (smaller is more "
+        "compression); × is 1/ratio.",
+        "Bits count everything needed to rebuild the weights: indices, codebooks, masks, ranks, factors.",
+        "MACs: multiply-accumulates of one sample; FLOPs = 2 MACs. Fewer MACs do not promise less time.",
+        *_unfinished(run),
+    ]
+    shown = pd.DataFrame([_size_shown(row) for _, row in raw.iterrows()], columns=SIZE_COLUMNS)
+    return Table("compression", f"Compression: {name(run)}", raw, shown, notes)
+
+
+def convergence_table(run: Run) -> Table:
+    """Every record in .csv; at most 30, spaced evenly in log step, in .md and .tex; then the rate in words."""
+    raw = convergence(run.rows)
+    if "seconds" in run.rows:
+        raw.insert(1, "seconds", run.rows["seconds"])
+    chosen = raw.iloc[log_spaced(len(raw), SHOWN_ROWS)]
+    shown = pd.DataFrame({title: chosen[key].map(number) for key, title in SHOWN.items() if key in chosen})
+    shown["within bound"] = chosen["bound_ok"].map(yes_no)
+    notes = [*_rate_words(raw, final(run)), *_unfinished(run)]
+    return Table("convergence", f"Convergence: {name(run)}", raw, known(shown), notes)
+
+
+SHOWN = {
+    "step": "step K", "seconds": "seconds", "objective": "objective L", "step_sq": "squared step",
+    "step_sq_mean": "mean squared step", "bound": "its bound", "grad_sq_mean": "mean squared subgradient",
+    "slack": "slack", "worst_slack": "worst slack",
+}  # fmt: skip
+SIZE_COLUMNS = ["quantity", "dense", "compressed", "ratio", "times smaller"]
+
+
+def log_spaced(n: int, most: int) -> list[int]:
+    """At most `most` positions of 0..n-1, first and last among them, evenly spaced on a log scale."""
+    if n <= most:
+        return list(range(n))
+    return sorted({0, *np.unique(np.geomspace(1, n - 1, most - 1).round().astype(int)).tolist()})
+
+
+def _measure(rows: pd.DataFrame, summary: Mapping[str, Any], split: str, metric: str) -> dict[str, Any]:
+    key = f"{metric}/{split}"
+    recorded = rows[key].dropna() if key in rows else pd.Series(dtype=float)
+    row = {"split": split, "metric": metric, "final": summary[key], "dense": summary.get(f"{metric}/dense_{split}")}
+    if len(recorded):
+        at = recorded.argmin() if metric == "loss" else recorded.argmax()
+        row |= {"best": recorded.iloc[at], "best_step": rows["step"][recorded.index].iloc[at]}
+    return row
+
+
+def _measure_shown(row: "pd.Series[Any]") -> dict[str, str]:
+    form = percent if row["metric"] == "accuracy" else number
+    best = form(row["best"])
+    unit = {"accuracy": "accuracy (%)", "seconds": "time (seconds)"}
+    return {
+        "split": row["split"],
+        "metric": unit.get(row["metric"], row["metric"]),
+        "deployed, final": form(row["final"]),
+        "deployed, best recorded": best if missing(row["best"]) else f"{best} (step {number(row['best_step'])})",
+        "dense, final": form(row["dense"]),
+    }
+
+
+def _sizes(summary: Mapping[str, Any]) -> list[tuple[str, Any, Any, float | None]]:
+    """Quantity, dense, compressed and ratio of everything the summary knows."""
+    rows: list[tuple[str, Any, Any, float | None]] = []
+    for key, quantity, factor in SIZES:
+        dense, compressed = summary.get(f"{key}/dense"), summary.get(f"{key}/compressed")
+        measured = compressed / dense if dense and compressed is not None else None
+        ratio = measured if measured is not None else summary.get(f"ratio/{key}") if factor == 1 else None
+        if ratio is not None or dense is not None:
+            rows.append((quantity, _scaled(dense, factor), _scaled(compressed, factor), ratio))
+    if "ratio/tasks" in summary:
+        rows.append(("parameters of the compressed layers alone", None, None, summary["ratio/tasks"]))
+    if "sparsity" in summary:
+        rows.append(("sparsity: share of weights that are zero (%)", None, 100 * summary["sparsity"], None))
+    return rows
+
+
+SIZES = (
+    ("params", "parameters", 1.0),
+    ("bits", "bits", 1.0),
+    ("bits", "bytes (bits / 8)", 0.125),
+    ("macs", "MACs", 1.0),
+    ("macs", "FLOPs (2 MACs)", 2.0),
+)
+
+
+def _scaled(value: Any, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _size_shown(row: "pd.Series[Any]") -> dict[str, str]:
+    sizes = [number(row[key]) for key in ("dense", "compressed", "ratio")]
+    return dict(zip(SIZE_COLUMNS, [row["quantity"], *sizes, times(row["ratio"])], strict=True))
+
+
+def _rate_words(table: pd.DataFrame, summary: Mapping[str, Any]) -> list[str]:
+    words = [
+        _slope_words("mean squared step", table["step"], table["step_sq_mean"]),
+        _slope_words("mean squared subgradient", table["step"], table["grad_sq_mean"]),
+    ]
+    lam, slack = summary.get("rate/lambda"), summary.get("rate/worst_slack")
+    if slack is not None:
+        held = "held at every record" if summary["rate/decrease_ok"] else "was violated"
+        words.append(
+            f"Sufficient decrease (each step lowers L by at least λ times the squared step, λ = {number(lam)}) {held}; "
+            f"worst slack {number(slack)}, in units of the objective (negative: violated)."
+        )
+    if summary.get("rate/bound_ok") is not None:
+        held = "holds at every record" if summary["rate/bound_ok"] else "does not hold"
+        words.append(f"Bound on the mean squared step, (L at step 0 − L at step K) / (λ K): {held}.")
+    if summary.get("objective/rises") is not None:
+        words.append(f"The objective rose at {summary['objective/rises']} of {len(table)} records.")
+    return [
+        *filter(None, words),
+        "Squared step: squared Euclidean distance between consecutive iterates, all blocks together, without units; "
+        "its mean runs over the steps 1 to K, that of the squared subgradient over the records up to K.",
+    ]
+
+
+def _slope_words(what: str, step: "pd.Series[int]", values: "pd.Series[float]") -> str:
+    fit = fit_slope(step, values)
+    if fit.first is None:
+        return ""
+    return (
+        f"Fitted slope of the {what} on log-log axes: {signed(fit.slope)}, least squares over the {fit.n} records from "
+        f"K = {fit.first} to {fit.last} (−1 is decay like 1/K)."
+    )
+
+
+def _unfinished(run: Run) -> list[str]:
+    status, reason = run.status["status"], run.status.get("reason")
+    return [] if status == "done" else [f"This run is not done: {status}" + (f" ({reason})." if reason else ".")]

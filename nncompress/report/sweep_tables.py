@@ -1,0 +1,73 @@
+"""The tables of a sweep: a line per group of runs that differ in the seed alone, and the jobs that are not done."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nncompress.report.collect import short_names
+from nncompress.report.tables import Table
+from nncompress.report.text import number, percent, setting, signed, spread, times
+
+
+def sweep_table(groups: pd.DataFrame, keys: Sequence[str], failed: pd.DataFrame, title: str) -> Table:
+    """Means and standard deviations over the seeds of each group, and the jobs that are not done below them.
+
+    Args:
+        groups: one row per group, as `collect.aggregate` makes it.
+        keys: the varied config keys, columns of both frames.
+        failed: one row per job that is not done, as `collect.failures` makes it.
+        title: what the runs of the sweep have in common.
+    """
+    shown = pd.DataFrame([_line(group, keys) for _, group in groups.iterrows()])
+    notes = [
+        "Mean ± standard deviation over the n runs of a line, which differ in the seed alone (n − 1 in the "
+        "denominator; no deviation for n = 1).",
+        "Accuracy is that of the deployed network on the test set; dense: of the same runs' uncompressed weights w.",
+        "Ratio: compressed over dense of the whole network (smaller is more compression); × is 1/ratio.",
+        "Slope: of the mean squared step on log-log axes (−1 is decay like 1/K).",
+        *_not_done(failed, keys),
+    ]
+    return Table("summary", f"Sweep: {title}", groups, shown, notes)
+
+
+def write_frame(frame: pd.DataFrame, path: Path) -> Path:
+    """A raw DataFrame as .csv."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(path, index=False, lineterminator="\n")
+    return path
+
+
+def _line(group: "pd.Series[Any]", keys: Sequence[str]) -> dict[str, str]:
+    names = short_names(keys)
+    line = {names[key]: setting(group[key]) for key in keys} | {"n": number(group["n"])}
+    for key, title, form in MEASURES:
+        if key in group:
+            line[title] = spread(form(group[key]), form(group.get(f"{key} std")))
+        if key in group and key.startswith("ratio/"):
+            line[f"{title}, ×"] = times(group[key])
+    return line
+
+
+MEASURES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("accuracy/test", "test accuracy (%)", percent),
+    ("accuracy/dense_test", "dense test accuracy (%)", percent),
+    ("ratio/params", "ratio of parameters", number),
+    ("ratio/bits", "ratio of bits", number),
+    ("seconds/total", "time (seconds)", number),
+    ("rate/slope", "slope", signed),
+)
+
+
+def _not_done(failed: pd.DataFrame, keys: Sequence[str]) -> list[str]:
+    names = short_names(keys)
+    lines = []
+    for _, job in failed.iterrows():
+        settings = ", ".join(f"{names[key]}={setting(job[key])}" for key in keys)
+        lines.append(f"Not done: job {job['job']} ({settings or 'no setting varied'}): {job['status']}{_why(job)}")
+    return lines
+
+
+def _why(job: "pd.Series[Any]") -> str:
+    return f", {job['reason']}" if job["reason"] else ""

@@ -1,0 +1,55 @@
+"""Numbers as people read them, the same in every table and plot."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+UNKNOWN = "–"
+
+
+def number(value: Any) -> str:
+    """Four significant figures; whole numbers in full, their thousands separated."""
+    if missing(value):
+        return UNKNOWN
+    value = float(value)
+    if value.is_integer() and abs(value) < 1e15:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def signed(value: Any) -> str:
+    """Three decimals with a true minus sign: for slopes."""
+    return UNKNOWN if missing(value) else f"{float(value):.3f}".replace("-", "−")
+
+
+def percent(value: Any) -> str:
+    """A share in [0, 1] as a percentage with two decimals, without the sign."""
+    return UNKNOWN if missing(value) else f"{100 * float(value):.2f}"
+
+
+def times(ratio: Any) -> str:
+    """How many times smaller: 1/ratio."""
+    return UNKNOWN if missing(ratio) or float(ratio) <= 0 else f"{1 / float(ratio):.2f}×"
+
+
+def spread(mean: str, std: str) -> str:
+    """Mean ± standard deviation, both already as text; the mean alone when the deviation is not known or zero."""
+    return mean if UNKNOWN in (mean, std) or std == "0" else f"{mean} ± {std}"
+
+
+def yes_no(value: Any) -> str:
+    """A check's outcome."""
+    return UNKNOWN if missing(value) else "yes" if value else "no"
+
+
+def setting(value: Any) -> str:
+    """A value of the config as it is typed on the command line."""
+    if missing(value):
+        return UNKNOWN
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def missing(value: Any) -> bool:
+    """Whether a value is None, NaN, pandas' NA or infinite."""
+    return bool(pd.isna(value)) or (isinstance(value, float) and math.isinf(value))
