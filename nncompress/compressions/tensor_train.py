@@ -1,0 +1,202 @@
+"""Tensor train: T(i_1, ..., i_d) = G_1[i_1] G_2[i_2] ... G_d[i_d] with ranks of at most `rank`.
+
+Oseledets, "Tensor-train decomposition", SIAM J. Sci. Comput. 33(5), 2011 (TT-SVD: algorithm 1, theorem 2.2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nncompress.compressions.base import FLOAT_BITS, Compression
+from nncompress.compressions.plan import Plan, Task, choose, matches
+from nncompress.compressions.views import AsTensor
+from nncompress.errors import ConfigError
+
+
+class Cores(NamedTuple):
+    """The cores G_k, each r_{k-1} x n_k x r_k, with r_0 = r_d = 1."""
+
+    cores: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class TensorTrain(Compression[Cores]):
+    """Tensors with TT ranks of at most `rank`; Π is TT-SVD, at most sqrt(d-1) times the best error (d modes).
+
+    With a `start` the better of TT-SVD and `start` is returned, so that a block that calls `compress` again and
+    again never gets worse. Raises ValueError for a rank below 1.
+    """
+
+    rank: int
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, found {self.rank}")
+
+    def compress(self, w: Tensor, mu: float = 1.0, start: Cores | None = None) -> Cores:
+        ranks = tt_ranks(w.shape, self.rank)
+        new = Cores(tt_svd(w, ranks))
+        if start is None or any(core.shape[2] > r for core, r in zip(start.cores, ranks, strict=True)):
+            return new
+        return new if self._error(w, new) <= self._error(w, start) else start
+
+    def decompress(self, theta: Cores) -> Tensor:
+        return tt_to_tensor(theta.cores)
+
+    def bits(self, theta: Cores) -> int:
+        return FLOAT_BITS * self.num_params(theta)
+
+    def num_params(self, theta: Cores) -> int:
+        return sum(core.numel() for core in theta.cores)
+
+    def macs(self, theta: Cores, rows: int) -> int | None:
+        return tt_matvec_macs([tuple(core.shape) for core in theta.cores], rows)
+
+    def _error(self, w: Tensor, theta: Cores) -> Tensor:
+        return torch.linalg.vector_norm(w - self.decompress(theta))
+
+
+def tt_ranks(shape: Sequence[int], rank: int) -> tuple[int, ...]:
+    """r_1, ..., r_d with r_k = min(rank, r_{k-1} n_k, n_{k+1} ... n_d) and r_d = 1."""
+    ranks, left = [], 1
+    for k, n in enumerate(shape):
+        left = min(rank, left * n, math.prod(shape[k + 1 :]))
+        ranks.append(left)
+    return tuple(ranks)
+
+
+def tt_svd(w: Tensor, ranks: Sequence[int]) -> tuple[Tensor, ...]:
+    """Cores of the TT-SVD of `w` (n_1, ..., n_d) with the given ranks (r_1, ..., r_{d-1}, 1).
+
+    Equal to sequential truncated singular value decompositions of the unfoldings, up to rotations of the ranks.
+    """
+    cores, rest, left = [], w.reshape(1, -1), 1
+    for n, r in zip(w.shape[:-1], ranks, strict=False):
+        basis, rest = _truncate(rest.reshape(left * n, -1), r)
+        cores.append(basis.reshape(left, n, r))
+        left = r
+    return (*cores, rest.reshape(left, w.shape[-1], 1))
+
+
+def _truncate(a: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """Q (m x r) and B (r x n) with Q B the best approximation of rank r of `a` (m x n).
+
+    A bond that truncates nothing needs no decomposition: one factor is the identity (no later bond of the same
+    sweep truncates after r = n). Elsewhere the eigenvectors of the Gram matrix of the smaller side serve; squaring
+    the singular values limits the accuracy to sqrt(eps) ‖a‖ in the worst case.
+    """
+    m, n = a.shape
+    if r == m:
+        return torch.eye(m, dtype=a.dtype, device=a.device), a
+    if r == n:
+        return a, torch.eye(n, dtype=a.dtype, device=a.device)
+    if m <= n:
+        basis = _leading_eigenvectors(a @ a.T, r)
+        return basis, basis.T @ a
+    right = _leading_eigenvectors(a.T @ a, r)
+    left = a @ right
+    scale = torch.linalg.vector_norm(left, dim=0)
+    tiny = torch.finfo(a.dtype).eps * scale.max()
+    return left * torch.where(scale > tiny, 1 / scale, 0), scale[:, None] * right.T
+
+
+def _leading_eigenvectors(gram: Tensor, r: int) -> Tensor:
+    """Orthonormal eigenvectors (m x r) of the r largest eigenvalues, largest first."""
+    return torch.linalg.eigh(gram).eigenvectors[:, -r:].flip(1)
+
+
+def tt_to_tensor(cores: Sequence[Tensor]) -> Tensor:
+    """The tensor (n_1, ..., n_d) of the cores, contracted from both ends towards the middle bond."""
+    middle = len(cores) // 2
+    if middle == 0:
+        return cores[0].reshape(-1)
+    left, right = _contract(cores[:middle]), _contract(cores[middle:])
+    flat = left.reshape(-1, left.shape[-1]) @ right.reshape(right.shape[0], -1)
+    return flat.reshape([core.shape[1] for core in cores])
+
+
+def _contract(cores: Sequence[Tensor]) -> Tensor:
+    """(r_0, n_1 n_2 ... n_k, r_k) of consecutive cores."""
+    product = cores[0]
+    for core in cores[1:]:
+        flat = product.reshape(-1, core.shape[0]) @ core.reshape(core.shape[0], -1)
+        product = flat.reshape(product.shape[0], -1, core.shape[2])
+    return product
+
+
+def tt_matvec_macs(cores: Sequence[tuple[int, ...]], rows: int) -> int | None:
+    """Multiply-accumulates of T x for cores of these shapes, T read row-major as a matrix with `rows` rows.
+
+    x is contracted with the column cores from the last to the first, the result with the row cores. None when no
+    bond separates the row modes from the column modes.
+    """
+    modes = [n for _, n, _ in cores]
+    bond = next((k for k in range(len(modes) + 1) if math.prod(modes[:k]) == rows), None)
+    if bond is None or bond in (0, len(modes)):
+        return None
+    columns = sum(math.prod(modes[bond:k]) * math.prod(cores[k]) for k in range(bond, len(cores)))
+    return columns + sum(math.prod(cores[k]) * math.prod(modes[k + 1 : bond]) for k in range(bond))
+
+
+def balanced_modes(shape: Sequence[int], size: int = 4) -> tuple[int, ...]:
+    """Modes of about `size` for a weight: every dimension is split into factors as equal as its primes allow.
+
+    No mode mixes rows with columns, so one bond of the train separates outputs from inputs.
+    """
+    return tuple(factor for n in shape for factor in _balanced_factors(n, max(1, round(math.log(n, size)))))
+
+
+def _balanced_factors(n: int, count: int) -> list[int]:
+    factors = [1] * count
+    for prime in sorted(_primes(n), reverse=True):
+        factors[factors.index(min(factors))] *= prime
+    return sorted(factor for factor in factors if factor > 1) or [1]
+
+
+def _primes(n: int) -> list[int]:
+    primes, p = [], 2
+    while p * p <= n:
+        while n % p == 0:
+            primes.append(p)
+            n //= p
+        p += 1
+    return primes + [n] * (n > 1)
+
+
+def tt(
+    weights: Mapping[str, Tensor],
+    *,
+    rank: int = 8,
+    modes: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+    layers: str | Sequence[str] = "hidden",
+) -> Plan:
+    """One tensor train of rank `rank` for each chosen weight.
+
+    `modes`: None for balanced factors, one list for all chosen weights, or a mapping from a name pattern to a list.
+    `layers`: "hidden" (all weights but the output layer's), "all", or name patterns.
+    """
+    compression = TensorTrain(rank)
+    tasks = [
+        Task((name,), AsTensor(_modes_of(name, weights[name].shape, modes)), compression)
+        for name in choose(weights, layers)
+    ]
+    return Plan.of(tasks, weights)
+
+
+def _modes_of(
+    name: str, shape: torch.Size, modes: Sequence[int] | Mapping[str, Sequence[int]] | None
+) -> tuple[int, ...]:
+    if modes is None:
+        return balanced_modes(shape)
+    if not isinstance(modes, Mapping):
+        return tuple(modes)
+    given = [value for pattern, value in modes.items() if matches(name, pattern)]
+    if len(given) > 1:
+        raise ConfigError(f"one entry of `modes` must match {name}, found {len(given)}")
+    return tuple(given[0]) if given else balanced_modes(shape)

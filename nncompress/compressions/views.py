@@ -1,0 +1,75 @@
+"""How the weights of a task are laid out before they are compressed."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nncompress.errors import ConfigError
+
+
+class View(ABC):
+    """An invertible rearrangement of the weights of one task into one tensor."""
+
+    @abstractmethod
+    def join(self, weights: Sequence[Tensor]) -> Tensor:
+        """The weights as the one tensor to compress."""
+
+    def split(self, joined: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+        """The inverse of `join`: one tensor for each shape, in the same (row-major) order."""
+        parts = joined.reshape(-1).split([shape.numel() for shape in shapes])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    @abstractmethod
+    def check(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> None:
+        """Raise ConfigError when weights of these shapes cannot be seen this way."""
+
+
+def _one(names: Sequence[str], form: str) -> None:
+    if len(names) != 1:
+        raise ConfigError(f"a task that sees its weight as a {form} takes one weight, found {', '.join(names)}")
+
+
+@dataclass(frozen=True)
+class AsVector(View):
+    """All weights of the task, flattened and put end to end."""
+
+    def join(self, weights: Sequence[Tensor]) -> Tensor:
+        return torch.cat([w.reshape(-1) for w in weights]) if len(weights) > 1 else weights[0].reshape(-1)
+
+    def check(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> None:
+        """Any weights have this view."""
+
+
+@dataclass(frozen=True)
+class AsMatrix(View):
+    """One weight as (outputs) x (everything else)."""
+
+    def join(self, weights: Sequence[Tensor]) -> Tensor:
+        return weights[0].reshape(weights[0].shape[0], -1)
+
+    def check(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> None:
+        _one(names, "matrix")
+
+
+@dataclass(frozen=True)
+class AsTensor(View):
+    """One weight, row-major, as a tensor with the given modes."""
+
+    modes: tuple[int, ...]
+
+    def join(self, weights: Sequence[Tensor]) -> Tensor:
+        return weights[0].reshape(self.modes)
+
+    def check(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> None:
+        _one(names, "tensor")
+        if math.prod(self.modes) != shapes[0].numel() or min(self.modes) < 1:
+            raise ConfigError(
+                f"the modes of {names[0]} must multiply to its {shapes[0].numel()} entries {tuple(shapes[0])}, "
+                f"found {list(self.modes)} = {math.prod(self.modes)}"
+            )

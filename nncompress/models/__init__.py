@@ -1,0 +1,1 @@
+"""Networks, reached through the dotted paths of conf/model."""

@@ -1,0 +1,118 @@
+"""A network as a chain of linear layers with piecewise linear activations between them, as NN-BCD sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from nncompress.errors import Unsupported
+
+REQUIREMENT = "NN-BCD needs a chain of Linear layers with ReLU, LeakyReLU or Identity between them"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear layer and the activation behind it: sigma(u) = u for u >= 0, slope * u below."""
+
+    weight: str
+    bias: str | None
+    slope: float
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The layers 1, ..., N in order; the last one has no activation (slope 1)."""
+
+    layers: tuple[Layer, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Chain:
+        """Read the chain off a traced network. Raises Unsupported, naming the layer that does not fit."""
+        layers: list[Layer] = []
+        activated = True
+        for name, slope in _operations(model):
+            if slope is None:
+                linear = model.get_submodule(name)
+                layers.append(Layer(f"{name}.weight", f"{name}.bias" if linear.bias is not None else None, 1.0))
+                activated = False
+            elif activated:
+                if slope != 1.0:
+                    raise Unsupported(f"{REQUIREMENT}; found an activation at {name!r} that follows no Linear layer")
+            else:
+                layers[-1] = Layer(layers[-1].weight, layers[-1].bias, slope)
+                activated = slope != 1.0
+        if not layers:
+            raise Unsupported(f"{REQUIREMENT}; found no Linear layer in {type(model).__name__}")
+        if layers[-1].slope != 1.0:
+            raise Unsupported(f"{REQUIREMENT}; found an activation behind the output layer {layers[-1].weight!r}")
+        return cls(tuple(layers))
+
+
+def _operations(model: nn.Module) -> list[tuple[str, float | None]]:
+    """(name, None) for a linear layer, (name, slope) for an activation, in the order of computation."""
+    try:
+        graph = fx.Tracer().trace(model)
+    except Exception as error:
+        raise Unsupported(f"{REQUIREMENT}; {type(model).__name__} cannot be traced: {error}") from error
+    operations: list[tuple[str, float | None]] = []
+    for node in graph.nodes:
+        if node.op == "output":
+            continue
+        if len(node.users) != 1 or len(node.all_input_nodes) != (node.op != "placeholder"):
+            raise Unsupported(f"{REQUIREMENT}; found a branch at {_name(node)!r}")
+        if node.op == "placeholder":
+            continue
+        if _is_flatten(model, node):
+            if operations:
+                raise Unsupported(f"{REQUIREMENT}; found a reshape inside the chain at {_name(node)!r}")
+        elif node.op == "call_module" and type(model.get_submodule(node.target)) is nn.Linear:
+            operations.append((node.target, None))
+        else:
+            operations.append((_name(node), _slope(model, node)))
+    return operations
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def _is_flatten(model: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(model.get_submodule(str(node.target)), nn.Flatten)
+    return node.target in (torch.flatten, "flatten", "view", "reshape")
+
+
+def _slope(model: nn.Module, node: fx.Node) -> float:
+    """Slope below zero of a piecewise linear activation."""
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        match module:
+            case nn.ReLU():
+                return 0.0
+            case nn.LeakyReLU():
+                return float(module.negative_slope)
+            case nn.Identity():
+                return 1.0
+        if isinstance(module, nn.Dropout) and module.p == 0:
+            return 1.0
+        raise Unsupported(f"{REQUIREMENT}; found {type(module).__name__} at {_name(node)!r}")
+    if node.target in (torch.relu, nn.functional.relu, "relu"):
+        return 0.0
+    if node.target is nn.functional.leaky_relu:
+        return _leaky_slope(*node.args, **node.kwargs)
+    found = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+    raise Unsupported(f"{REQUIREMENT}; found {found} at {_name(node)!r}")
+
+
+def _leaky_slope(_input: Any, negative_slope: float = 0.01, inplace: bool = False) -> float:
+    return negative_slope
+
+
+def activation(u: Tensor, slope: float) -> Tensor:
+    """sigma(u), elementwise, as a new tensor."""
+    if slope == 1.0:
+        return u.clone()
+    return torch.relu(u) if slope == 0.0 else torch.where(u >= 0, u, slope * u)
