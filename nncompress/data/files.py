@@ -1,0 +1,132 @@
+"""Data files on disk: found, checked, fetched."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import socket
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from nncompress.errors import DataError
+
+log = logging.getLogger(__name__)
+
+TIMEOUT = 60.0  # seconds without a byte before a download is given up
+
+
+class Official(NamedTuple):
+    """What is known of a published file."""
+
+    md5: str | None = None
+    size: int | None = None  # bytes
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the files of a data set lie on disk, and where they come from.
+
+    root: the data folder; folder: the data set's folder inside it; files: names relative to `folder`;
+    url: where a person finds them; optional: the files that can be done without, but come with a download;
+    hint: one more way out, put into the messages.
+    """
+
+    title: str
+    root: Path
+    folder: Path
+    files: Mapping[str, Official]
+    url: str
+    optional: frozenset[str] = frozenset()
+    hint: str = ""
+
+    def path(self, name: str) -> Path:
+        """Where the file is looked for."""
+        return self.folder / name
+
+    def absent(self) -> list[str]:
+        """The files that are not there."""
+        return [name for name in self.files if not self.path(name).is_file()]
+
+    def missing(self) -> list[str]:
+        """The files that are not there and are needed."""
+        return [name for name in self.absent() if name not in self.optional]
+
+    def not_found(self, failure: str = "") -> DataError:
+        """The error for missing files; `failure` says why a download did not work, empty when none was tried."""
+        tried = f"the download failed ({failure}), get" if failure else "set data.download=true to fetch them, or get"
+        return DataError(
+            f"{self.title} needs {', '.join(self.missing())}, not found in {self.folder}: {tried} them from "
+            f"{self.url}, or point data_dir (or $NNCOMPRESS_DATA), now {self.root}, to the folder that has them{self.hint}."
+        )
+
+    def damaged(self, name: str, complaint: str) -> DataError:
+        """The error for a file that is not what it should be; `complaint` says what was required and found."""
+        official = self.files.get(name, Official())
+        known = [f"{official.size} bytes"] * (official.size is not None) + [f"md5 {official.md5}"] * bool(official.md5)
+        published = f"; the official file: {', '.join(known)}" if known else ""
+        return DataError(
+            f"{self.path(name)} is damaged: {complaint} (found {describe(self.path(name))}{published}); "
+            f"delete it and run again with data.download=true, or get it from {self.url}."
+        )
+
+    def check_content(self, name: str) -> None:
+        """Raises DataError for a file as long as the official one (if its length is known) with other content."""
+        official = self.files[name]
+        same_size = official.size in (None, self.path(name).stat().st_size)
+        if official.md5 and same_size and md5(self.path(name)) != official.md5:
+            raise self.damaged(name, "its content differs from the official file's")
+
+
+def md5(path: Path) -> str:
+    """The md5 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def describe(path: Path) -> str:
+    """Size and checksum of a file, for a message."""
+    return f"{path.stat().st_size} bytes, md5 {md5(path)}"
+
+
+def fetch(source: Source, download: Callable[[Path], Path]) -> None:
+    """Downloads the absent files of `source`; files that are there are left alone.
+
+    `download` fills a temporary folder inside the data folder and returns the folder that holds the files, which are
+    then renamed into place: an interrupted download leaves nothing behind. Raises DataError when it fails.
+    """
+    log.info("Downloading %s into %s", source.title, source.folder)
+    try:
+        source.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=source.root) as temporary:
+            with _silent():
+                filled = download(Path(temporary))
+            for name in source.absent():
+                source.path(name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(filled / name, source.path(name))
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+        raise source.not_found(_few_words(error)) from error
+
+
+def _few_words(error: Exception) -> str:
+    """The last line of an error (torchvision lists what each mirror said), without urllib's brackets."""
+    lines = str(getattr(error, "reason", error)).strip().splitlines() or [type(error).__name__]
+    return lines[-1].removeprefix("<urlopen error ").removesuffix(">")
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """No progress bars, which torchvision draws without asking, and no wait for ever on a dead line."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        socket.setdefaulttimeout(timeout)

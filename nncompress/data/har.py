@@ -1,0 +1,209 @@
+"""UCI HAR: human activity recognition using smartphones, the 561 features."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import urllib.request
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nncompress.data.files import TIMEOUT, Official, Source, fetch
+from nncompress.data.prepare import Preparation, prepare
+from nncompress.errors import ConfigError
+from nncompress.problem import Dataset, Split
+
+FOLDER = "UCI HAR Dataset"
+PAGE = "https://archive.ics.uci.edu/dataset/240/human+activity+recognition+using+smartphones"
+ARCHIVE = "https://archive.ics.uci.edu/static/public/240/human+activity+recognition+using+smartphones.zip"
+ARCHIVE_SHA256 = "c00b803081a5c797cd5e4b83700a9810b38d53d9d84e01917e090e1fdbc81031"
+INNER = f"{FOLDER}.zip"
+INNER_SHA256 = "2045e435c955214b38145fb5fa00776c72814f01b203fec405152dac7d5bfeb0"
+
+FEATURES = 561
+OFFICIAL = {
+    "train/X_train.txt": Official("8fac6d9d9463c7a7e3620fc9c5b85e46", 66006256),
+    "train/y_train.txt": Official("03cde39e4f847aea23d3b106428b67d5", 14704),
+    "train/subject_train.txt": Official("890ee3bca62ef477e218f241ae84c898", 20152),
+    "test/X_test.txt": Official(),
+    "test/y_test.txt": Official("c7d8b43fbf9500662a3fadc8286f6f85", 5894),
+    "test/subject_test.txt": Official("7e5b62d345490918cd5ed4aeacc74673", 7934),
+}
+
+
+class _Rows(NamedTuple):
+    x: Tensor  # (n, 561) float32
+    y: Tensor  # (n,) classes 0 to 5
+    subjects: Tensor  # (n,) persons 1 to 30
+
+
+def har(
+    *,
+    root: str,
+    download: bool = True,
+    test_subjects: Sequence[int] | None = None,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    seed: int = 10,
+    normalise: str = "none",
+    flatten: bool = False,
+) -> Dataset:
+    """Windows of 2.56 s as 561 features in [-1, 1], 6 activities, 30 persons.
+
+    Reads the official folder `root`/UCI HAR Dataset. test_subjects None: the official split, 7352 and 2947 windows.
+    A list of persons, such as [25, 26, 27, 28, 29, 30]: their windows are the test split and all others the training
+    split, taken from both official parts, or from the training part alone where test/X_test.txt is absent.
+    The other options are those of `Preparation`; `unit` changes nothing here.
+
+    When `download`, missing files come from the UCI repository's archive. Its sha256, and that of the archive inside
+    it, must be those under which independent public projects pin the download (UCI itself publishes none).
+
+    Raises DataError for missing or damaged files, ConfigError for bad options or a person who is not there.
+    Source: D. Anguita, A. Ghio, L. Oneto, X. Parra, J. L. Reyes-Ortiz, "A public domain dataset for human activity
+    recognition using smartphones", ESANN 2013.
+    """
+    how = Preparation(train_size, test_size, seed, normalise, flatten)
+    held_out = None if test_subjects is None else _checked(test_subjects)
+    if held_out is None:
+        source = _require(root, ["train", "test"], download)
+        train, test = (_read(source, part) for part in ("train", "test"))
+        splits, note = (Split(train.x, train.y), Split(test.x, test.y)), ""
+    else:
+        source = _require(root, ["train"], download)
+        parts = ["train"] if _source(root, ["test"]).missing() else ["train", "test"]
+        splits = _by_subject([_read(source, part) for part in parts], held_out)
+        note = f"held-out subjects {' '.join(str(s) for s in held_out)} of the {' and '.join(parts)} part"
+    return prepare(*splits, how, num_classes=6, name="har", note=note)
+
+
+def _source(root: str, parts: Sequence[str]) -> Source:
+    folder = Path(root).expanduser().absolute()
+    optional = frozenset(name for name in OFFICIAL if name.split("/")[0] not in parts)
+    hint = ""
+    if "test" in parts:
+        hint = ", or set dataset.test_subjects, for example [25,26,27,28,29,30], to split the training part by person"
+    return Source("UCI HAR", folder, folder / FOLDER, OFFICIAL, PAGE, optional, hint)
+
+
+def _require(root: str, parts: Sequence[str], download: bool) -> Source:
+    """The files of these parts, fetched if need be."""
+    source = _source(root, parts)
+    if source.missing():
+        if not download:
+            raise source.not_found()
+        fetch(source, _download)
+    return source
+
+
+def _checked(subjects: Sequence[int]) -> list[int]:
+    numbers = [] if isinstance(subjects, int | str) else list(subjects)
+    if not numbers or any(isinstance(s, bool) or not isinstance(s, int) for s in numbers):
+        raise ConfigError(
+            "dataset.test_subjects must be null or a list of person numbers such as [25,26,27,28,29,30]; "
+            f"found {subjects!r}."
+        )
+    return numbers
+
+
+def _by_subject(parts: Sequence[_Rows], held_out: Sequence[int]) -> tuple[Split, Split]:
+    x, y, subjects = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    present = sorted(set(subjects.tolist()))
+    unknown = [s for s in held_out if s not in present]
+    if unknown or set(held_out) == set(present):
+        complaint = f"found {unknown[0]}" if unknown else "found all of them, which leaves none for training"
+        raise ConfigError(
+            f"dataset.test_subjects must name some of the persons {', '.join(str(s) for s in present)} "
+            f"that the files at hand hold; {complaint}."
+        )
+    in_test = torch.isin(subjects, torch.tensor(held_out))
+    return Split(x[~in_test], y[~in_test]), Split(x[in_test], y[in_test])
+
+
+def _read(source: Source, part: str) -> _Rows:
+    """One part of the data, its three files checked against one another."""
+    names = [f"{part}/{kind}_{part}.txt" for kind in ("X", "y", "subject")]
+    x, y, subjects = (_table(source, name, columns) for name, columns in zip(names, (FEATURES, 1, 1), strict=True))
+    for name, column, last in ((names[1], y, 6), (names[2], subjects, 30)):
+        if not bool(((column == column.round()) & (column >= 1) & (column <= last)).all()):
+            raise source.damaged(name, f"whole numbers from 1 to {last} are required")
+    if not len(x) == len(y) == len(subjects):
+        # The labels and persons outvote a cut feature file; otherwise the odd one of the two is named.
+        culprit = names[0] if len(y) == len(subjects) else names[1] if len(x) == len(subjects) else names[2]
+        raise source.damaged(
+            culprit,
+            f"the three files of a part must have as many rows; found {len(x)} of features, {len(y)} of labels "
+            f"and {len(subjects)} of persons",
+        )
+    return _Rows(x, y[:, 0].long() - 1, subjects[:, 0].long())
+
+
+def _table(source: Source, name: str, columns: int) -> Tensor:
+    """A text file of numbers between blanks, (rows, columns) float32."""
+    import numpy as np
+    import pandas as pd
+
+    path = source.path(name)
+    source.check_content(name)
+    with open(path, "rb") as file:
+        whole = _ends_with_line(file)
+    try:
+        table = pd.read_csv(path, sep=r"\s+", header=None, dtype=np.float32).to_numpy()
+    except ValueError as error:
+        raise source.damaged(name, _complaint(path, columns)) from error
+    if table.shape[1] != columns or not np.isfinite(table).all():
+        raise source.damaged(name, _complaint(path, columns))
+    if not whole:
+        raise source.damaged(name, f"its last row must end with a line end, it is cut after row {len(table)}")
+    return torch.tensor(table)
+
+
+def _ends_with_line(file: BinaryIO) -> bool:
+    size = file.seek(0, 2)
+    file.seek(max(size - 1, 0))
+    return file.read(1) == b"\n"
+
+
+def _complaint(path: Path, columns: int) -> str:
+    """What is wrong with a table that could not be read: its first row of another length, if there is one."""
+    with open(path, "rb") as file:
+        for row, line in enumerate(file, start=1):
+            found = len(line.split())
+            if found not in (0, columns):
+                return f"rows of {columns} numbers are required, found {found} in row {row}"
+    return f"rows of {columns} finite numbers are required, found none or something else"
+
+
+def _download(folder: Path) -> Path:
+    """Fetches the archive and unpacks the tables of the archive inside it; returns the folder they are in."""
+    outer, inner = folder / "outer.zip", folder / "inner.zip"
+    with urllib.request.urlopen(ARCHIVE, timeout=TIMEOUT) as response, open(outer, "wb") as file:
+        shutil.copyfileobj(response, file)
+    _check_sha256(outer, ARCHIVE_SHA256, ARCHIVE)
+    with zipfile.ZipFile(outer) as archive, archive.open(INNER) as packed, open(inner, "wb") as file:
+        shutil.copyfileobj(packed, file)
+    _check_sha256(inner, INNER_SHA256, INNER)
+    _unpack(inner, folder)
+    return folder / FOLDER
+
+
+def _check_sha256(path: Path, expected: str, name: str) -> None:
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise OSError(f"{name} has sha256 {found}, {expected} is required")
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """The files of `OFFICIAL`, under exactly their names: no other member is written, so none can escape `folder`."""
+    with zipfile.ZipFile(archive) as packed:
+        members = set(packed.namelist())
+        for name in OFFICIAL:
+            member = str(PurePosixPath(FOLDER) / name)
+            if member not in members:
+                raise OSError(f"the archive holds no {member}")
+            packed.extract(member, folder)
