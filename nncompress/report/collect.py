@@ -59,19 +59,35 @@ def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted((key for key in varied if not _determined(configs, key, varied)), key=lambda key: _rank(key, keys))
 
 
+def varied(runs: Sequence[Run]) -> list[str]:
+    """The config keys that set the runs apart; a run that failed before its config was written does not count."""
+    return varied_keys([flatten(run.config) for run in runs if run.config])
+
+
+def setting_of(run: Run, keys: Sequence[str]) -> dict[str, Any]:
+    """The run's values of the varied keys, None where its config lacks one."""
+    flat = flatten(run.config)
+    return {key: flat.get(key) for key in keys}
+
+
 def summaries(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per finished run: job, the varied keys, then the keys of its summary."""
-    keys = _keys(runs)
-    rows = [_setting(run, keys) | final(run) for run in runs if run.status["status"] == "done"]
+    keys = varied(runs)
+    rows = [
+        {"job": run.folder.name} | setting_of(run, keys) | final(run) for run in runs if run.status["status"] == "done"
+    ]
     return pd.DataFrame(rows, columns=None if rows else ["job", *keys]).astype(dict.fromkeys(keys, object))
 
 
 def failures(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per run that is not done: job, the varied keys, status, last step and reason."""
-    keys = _keys(runs)
+    keys = varied(runs)
     ends = ("status", "step", "reason")
     unfinished = (run for run in runs if run.status["status"] != "done")
-    rows = [_setting(run, keys) | {end: run.status.get(end) for end in ends} for run in unfinished]
+    rows = [
+        {"job": run.folder.name} | setting_of(run, keys) | {end: run.status.get(end) for end in ends}
+        for run in unfinished
+    ]
     return pd.DataFrame(rows, columns=["job", *keys, *ends], dtype=object)
 
 

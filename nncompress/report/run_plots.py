@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 AXES = {"step": "step K", "seconds": "time in the solver (seconds)"}
 ACCURACIES = {
-    "accuracy/train": "training set, deployed network",
     "accuracy/test": "test set, deployed network",
+    "accuracy/train": "training set, deployed network",
     "accuracy/dense_test": "test set, dense weights w",
 }
 MOST_PANELS = 12
@@ -100,7 +100,7 @@ def weights_plot(tensors: Mapping[str, NDArray[np.floating]], title: str) -> Fig
         return None
     if len(shown) < len(tensors):
         title += f" ({len(shown)} largest of {len(tensors)} tensors)"
-    columns = min(len(shown), 4 if len(shown) > 4 else 3)
+    columns = min(len(shown), 3 if len(shown) in (5, 6, 9) else 4)
     lines = -(-len(shown) // columns)
     figure = new_figure(max(3.4 * columns, 7), 2.7 * lines + 0.6, title)
     for position, key in enumerate(shown, start=1):
@@ -144,7 +144,7 @@ def _two_panels(rows: pd.DataFrame, lines: Mapping[str, str], title: str, ylabel
         for index, key in enumerate(drawn):
             _draw_line(axes, rows[at], rows[key], index, lines[key])
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
     return figure
 
 
@@ -173,7 +173,7 @@ def _draw_fit(axes: Axes, fit: Fit, colour: str) -> None:
     k = np.array([fit.first, fit.last], dtype=float)
     label = f"fitted slope {signed(fit.slope)} (K = {fit.first} to {fit.last})"
     height = np.exp(fit.intercept) * k**fit.slope
-    axes.plot(k, 1.18 * height, color=colour, linestyle="--", linewidth=1.2, marker="|", markersize=9, label=label)
+    axes.plot(k, height, color=colour, linewidth=8, alpha=0.3, solid_capstyle="butt", label=label)
 
 
 def _draw_bound(axes: Axes, table: pd.DataFrame) -> None:

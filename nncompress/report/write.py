@@ -1,0 +1,87 @@
+"""Rebuild the tables and plots of runs and sweeps from what is on disk."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nncompress.records import Run, is_run, read_run, read_runs
+from nncompress.report.collect import GROUPS, aggregate, choice, failures, setting_of, summaries, varied
+from nncompress.report.run_plots import run_plots
+from nncompress.report.run_tables import run_tables
+from nncompress.report.sweep_plots import accuracy_ratio_plot, group_label, objectives_plot, save_sweep_plots
+from nncompress.report.sweep_tables import sweep_table, write_frame
+from nncompress.report.tables import write_table
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What a sweep's report wrote, and how many of its jobs are done and how many are not."""
+
+    paths: list[Path]
+    done: int
+    failed: int
+
+
+def report(folders: Iterable[Path]) -> list[Path]:
+    """Rebuild the report of each folder: a run's own; below any other folder, that of each run and their aggregate.
+
+    Raises:
+        ConfigError: a folder does not exist or holds no run.
+    """
+    paths: list[Path] = []
+    for folder in map(Path, folders):
+        if is_run(folder):
+            paths += write_run_report(folder)
+            continue
+        for run in read_runs([folder]):
+            paths += _write_run(run)
+        paths += write_sweep_report(folder).paths
+    return paths
+
+
+def write_run_report(folder: Path) -> list[Path]:
+    """Write a run's tables/ and plots/; nothing when it ended before its first record.
+
+    Raises:
+        ConfigError: the folder is not a run's.
+    """
+    return _write_run(read_run(folder))
+
+
+def write_sweep_report(folder: Path) -> SweepReport:
+    """Write a sweep's tables/ and plots/: means over seeds, every job's summary, the jobs that are not done.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    folder = Path(folder)
+    runs = read_runs([folder])
+    keys, title = varied(runs), _in_common(runs)
+    done, failed = summaries(runs), failures(runs)
+    groups = aggregate(done, keys)
+    paths = write_table(sweep_table(groups, keys, failed, title), folder / "tables")
+    paths.append(write_frame(done, folder / "tables" / "runs.csv"))
+    paths.append(write_frame(failed, folder / "tables" / "failures.csv"))
+    figures = {
+        "accuracy_ratio": accuracy_ratio_plot(groups, keys, title),
+        "objective": objectives_plot([(group_label(setting_of(run, keys), keys), run.rows) for run in runs], title),
+    }
+    paths += save_sweep_plots(figures, folder / "plots")
+    return SweepReport(paths, len(done), len(failed))
+
+
+def _write_run(run: Run) -> list[Path]:
+    if run.rows.empty:
+        log.warning("%s: no tables or plots, the run ended before its first record.", run.folder)
+        return []
+    paths = [path for table in run_tables(run) for path in write_table(table, run.folder / "tables")]
+    return paths + run_plots(run, run.folder / "plots")
+
+
+def _in_common(runs: Sequence[Run]) -> str:
+    """solver-model-dataset-compression, with every option for a group in which the runs differ."""
+    options = [dict.fromkeys(choice(run, group) for run in runs if choice(run, group)) for group in GROUPS]
+    return "-".join("/".join(taken) if len(taken) <= 3 else "several" for taken in options if taken) or "several runs"
