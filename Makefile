@@ -5,7 +5,7 @@ READY := .venv/.ready
 .PHONY: help venv demo test test-slow lint format bench clean
 
 help: ## list these targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | awk -F '\t' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/; s/\$$\$$/$$/' | sort | awk -F '\t' '{printf "  %-10s %s\n", $$1, $$2}'
 
 venv: $(READY) ## make .venv with everything the project needs (again only when pyproject.toml changed)
 

@@ -61,12 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except NNCompressError as error:
-        complain(str(error))
+        _complain(str(error))
         return error.exit_code
     return code
 
 
-def complain(message: str) -> None:
+def _complain(message: str) -> None:
     """Tell the user on standard error, several problems one a line."""
     lines = message.splitlines()
     if len(lines) > 1:

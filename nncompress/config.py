@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -16,7 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nncompress.errors import ConfigError, NNCompressError
+from nncompress.errors import ConfigError
 from nncompress.signatures import Target, check_call, locate, one_line
 
 GROUPS = ("dataset", "model", "compression", "solver")
@@ -73,7 +75,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     try:
         tree = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(f"{error.full_key}: {one_line(error)}") from error
     return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
 
 
@@ -99,21 +101,29 @@ def build(node: DictConfig | Mapping[str, Any], /, **offered: Any) -> Any:
     name = str(node.get("_target_"))
     target = Target(name, locate(name))
     accepted = {key: value for key, value in offered.items() if target.takes(key) and key not in node}
+    with refusals(str(node._get_full_key(None)) if isinstance(node, DictConfig) else name):
+        # Hydra would turn tuples among its keywords into lists: what is offered goes past it.
+        made = partial(instantiate(node, _convert_="all", _partial_=True), **accepted)
+        return made if node.get("_partial_") else made()
+
+
+@contextmanager
+def refusals(place: str) -> Iterator[None]:
+    """Within it a value that is refused becomes a ConfigError that begins with `place`; our own errors pass.
+
+    Raises:
+        ConfigError: in place of a ValueError or TypeError.
+    """
     try:
-        return instantiate(node, _convert_="all", **accepted)
+        yield
     except InstantiationException as error:
-        raise _refusal(error, name) from error
-
-
-def _refusal(error: InstantiationException, target: str) -> BaseException:
-    """The error a user is told in place of Hydra's: ours as they are, a refused value as a ConfigError."""
-    cause = error.__cause__
-    if isinstance(cause, NNCompressError):
-        return cause
-    place = re.search(r"full_key: (\S+)", str(error))
-    if cause is None or isinstance(cause, ValueError | TypeError):
-        return ConfigError(f"{place.group(1) if place else target}: {one_line(cause or error)}")
-    return cause
+        inner = re.search(r"full_key: (\S+)", str(error))
+        cause = error.__cause__ or error
+        if isinstance(cause, InstantiationException | ValueError | TypeError):
+            raise ConfigError(f"{inner.group(1) if inner else place}: {one_line(cause)}") from error
+        raise cause from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{place}: {one_line(error)}") from error
 
 
 def _shell_problems(cfg: DictConfig) -> Iterator[str]:

@@ -60,7 +60,7 @@ def train(arguments: list[str]) -> int:
     """Run Hydra on the words after `train`; the exit code.
 
     Raises:
-        NNCompressError: the configuration does not compose, or the output folder cannot be written.
+        NNCompressError: the configuration is refused, the output folder cannot be written, or a single run failed.
     """
     if "" not in sys.path[:1] and os.getcwd() not in sys.path[:1]:
         sys.path.insert(0, os.getcwd())
@@ -72,6 +72,8 @@ def train(arguments: list[str]) -> int:
         with _hydra_process(arguments):
             hydra.main(version_base="1.3", config_path="pkg://nncompress.conf", config_name="config")(task)()
     except SystemExit as stop:
+        if isinstance(stop.__cause__, NNCompressError):
+            raise stop.__cause__ from None
         code = stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         code = 130
@@ -93,19 +95,21 @@ def job(cfg: DictConfig) -> None:
 
 
 def _attempt(cfg: DictConfig, folder: Path, sweep: bool) -> None:
-    """Check and run; a failure ends a single run with its exit code and leaves a sweep going."""
+    """Check and run; a failure ends a single run and leaves a sweep going."""
     try:
         _check(cfg, folder, sweep)
         from nncompress.experiment import run
 
         run(cfg, folder)
     except Exception as error:
-        _explain(error, folder, sweep)
+        failure = _as_told(error, folder)
         if not sweep:
-            # Not through Hydra, which would print its own account of the failure.
-            raise SystemExit(getattr(error, "exit_code", 1)) from error
+            # Past Hydra, which would print its own account of the failure.
+            raise SystemExit(failure.exit_code) from failure
+        log.error("job in %s failed: %s", _short(folder), "; ".join(str(failure).splitlines()))
     else:
-        _say_where(folder, sweep)
+        if not sweep:
+            _say_where(folder)
 
 
 def _check(cfg: DictConfig, folder: Path, sweep: bool) -> None:
@@ -122,22 +126,17 @@ def _check(cfg: DictConfig, folder: Path, sweep: bool) -> None:
         raise
 
 
-def _explain(error: Exception, folder: Path, sweep: bool) -> None:
-    from nncompress.cli import complain
-
+def _as_told(error: Exception, folder: Path) -> NNCompressError:
+    """The failure as the user is told it: our own sentences as they are, anything else with where its traceback is."""
     if isinstance(error, NNCompressError):
-        message = str(error)
-    else:
-        message = f"{type(error).__name__}: {one_line(error)} (the traceback is in {_short(folder / RUN_LOG)})"
-    if sweep:
-        log.error("job in %s failed: %s", _short(folder), "; ".join(message.splitlines()))
-    else:
-        complain(message)
+        return error
+    message = f"{type(error).__name__}: {one_line(error)} (the traceback is in {_short(folder / RUN_LOG)})"
+    failure = NNCompressError(message)
+    failure.__cause__ = error
+    return failure
 
 
-def _say_where(folder: Path, sweep: bool) -> None:
-    if sweep:
-        return
+def _say_where(folder: Path) -> None:
     for path in [*sorted(folder.glob("tables/*.md")), *sorted(folder.glob("plots/*.png"))]:
         log.info("wrote %s", _short(path))
 
