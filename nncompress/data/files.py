@@ -63,7 +63,8 @@ class Source:
         tried = f"the download failed ({failure}), get" if failure else "set data.download=true to fetch them, or get"
         return DataError(
             f"{self.title} needs {', '.join(self.missing())}, not found in {self.folder}: {tried} them from "
-            f"{self.url}, or point data_dir (or $NNCOMPRESS_DATA), now {self.root}, to the folder that has them{self.hint}."
+            f"{self.url}, or point data_dir (or $NNCOMPRESS_DATA), now {self.root}, to the folder that has "
+            f"them{self.hint}."
         )
 
     def damaged(self, name: str, complaint: str) -> DataError:

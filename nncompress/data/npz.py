@@ -56,10 +56,15 @@ def read_arrays(path: Path) -> Arrays:
     if not path.is_file():
         raise DataError(f"An .npz file with {', '.join(KEYS)} is required; {path} does not exist.")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in KEYS if key not in file]
-            arrays = {} if missing else {key: cast(NDArray[Any], file[key]) for key in KEYS}
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        # Opened here: NumPy leaves the file open when the archive is damaged.
+        with open(path, "rb") as raw:
+            if not zipfile.is_zipfile(raw):
+                raise ValueError("not a whole zip file")
+            raw.seek(0)
+            with np.load(raw, allow_pickle=False) as file:
+                missing = [key for key in KEYS if key not in file]
+                arrays = {} if missing else {key: cast(NDArray[Any], file[key]) for key in KEYS}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"{path} must be an .npz file of plain arrays, but cannot be read ({error}; {describe(path)}): "
             "write it again with numpy.savez."

@@ -136,8 +136,7 @@ def _standardise(train: Tensor, test: Tensor) -> str:
 def _mean(x: Tensor, dims: list[int], power: int = 1) -> Tensor:
     """The mean of x ** power over `dims`, summed in float64."""
     parts = (x[start : start + PART].double() for start in range(0, len(x), PART))
-    sums = [part.pow(power).sum(dims, keepdim=True) for part in parts]
-    total = torch.stack(sums).sum(0)
+    total = sum((part.pow_(power).sum(dims, keepdim=True) for part in parts), torch.zeros((), dtype=torch.float64))
     return (total * (total.numel() / x.numel())).float()
 
 

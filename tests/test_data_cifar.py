@@ -1,0 +1,152 @@
+"""CIFAR: tiny python batches, and the real ones where $NNCOMPRESS_DATA has them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+
+from nncompress.data.cifar import cifar10, cifar100
+from nncompress.errors import DataError
+
+REAL = os.environ.get("NNCOMPRESS_DATA", "")
+
+
+def real(path):
+    """The real data folder, or a skip that says what is missing."""
+    if not REAL or not (Path(REAL) / path).exists():
+        pytest.skip(f"needs {path} under $NNCOMPRESS_DATA")
+    return REAL
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def write_cifar(monkeypatch, root, cls, label_key, classes):
+    """Official python batches of 4 images each, their md5s declared official."""
+    g = np.random.default_rng(0)
+    folder = root / cls.base_folder
+    folder.mkdir(parents=True)
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+        return [name, md5(folder / name)]
+
+    def batch(name):
+        pixels = g.integers(0, 256, (4, 3072), dtype=np.uint8)
+        return write(name, {"data": pixels, label_key: g.integers(0, classes, 4).tolist()})
+
+    for attribute in ("train_list", "test_list"):
+        monkeypatch.setattr(cls, attribute, [batch(name) for name, _ in getattr(cls, attribute)])
+    name = cls.meta["filename"]
+    meta = write(name, {cls.meta["key"]: [str(c) for c in range(classes)]})
+    monkeypatch.setattr(cls, "meta", {**cls.meta, "md5": meta[1]})
+    return folder
+
+
+@pytest.fixture
+def cifar_root(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    write_cifar(monkeypatch, tmp_path, CIFAR10, "labels", 10)
+    return tmp_path
+
+
+def test_cifar10_reads_the_python_batches_channels_first(cifar_root):
+    data = cifar10(root=str(cifar_root), download=False, normalise="none")
+    assert data.train.x.shape == (20, 3, 32, 32)
+    assert data.test.x.shape == (4, 3, 32, 32)
+    assert data.num_classes == 10
+    with open(cifar_root / "cifar-10-batches-py/data_batch_1", "rb") as file:
+        batch = pickle.load(file)
+    assert torch.equal(data.train.x[0].flatten(), torch.from_numpy(batch["data"][0]).float())
+    assert data.train.y[:4].tolist() == batch["labels"]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-50], lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:]])
+def test_cifar10_names_the_file_whose_checksum_differs(cifar_root, damage):
+    path = cifar_root / "cifar-10-batches-py/data_batch_3"
+    official = md5(path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match="data_batch_3 is damaged: its content differs") as error:
+        cifar10(root=str(cifar_root))
+    assert official in str(error.value)
+    assert md5(path) in str(error.value)
+
+
+def test_cifar10_names_the_missing_files(cifar_root):
+    (cifar_root / "cifar-10-batches-py/test_batch").unlink()
+    with pytest.raises(
+        DataError, match=r"CIFAR-10 needs test_batch, not found in .*cifar-10-batches-py: set data.download"
+    ):
+        cifar10(root=str(cifar_root), download=False)
+
+
+def test_a_cifar10_download_without_network_says_so(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
+    with pytest.raises(DataError, match=r"the download failed \(Name or service not known\)"):
+        cifar10(root=str(tmp_path))
+
+
+def test_cifar100_reads_the_fine_labels(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR100
+
+    write_cifar(monkeypatch, tmp_path, CIFAR100, "fine_labels", 100)
+    data = cifar100(root=str(tmp_path), download=False)
+    assert data.train.x.shape == (4, 3, 32, 32)
+    assert data.num_classes == 100
+    assert data.preprocessing.startswith("standard: mean 0.")
+
+
+def arrays(n=6, m=4, shape=(32, 32, 3), classes=3, dtype=np.uint8):
+    g = np.random.default_rng(0)
+    return {
+        "x_train": g.integers(0, 256, (n, *shape)).astype(dtype),
+        "y_train": np.arange(n) % classes,
+        "x_test": g.integers(0, 256, (m, *shape)).astype(dtype),
+        "y_test": np.arange(m) % classes,
+    }
+
+
+def test_a_repacked_cifar100_is_read_with_a_warning_and_recorded(tmp_path, caplog):
+    np.savez(tmp_path / "cifar100.npz", **arrays())
+    with caplog.at_level(logging.WARNING):
+        data = cifar100(root=str(tmp_path), normalise="none")
+    assert "re-packed copy" in caplog.text
+    assert data.preprocessing == "re-packed copy cifar100.npz; none"
+    assert data.train.x.shape == (6, 3, 32, 32)
+    assert data.num_classes == 100
+    assert data.train.x[0, 2, 4, 5] == arrays()["x_train"][0, 4, 5, 2]
+
+
+@pytest.mark.parametrize("change", [{"shape": (3, 32, 32)}, {"dtype": np.float32}, {"classes": 3, "y_test": [100] * 4}])
+def test_a_repacked_cifar100_of_another_form_is_refused(tmp_path, change):
+    labels = {key: change.pop(key) for key in list(change) if key.startswith("y_")}
+    np.savez(tmp_path / "cifar100.npz", **{**arrays(**change), **labels})
+    with pytest.raises(DataError, match=r"cifar100.npz"):
+        cifar100(root=str(tmp_path))
+
+
+def test_real_cifar10_has_the_published_statistics():
+    data = cifar10(root=real("cifar-10-batches-py"), download=False)
+    assert (len(data.train), len(data.test)) == (50000, 10000)
+    assert data.train.y[:6].tolist() == [6, 9, 9, 4, 1, 1]
+    assert data.preprocessing == "standard: mean 0.4914 0.4822 0.4465, std 0.2470 0.2435 0.2616"
+
+
+def test_real_cifar100_has_statistics_of_its_own():
+    root = real("cifar100.npz")
+    data = cifar100(root=root, download=False)
+    assert (len(data.train), len(data.test), data.num_classes) == (50000, 10000, 100)
+    assert "mean 0.5070 0.4865 0.4408" in data.preprocessing or "mean 0.5071 0.4865 0.4409" in data.preprocessing

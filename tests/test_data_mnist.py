@@ -1,0 +1,194 @@
+"""MNIST: tiny IDX files, and the real ones where $NNCOMPRESS_DATA has them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nncompress.data import mnist as mnist_module
+from nncompress.data.files import Official
+from nncompress.data.mnist import mnist
+from nncompress.errors import DataError
+
+REAL = os.environ.get("NNCOMPRESS_DATA", "")
+
+
+def real(path):
+    """The real data folder, or a skip that says what is missing."""
+    if not REAL or not (Path(REAL) / path).exists():
+        pytest.skip(f"needs {path} under $NNCOMPRESS_DATA")
+    return REAL
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def idx(array):
+    return struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+def mnist_files(n=5, m=3):
+    g = np.random.default_rng(0)
+    files = {}
+    for part, count in (("train", n), ("t10k", m)):
+        files[f"{part}-images-idx3-ubyte"] = idx(g.integers(0, 256, (count, 28, 28)))
+        files[f"{part}-labels-idx1-ubyte"] = idx(g.integers(0, 10, count))
+    return files
+
+
+@pytest.fixture
+def mnist_root(tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, content in mnist_files().items():
+        (folder / name).write_bytes(content)
+    return tmp_path
+
+
+def test_mnist_reads_idx_files(mnist_root):
+    data = mnist(root=str(mnist_root), download=False, normalise="none")
+    assert data.train.x.shape == (5, 1, 28, 28)
+    assert data.test.x.shape == (3, 1, 28, 28)
+    content = mnist_files()["train-images-idx3-ubyte"]
+    assert data.train.x.flatten()[:3].tolist() == list(content[16:19])
+
+
+def test_mnist_unpacks_gzipped_files(mnist_root):
+    plain = mnist_root / "MNIST/raw/t10k-images-idx3-ubyte"
+    (plain.parent / f"{plain.name}.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert len(mnist(root=str(mnist_root), download=False).test) == 3
+    assert not list(mnist_root.rglob("*.part"))
+
+
+def test_mnist_names_a_broken_gzip_file_and_leaves_nothing_behind(mnist_root):
+    plain = mnist_root / "MNIST/raw/t10k-images-idx3-ubyte"
+    (plain.parent / f"{plain.name}.gz").write_bytes(gzip.compress(plain.read_bytes())[:-20])
+    plain.unlink()
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte.gz is damaged: not a whole gzip file .*md5"):
+        mnist(root=str(mnist_root), download=False)
+    assert not plain.exists()
+    assert not list(mnist_root.rglob("*.part"))
+
+
+@pytest.mark.parametrize("cut", [3, 15, 1000])
+def test_mnist_names_a_truncated_file_with_its_checksum(mnist_root, cut):
+    path = mnist_root / "MNIST/raw/train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(DataError) as error:
+        mnist(root=str(mnist_root))
+    for word in (str(path), f"{cut} bytes", md5(path), "6bbc9ace898e44ae57da46a324031adb", "delete it and run again"):
+        assert word in str(error.value)
+    assert cut < 1000 or "(5 x 28 x 28) requires 3936 bytes, found 1000" in str(error.value)
+
+
+def test_mnist_names_a_file_with_another_header_or_too_many_bytes(mnist_root):
+    path = mnist_root / "MNIST/raw/t10k-labels-idx1-ubyte"
+    content = path.read_bytes()
+    path.write_bytes(b"<htm" + content[4:])
+    with pytest.raises(DataError, match="IDX header 0x00000801 is required, found 0x3c68746d"):
+        mnist(root=str(mnist_root), download=False)
+    path.write_bytes(content + b"\0")
+    with pytest.raises(DataError, match="requires 11 bytes, found 12"):
+        mnist(root=str(mnist_root), download=False)
+
+
+def test_mnist_refuses_labels_that_do_not_fit(mnist_root):
+    path = mnist_root / "MNIST/raw/train-labels-idx1-ubyte"
+    path.write_bytes(idx(np.arange(4)))
+    with pytest.raises(DataError, match=r"one label for each of the 5 images .* found 4"):
+        mnist(root=str(mnist_root), download=False)
+    path.write_bytes(idx(np.array([0, 1, 2, 3, 10])))
+    with pytest.raises(DataError, match="labels from 0 to 9 are required, found 10"):
+        mnist(root=str(mnist_root), download=False)
+
+
+def test_mnist_names_an_altered_file_of_the_official_size(mnist_root, monkeypatch):
+    path = mnist_root / "MNIST/raw/t10k-labels-idx1-ubyte"
+    official = Official(md5(path), 11)
+    monkeypatch.setitem(mnist_module.FILES, path.name, official)
+    assert len(mnist(root=str(mnist_root), download=False).test) == 3
+    content = bytearray(path.read_bytes())
+    content[-1] = (content[-1] + 1) % 10
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"t10k-labels-idx1-ubyte is damaged: its content differs .*{official.md5}"):
+        mnist(root=str(mnist_root), download=False)
+
+
+def test_missing_files_without_download_are_named_with_the_way_to_get_them(mnist_root):
+    (mnist_root / "MNIST/raw/t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(DataError) as error:
+        mnist(root=str(mnist_root), download=False)
+    message = str(error.value)
+    assert "MNIST needs t10k-labels-idx1-ubyte, not found in" in message
+    assert "train-images" not in message
+    for word in (str(mnist_root / "MNIST" / "raw"), "data.download=true", "https://", "$NNCOMPRESS_DATA"):
+        assert word in message
+
+
+class FakeMNIST:
+    """Stands for torchvision's class: draws a bar, writes the files, or fails half way when told."""
+
+    failure = None
+
+    def __init__(self, root, download):
+        assert download
+        folder = Path(root) / "MNIST" / "raw"
+        folder.mkdir(parents=True)
+        sys.stderr.write("0%|####")
+        for name, content in mnist_files(n=7).items():
+            (folder / name).write_bytes(content)
+            if self.failure:
+                raise self.failure
+
+
+def test_a_failed_download_says_why_and_leaves_nothing_behind(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("torchvision.datasets.MNIST", FakeMNIST)
+    monkeypatch.setattr(
+        FakeMNIST, "failure", RuntimeError("Tried a, got:\n<urlopen error Name or service not known>\n")
+    )
+    with pytest.raises(DataError, match=r"the download failed \(Name or service not known\), get them from https://"):
+        mnist(root=str(tmp_path / "data"))
+    assert list((tmp_path / "data").iterdir()) == []
+    assert capfd.readouterr().err == ""
+
+
+def test_a_download_fetches_what_is_missing_and_keeps_what_is_there(mnist_root, monkeypatch, capfd):
+    monkeypatch.setattr("torchvision.datasets.MNIST", FakeMNIST)
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        (mnist_root / "MNIST/raw" / name).unlink()
+    kept = mnist_root / "MNIST/raw/t10k-images-idx3-ubyte"
+    before = kept.stat().st_mtime_ns
+    data = mnist(root=str(mnist_root), download=True)
+    assert len(data.train) == 7
+    assert len(data.test) == 3
+    assert kept.stat().st_mtime_ns == before
+    assert [path.name for path in mnist_root.iterdir()] == ["MNIST"]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_data_folder_that_cannot_be_written_is_an_error_of_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"the download failed .*Not a directory"):
+        mnist(root=str(tmp_path / "file" / "data"))
+
+
+def test_real_mnist_has_the_published_statistics():
+    data = mnist(root=real("MNIST/raw"), download=False, normalise="standard")
+    assert (len(data.train), len(data.test)) == (60000, 10000)
+    assert data.preprocessing == "standard: mean 0.1307, std 0.3081"
+    assert torch.bincount(data.test.y).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+def test_real_mnist_gives_the_subset_of_the_nnbcd_papers():
+    data = mnist(root=real("MNIST/raw"), download=False, train_size=6000, test_size=999, seed=10)
+    assert (len(data.train), len(data.test)) == (6000, 999)
