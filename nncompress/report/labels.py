@@ -1,7 +1,8 @@
 """Labels beside points that cover neither each other nor the points."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
@@ -11,13 +12,20 @@ from matplotlib.transforms import Bbox
 AROUND = (("left", 7, 5), ("left", 7, -12), ("right", -7, 5), ("right", -7, -12), ("center", 0, 9), ("center", 0, -17))
 
 
-def label_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> bool:
+Point = tuple[float, float]
+
+
+def label_points(
+    figure: Figure, axes: Axes, points: Sequence[Point], texts: Sequence[str], lines: Iterable[tuple[Point, Point]]
+) -> bool:
     """Write each text at the nearest free place around its point, with a thin line when that is further off.
 
-    The axes must have their final limits. Returns False, with no label written, when one of them finds no place.
+    The axes must have their final limits; `lines` are horizontal or vertical, not to be written on. Returns False,
+    with no label written, when one of them finds no place.
     """
     figure.draw_without_rendering()
     taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in axes.transData.transform(points)]
+    taken += [Bbox(np.sort(axes.transData.transform(line), axis=0)).padded(2) for line in lines]
     notes: list[Annotation] = []
     for point, text in zip(points, texts, strict=True):
         note = next((n for n in _candidates(axes, point, text) if _free(n, axes, taken)), None)
@@ -30,7 +38,7 @@ def label_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float
     return True
 
 
-def _candidates(axes: Axes, point: tuple[float, float], text: str) -> Iterator[Annotation]:
+def _candidates(axes: Axes, point: Point, text: str) -> Iterator[Annotation]:
     """The label at each place in turn; one that is not taken is removed before the next is tried."""
     for distance in (1.0, 2.0, 3.0, 4.5):
         for side, dx, dy in AROUND:

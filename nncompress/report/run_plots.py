@@ -46,16 +46,19 @@ def run_plots(run: Run, folder: Path) -> list[Path]:
 
 def objective_plot(rows: pd.DataFrame, title: str) -> Figure | None:
     """The objective and its terms against step and time; None when no record has an objective."""
-    terms = [key for key in rows if str(key).startswith("term/")]
-    lines = {str(key): str(key).removeprefix("term/") + " term" for key in terms}
-    values = rows.reindex(columns=["objective", *lines])
+    terms = [str(key) for key in rows if str(key).startswith("term/")]
+    values = rows.reindex(columns=["objective", *terms])
     if values["objective"].isna().all():
         return None
-    figure = _two_panels(rows, {"objective": "objective L"} | lines, title, "value (units of the objective)")
-    if spans_a_decade(values[["objective"]]) and (values.min() >= 0).all():
-        for axes in figure.axes:
-            axes.set_yscale("log", nonpositive="mask")
-            axes.set_ylim(bottom=_log_floor(values))
+    log_scale = spans_a_decade(values[["objective"]]) and bool((values.min().dropna() >= 0).all())
+    floor = _log_floor(values) if log_scale else -np.inf
+    under = {key: " (under the axis)" if values[key].max() < floor else "" for key in terms}
+    lines = {"objective": "objective L"} | {key: f"{key.removeprefix('term/')} term{under[key]}" for key in terms}
+    figure = _two_panels(rows, lines, title, "value (units of the objective)")
+    for axes in figure.axes if log_scale else ():
+        axes.set_yscale("log", nonpositive="mask")
+        axes.set_ylim(bottom=floor)
+        log_ticks(axes.yaxis, *axes.get_ylim())
     return figure
 
 
@@ -84,7 +87,7 @@ def rate_plot(rows: pd.DataFrame, title: str) -> Figure | None:
         _draw_fit(axes, fit_slope(table["step"], table[key]), colour)
     _draw_bound(axes, table)
     _draw_reference(axes, table["step"], table[next(iter(series))])
-    log_ticks(axes, table["step"].min(), table["step"].max())
+    log_ticks(axes.xaxis, table["step"].min(), table["step"].max())
     axes.legend()
     return figure
 
@@ -163,8 +166,9 @@ def _draw_line(axes: Axes, x: "pd.Series[float]", y: "pd.Series[float]", index: 
 
 def _log_floor(values: pd.DataFrame) -> float:
     """The bottom of a log axis: a term that vanishes must not squeeze the objective into a line."""
-    positive = values.where(values > 0).stack()
-    return float(max(positive.min() / 1.5, 1e-4 * values["objective"].min()))
+    least = 1e-3 * values["objective"].min()
+    drawn = values.where(values > 0).loc[:, values.max() >= least]
+    return float(max(drawn.min().min() / 1.5, least))
 
 
 def _draw_fit(axes: Axes, fit: Fit, colour: str) -> None:

@@ -1,18 +1,18 @@
 """How every figure looks and is saved: colour-blind-safe colours, readable log axes, the same bytes each time."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import pandas as pd
-from matplotlib import colormaps
-from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # Okabe and Ito's palette, without its yellow, which is too light for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "figure.titlesize": 12, "text.usetex": False,
     "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.3, "axes.spines.top": False,
@@ -38,11 +38,18 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     return [png, svg]
 
 
-def group_colours(n: int) -> list[Any]:
-    """n colours that stay apart: the palette, or evenly spaced ones of viridis when it is too short."""
-    if n <= len(COLOURS):
-        return list(COLOURS[:n])
-    return [colormaps["viridis"](0.95 * index / (n - 1)) for index in range(n)]
+class GroupStyle(NamedTuple):
+    """How one group of a sweep is drawn, the same in every plot."""
+
+    colour: str
+    marker: str
+    line: str
+
+
+def group_styles(n: int) -> list[GroupStyle]:
+    """n styles that stay apart: the colours in turn, with another marker and line each time around."""
+    rounds = [divmod(index, len(COLOURS)) for index in range(n)]
+    return [GroupStyle(COLOURS[at], MARKERS[turn % len(MARKERS)], LINES[turn % len(LINES)]) for turn, at in rounds]
 
 
 def spans_a_decade(values: pd.DataFrame) -> bool:
@@ -56,11 +63,11 @@ def marker(points: int) -> str | None:
     return "o" if points <= 15 else None
 
 
-def log_ticks(axes: Axes, low: float, high: float) -> None:
-    """Label a horizontal log axis in plain numbers, at 1, 2, 5 in every decade when it spans few of them."""
-    few = high < 30 * low
-    axes.xaxis.set_major_locator(
-        LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 5 * low else (1, 2, 5) if few else (1,))
-    )
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+def log_ticks(axis: Axis, low: float, high: float) -> None:
+    """Label a log axis in plain numbers, at 1, 2, 5 in every decade when it spans few of them."""
+    if low < 1e-4 or high > 1e6:
+        return  # powers of ten are shorter
+    subs: tuple[float, ...] = (1, 1.5, 2, 3, 5, 7) if high < 5 * low else (1, 2, 5) if high < 100 * low else (1,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,10 +13,19 @@ from matplotlib.ticker import FuncFormatter
 from nncompress.report.collect import short_names
 from nncompress.report.labels import label_points
 from nncompress.report.pareto import pareto_front
-from nncompress.report.style import STYLE, group_colours, log_ticks, marker, new_figure, save_figure, spans_a_decade
+from nncompress.report.style import (
+    STYLE,
+    GroupStyle,
+    group_styles,
+    log_ticks,
+    marker,
+    new_figure,
+    save_figure,
+    spans_a_decade,
+)
 from nncompress.report.text import setting
 
-MOST_IN_LEGEND = 24
+MOST_IN_LEGEND, MOST_BESIDE, LONGEST_BESIDE = 24, 12, 24
 
 
 def group_label(group: "Mapping[str, Any] | pd.Series[Any]", keys: Sequence[str]) -> str:
@@ -42,10 +50,11 @@ def accuracy_ratio_plot(groups: pd.DataFrame, keys: Sequence[str], title: str) -
         return None
     with matplotlib.rc_context(STYLE):
         figure = new_figure(8.5, 6, f"Test accuracy against compression: {title}")
-        axes = figure.add_subplot(xscale="log", ylabel="test accuracy of the deployed network (%)")
+        several = "\n± standard deviation over seeds" if (drawn["n"] > 1).any() else ""
+        axes = figure.add_subplot(xscale="log", ylabel=f"test accuracy of the deployed network (%){several}")
         axes.set_xlabel("parameters left: compressed / dense, whole network (below: times smaller)")
         labels = [group_label(group, keys) for _, group in drawn.iterrows()]
-        _draw_points(axes, drawn, group_colours(len(drawn)), labels)
+        _draw_points(axes, drawn, labels)
         _draw_front(axes, drawn["ratio/params"].to_numpy(float), 100 * drawn["accuracy/test"].to_numpy(float))
         _draw_dense(axes, drawn)
         _ratio_axis(axes, drawn["ratio/params"])
@@ -64,14 +73,16 @@ def objectives_plot(curves: Sequence[tuple[str, pd.DataFrame]], title: str) -> F
     if not drawn:
         return None
     labels = list(dict.fromkeys(label for label, _ in drawn))
-    colours = dict(zip(labels, group_colours(len(labels)), strict=True))
+    styles = dict(zip(labels, group_styles(len(labels)), strict=True))
     values = pd.concat([rows["objective"] for _, rows in drawn], ignore_index=True).to_frame()
     with matplotlib.rc_context(STYLE):
         figure = new_figure(11, 5, f"Objective of every run: {title}")
         for position, (key, xlabel) in enumerate(HORIZONTAL.items(), start=1):
             axes = figure.add_subplot(1, 2, position, xlabel=xlabel, ylabel="objective L (its own units)")
             axes.set_yscale("log" if spans_a_decade(values) else "linear")
-            _draw_curves(axes, drawn, key, colours)
+            _draw_curves(axes, drawn, key, styles)
+            if spans_a_decade(values):
+                log_ticks(axes.yaxis, *axes.get_ylim())
         _legend(figure, labels)
     return figure
 
@@ -79,13 +90,23 @@ def objectives_plot(curves: Sequence[tuple[str, pd.DataFrame]], title: str) -> F
 HORIZONTAL = {"step": "step K", "seconds": "time in the solver (seconds)"}
 
 
-def _draw_points(axes: Axes, groups: pd.DataFrame, colours: Sequence[Any], labels: Sequence[str]) -> None:
-    for (_, group), colour, label in zip(groups.iterrows(), colours, labels, strict=True):
-        std = [100 * value if value == value else 0.0 for value in (group.get("accuracy/test std", np.nan),)]
+def _draw_points(axes: Axes, groups: pd.DataFrame, labels: Sequence[str]) -> None:
+    placed = zip(_points(groups), _std(groups), group_styles(len(labels)), labels, strict=True)
+    for (x, y), std, style, label in placed:
         axes.errorbar(
-            group["ratio/params"], 100 * group["accuracy/test"], yerr=std, fmt="o", color=colour, capsize=4, zorder=3,
-            label=label,
+            x, y, yerr=std or None, fmt=style.marker, color=style.colour, capsize=4, zorder=3, label=label
         )  # fmt: skip
+
+
+def _points(groups: pd.DataFrame) -> list[tuple[float, float]]:
+    """Ratio and test accuracy in % of each group."""
+    return list(zip(groups["ratio/params"].astype(float), 100 * groups["accuracy/test"].astype(float), strict=True))
+
+
+def _std(groups: pd.DataFrame) -> list[float]:
+    """Standard deviation of the test accuracy in %, 0 where it is not known."""
+    column = groups.reindex(columns=["accuracy/test std"])["accuracy/test std"]
+    return [float(value) for value in 100 * column.astype(float).fillna(0.0)]
 
 
 def _draw_front(axes: Axes, ratio: Any, accuracy: Any) -> None:
@@ -105,30 +126,42 @@ def _ratio_axis(axes: Axes, ratio: "pd.Series[float]") -> None:
     low, high = float(ratio.min()) / 1.35, float(ratio.max()) * 1.35
     axes.set_xlim(low, high)
     axes.margins(y=0.12)
-    log_ticks(axes, low, high)
+    log_ticks(axes.xaxis, low, high)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}\n{1 / value:.3g}×"))
 
 
 def _label(figure: Figure, axes: Axes, groups: pd.DataFrame, labels: Sequence[str]) -> None:
-    """Text beside each point; in the legend instead when the points are too close for it."""
-    handles, names = axes.get_legend_handles_labels()
-    lines = [pair for pair in zip(handles, names, strict=True) if pair[1] not in labels]
+    """A few short texts stand beside their points, others in the legend."""
+    pairs = list(zip(*axes.get_legend_handles_labels(), strict=True))
+    lines = [pair for pair in pairs if pair[1] not in labels]
     figure.legend(*zip(*lines, strict=True), loc="outside lower center", ncols=1)
-    points = [(group["ratio/params"], 100 * group["accuracy/test"]) for _, group in groups.iterrows()]
-    if not label_points(figure, axes, points, labels):
-        shown = [pair for pair in zip(handles, names, strict=True) if pair[1] in labels][:MOST_IN_LEGEND]
-        figure.legend(*zip(*shown, strict=True), loc="outside right upper", fontsize=8)
+    few = len(labels) <= MOST_BESIDE and max(map(len, labels)) <= LONGEST_BESIDE
+    if not (few and label_points(figure, axes, _points(groups), labels, _lines(axes, groups))):
+        figure.set_size_inches(12, 6.2)
+        shown = [pair for pair in pairs if pair[1] in labels][:MOST_IN_LEGEND]
+        axes.legend(*zip(*shown, strict=True), loc="upper left", bbox_to_anchor=(1.02, 1.0), fontsize=8)
 
 
-def _draw_curves(axes: Axes, drawn: Sequence[tuple[str, pd.DataFrame]], key: str, colours: dict[str, Any]) -> None:
+def _lines(axes: Axes, groups: pd.DataFrame) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """The error bars and the line of the dense weights."""
+    bars = [((x, y - std), (x, y + std)) for (x, y), std in zip(_points(groups), _std(groups), strict=True)]
+    if "accuracy/dense_test" not in groups or groups["accuracy/dense_test"].isna().all():
+        return bars
+    dense, (left, right) = 100 * float(groups["accuracy/dense_test"].mean()), axes.get_xlim()
+    return [*bars, ((left, dense), (right, dense))]
+
+
+def _draw_curves(
+    axes: Axes, drawn: Sequence[tuple[str, pd.DataFrame]], key: str, styles: Mapping[str, GroupStyle]
+) -> None:
     seen: set[str] = set()
     for label, rows in drawn:
         known = rows[rows["objective"].notna()]
         if key in known:
-            name = label if label not in seen else None
+            name, style = label if label not in seen else None, styles[label]
             axes.plot(
-                known[key], known["objective"], color=colours[label], label=name, alpha=0.85, linewidth=1.3,
-                marker=marker(len(known)),
+                known[key], known["objective"], color=style.colour, linestyle=style.line, linewidth=1.3, alpha=0.85,
+                label=name, marker=marker(len(known)), markersize=4,
             )  # fmt: skip
             seen.add(label)
 
@@ -137,4 +170,7 @@ def _legend(figure: Figure, labels: Sequence[str]) -> None:
     handles, names = figure.axes[0].get_legend_handles_labels()
     more = len(labels) - MOST_IN_LEGEND
     title = f"first {MOST_IN_LEGEND}; {more} more not listed" if more > 0 else None
-    figure.legend(handles[:MOST_IN_LEGEND], names[:MOST_IN_LEGEND], loc="outside right upper", title=title, fontsize=8)
+    figure.axes[-1].legend(
+        handles[:MOST_IN_LEGEND], names[:MOST_IN_LEGEND], loc="upper left", bbox_to_anchor=(1.02, 1.0), title=title,
+        fontsize=8,
+    )  # fmt: skip
