@@ -73,7 +73,7 @@ class Source:
         known = [f"{official.size} bytes"] * (official.size is not None) + [f"md5 {official.md5}"] * bool(official.md5)
         published = f"; the official file: {', '.join(known)}" if known else ""
         return DataError(
-            f"{self.path(name)} is damaged: {complaint} (found {describe(self.path(name))}{published}); "
+            f"{self.path(name)} is damaged: {complaint} (this file: {describe(self.path(name))}{published}); "
             f"delete it and run again with data.download=true, or get it from {self.url}."
         )
 
