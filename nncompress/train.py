@@ -174,12 +174,15 @@ def _unwritable(error: OSError) -> NNCompressError:
 def _hydra_process(arguments: list[str]) -> Iterator[None]:
     """What Hydra takes from the process: the command line, whether errors are raised; and SIGTERM as an exit."""
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR"), signal.signal(signal.SIGTERM, _terminate)
+    # A run whose console has gone (`| head`) goes on without complaining about every line.
+    logging.raiseExceptions = False
     sys.argv = ["nncompress", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
     finally:
         GlobalHydra.instance().clear()
+        logging.raiseExceptions = True
         sys.argv, full_error, handler = before
         signal.signal(signal.SIGTERM, handler)
         del os.environ["HYDRA_FULL_ERROR"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -35,6 +36,10 @@ def stand_in(cfg: DictConfig, folder: Path) -> None:
             raise ZeroDivisionError("division by zero")
         if cfg.seed == 3:
             raise SystemExit(130)
+        if cfg.seed == 6:
+            signal.raise_signal(signal.SIGTERM)
+        if cfg.seed == 8:
+            raise KeyboardInterrupt
     except BaseException as error:
         logging.getLogger("nncompress.experiment").info("ended", exc_info=error)
         status |= {"status": "failed", "reason": str(error)}
@@ -180,8 +185,9 @@ def test_an_unforeseen_error_tells_where_its_traceback_is(tmp_path: Path, capsys
     assert "Traceback" in only(tmp_path, "outputs/*/*/run.log").read_text()
 
 
-def test_an_interruption_keeps_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "seed=3"]) == 130
+@pytest.mark.parametrize(("seed", "code"), [(3, 130), (6, 143), (8, 130)])
+def test_an_interruption_has_its_exit_code(seed: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", f"seed={seed}"]) == code
     assert said(capsys) == ""
 
 
@@ -246,8 +252,11 @@ def test_a_sweep_without_failures_exits_with_0_in_the_folder_asked_for(
     assert sweep_report == [tmp_path / "there"]
 
 
-def test_an_interruption_stops_a_sweep_and_still_reports(tmp_path: Path, sweep_report: list[Path]) -> None:
-    assert main(["train", "-m", "seed=4,3,5", "hydra.sweep.dir=there"]) == 130
+@pytest.mark.parametrize(("seed", "code"), [(3, 130), (6, 143), (8, 130)])
+def test_an_interruption_stops_a_sweep_and_still_reports(
+    seed: int, code: int, tmp_path: Path, sweep_report: list[Path]
+) -> None:
+    assert main(["train", "-m", f"seed=4,{seed},5", "hydra.sweep.dir=there"]) == code
     assert sweep_report == [tmp_path / "there"]
     assert not (tmp_path / "there/2").exists()
 
