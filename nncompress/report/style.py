@@ -33,6 +33,8 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     with matplotlib.rc_context(STYLE):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out: it need not be done again for each file
         figure.savefig(png, dpi=150)
         figure.savefig(svg, metadata={"Date": None})
     return [png, svg]

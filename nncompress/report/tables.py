@@ -55,16 +55,20 @@ def markdown(table: Table) -> str:
 
 def latex(table: Table) -> str:
     """A table environment that needs no package."""
-    rows = [list(table.shown.columns), *table.shown.to_numpy().tolist()]
-    head, *body = [" & ".join(escape(cell) for cell in row) + r" \\" for row in rows]
-    columns = "l" + "r" * (table.shown.shape[1] - 1)
     notes = [rf"\par {escape(note)}" for note in table.notes]
     lines = [
         r"\begin{table}", r"\centering\footnotesize", rf"\caption{{{escape(table.title)}}}",
-        rf"\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *body, r"\hline", r"\end{tabular}",
+        *(_tabular(table.shown) if len(table.shown) else ["Nothing to show."]),
         *([r"\par\medskip\raggedright", *notes] if notes else []), r"\end{table}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _tabular(shown: pd.DataFrame) -> list[str]:
+    rows = [list(shown.columns), *shown.to_numpy().tolist()]
+    head, *body = [" & ".join(escape(cell) for cell in row) + r" \\" for row in rows]
+    columns = "l" + "r" * (shown.shape[1] - 1)
+    return [rf"\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *body, r"\hline", r"\end{tabular}"]
 
 
 def escape(text: Any) -> str:
