@@ -113,6 +113,4 @@ def _leaky_slope(_input: Any, negative_slope: float = 0.01, inplace: bool = Fals
 
 def activation(u: Tensor, slope: float) -> Tensor:
     """sigma(u), elementwise, as a new tensor."""
-    if slope == 1.0:
-        return u.clone()
-    return torch.relu(u) if slope == 0.0 else torch.where(u >= 0, u, slope * u)
+    return torch.relu(u) if slope == 0.0 else nn.functional.leaky_relu(u, slope)

@@ -1,0 +1,75 @@
+"""`model.safetensors` + `model.json`: the deployed network as it is stored, without pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nncompress.errors import CheckpointError
+from nncompress.problem import Problem
+from nncompress.records import write_json
+from nncompress.solvers.base import Observation
+
+FORMAT = 1
+TENSORS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+def save_compact(folder: Path, problem: Problem, observation: Observation, architecture: Any) -> None:
+    """Write Θ and every uncompressed parameter and buffer, real numbers as float32.
+
+    `architecture` is the model's configuration node. The tensors of task j are named `task<j>.<field>[.<index>]`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    tasks = []
+    for j, (task, theta) in enumerate(zip(problem.plan.tasks, observation.theta, strict=True)):
+        fields: dict[str, Any] = {}
+        for field, value in zip(theta._fields, theta, strict=True):
+            fields[field] = _store(f"task{j}.{field}", value, tensors)
+        kind, view = type(task.compression), type(task.view)
+        tasks.append(
+            {
+                "params": list(task.params),
+                "shapes": [list(problem.plan.shapes[name]) for name in task.params],
+                "compression": f"{kind.__module__}.{kind.__qualname__}",
+                "settings": dataclasses.asdict(task.compression),  # type: ignore[call-overload]
+                "view": f"{view.__module__}.{view.__qualname__}",
+                "theta": fields,
+            }
+        )
+    for name, value in observation.model.state_dict().items():
+        if name not in problem.plan.shapes:
+            _store(name, value, tensors)
+    save_file(tensors, folder / TENSORS)
+    data = problem.data
+    write_json(
+        folder / DESCRIPTION,
+        {
+            "format": FORMAT,
+            "architecture": architecture,
+            "input_shape": list(data.input_shape),
+            "num_classes": data.num_classes,
+            "dataset": data.name,
+            "preprocessing": data.preprocessing,
+            "tasks": tasks,
+        },
+    )
+
+
+def _store(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Put the tensors of a field of Θ under `name`; what is left is its description in JSON."""
+    if isinstance(value, Tensor):
+        real = value.is_floating_point()
+        tensors[name] = value.detach().to("cpu", torch.float32 if real else value.dtype).contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, tuple | list):
+        return [_store(f"{name}.{i}", item, tensors) for i, item in enumerate(value)]
+    return value

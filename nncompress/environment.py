@@ -1,0 +1,100 @@
+"""Where and with what a run was made: `environment.json`; and the choice of device, precision and determinism."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nncompress.errors import ConfigError
+
+PACKAGES = ("nncompress", "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "pandas", "scikit-learn")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of `auto`, `cpu`, `cuda` or `cuda:N`; ConfigError when it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device={name} needs that GPU, found {torch.cuda.device_count()} here; use device=auto or device=cpu"
+        )
+    return device
+
+
+def choose_dtype(precision: str, default: str) -> torch.dtype:
+    """The floating-point type of `float32` or `float64`; `auto` is the solver's own choice."""
+    dtype = getattr(torch, default if precision == "auto" else precision)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def make_deterministic(seed: int, deterministic: bool) -> None:
+    """Seed torch's global generators and, if asked, allow deterministic algorithms only."""
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory in use so far, in bytes: allocated on a GPU, resident of the process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def describe(device: torch.device, dtype: torch.dtype, seed: int) -> dict[str, Any]:
+    """Versions, hardware, commit, command line, seed and the flags that decide whether a run can be repeated."""
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "precision": str(dtype).removeprefix("torch."),
+        "seed": seed,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    """The commit of the checkout the package runs from, `-dirty` behind it when files differ; None elsewhere."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5)
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")

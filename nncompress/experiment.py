@@ -1,0 +1,232 @@
+"""One run: build what the configuration names, iterate the solver, measure and record."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from nncompress import checkpoint, config, environment, metrics
+from nncompress.compact.artefact import save_compact
+from nncompress.compressions.base import Compression
+from nncompress.compressions.plan import Plan, each_layer
+from nncompress.compressions.target import fit_ratio
+from nncompress.errors import ConfigError, Diverged, Unsupported
+from nncompress.interruption import Interruption
+from nncompress.problem import Dataset, Problem, weights_of, with_weights
+from nncompress.progress import ProgressLog
+from nncompress.rates import rate_summary
+from nncompress.records import CONFIG, RECORDS, STATUS, SUMMARY, Recorder, read_run, write_json
+from nncompress.report import write_run_report
+from nncompress.solvers.base import Iterate, Observation, Solver
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = Path("checkpoints") / "last.pt"
+DIVERGED_ABOVE = 1e6
+"""A run whose objective exceeds this multiple of its start (at least 1) has diverged."""
+
+
+def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """Do the run that `cfg` describes in `folder` and return its summary.
+
+    Writes the files of a run folder, `status.json` whatever happens. Raises an NNCompressError or what else went
+    wrong, and SystemExit(130 or 143) after a checkpoint when interrupted.
+    """
+    with _status(folder) as status, Interruption() as interruption:
+        saved = OmegaConf.merge(cfg, {"resume": None})
+        (folder / CONFIG).write_text(OmegaConf.to_yaml(saved, resolve=True), encoding="utf-8")
+        summary = _Execution(cfg, folder, interruption, status).run()
+        write_run_report(folder)
+    return summary
+
+
+@contextmanager
+def _status(folder: Path) -> Iterator[dict[str, Any]]:
+    """Keep `status.json` true: running inside, then done or what ended the run, with its traceback in the log."""
+    status: dict[str, Any] = {"status": "running", "reason": None, "traceback": None, "step": None}
+    write_json(folder / STATUS, status)
+    try:
+        yield status
+        status["status"] = "done"
+    except (SystemExit, KeyboardInterrupt) as stop:
+        status |= {"status": "interrupted", "reason": "stopped by a signal; continue with resume=<this folder>"}
+        log.warning("interrupted at step %s; continue with: nncompress train resume=%s", status["step"], folder)
+        raise stop
+    except BaseException as error:
+        name = {Unsupported: "unsupported", Diverged: "diverged"}.get(type(error), "failed")
+        last_line = traceback.format_exception_only(error)[-1].strip()
+        status |= {"status": name, "reason": str(error) or last_line, "traceback": last_line}
+        log.error("%s", error, exc_info=error)
+        raise
+    finally:
+        write_json(folder / STATUS, status)
+
+
+def _build(cfg: DictConfig) -> tuple[Problem, Solver[Any]]:
+    """What the configuration names; the solver first, since it needs no data to refuse a bad value."""
+    solver = config.build(cfg.solver)
+    device = environment.choose_device(cfg.device)
+    dtype = environment.choose_dtype(cfg.precision, solver.precision)
+    environment.make_deterministic(cfg.seed, cfg.deterministic)
+    data: Dataset = config.build(cfg.dataset).to(device, dtype)
+    model = config.build(cfg.model, input_shape=data.input_shape, num_classes=data.num_classes).to(device, dtype)
+    plan = _plan(cfg, weights_of(model), sum(p.numel() for p in model.parameters()))
+    return Problem(model, data, plan), solver
+
+
+def _plan(cfg: DictConfig, weights: Mapping[str, Tensor], dense: int) -> Plan:
+    """The plan of the compression's recipe (a Compression is applied to each layer), fitted to a target if any."""
+    node = config.build(cfg.compression)
+    recipe: Callable[..., Plan] = partial(each_layer, compression=node) if isinstance(node, Compression) else node
+    try:
+        if cfg.target.ratio is None:
+            return recipe(weights)
+        plan, setting = fit_ratio(recipe, weights, dense, cfg.target.ratio)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"compression: {error}") from error
+    log.info("target.ratio=%g: %s", cfg.target.ratio, setting)
+    return plan
+
+
+class _Execution:
+    """The loop over a solver's iterates, from the start or from a checkpoint."""
+
+    def __init__(self, cfg: DictConfig, folder: Path, interruption: Interruption, status: dict[str, Any]) -> None:
+        self.cfg, self.folder, self.interruption, self.status = cfg, folder, interruption, status
+        self.problem, self.solver = _build(cfg)
+        self.step_seconds: list[float] = []
+        about = environment.describe(self.problem.device, self.problem.dtype, cfg.seed)
+        write_json(folder / "environment.json", about | {"resumed": cfg.resume is not None})
+
+    def run(self) -> dict[str, Any]:
+        state, before, rows = self._restored()
+        last = self.solver.num_steps
+        with (
+            Recorder(self.folder / RECORDS, keep=rows) as recorder,
+            ProgressLog(state.k if state is not None else 0, last) as progress,
+        ):
+            self.previous = _last_row(self.folder) if rows else None
+            self.start = self.previous
+            iterate = None if state is None else Iterate(state.k, 0.0, state, None)
+            for iterate in self._iterates(state):
+                iterate = iterate._replace(seconds=before + iterate.seconds)
+                row = self._recorded(iterate, recorder)
+                progress.update(iterate.step, row)
+                stop = self.interruption.code
+                if stop or iterate.step == last or (iterate.step > 0 and iterate.step % self.cfg.checkpoint_every == 0):
+                    self._save(iterate, recorder)
+                if stop:
+                    raise SystemExit(stop)
+        assert iterate is not None
+        return self._summary(iterate)
+
+    def _iterates(self, state: Any) -> Iterator[Iterate]:
+        """The solver's iterates; numerical breakdown becomes Diverged. Times each step."""
+        seconds, first = 0.0, state is None
+        try:
+            for iterate in self.solver.run(self.problem, self.solver.num_steps, self.cfg.eval_every, state):
+                self.status["step"] = iterate.step
+                if not first:
+                    self.step_seconds.append(iterate.seconds - seconds)
+                seconds, first = iterate.seconds, False
+                yield iterate
+        except torch.linalg.LinAlgError as error:
+            raise Diverged(
+                f"the iterates must stay finite, found none after step {self.status['step']} ({error}); "
+                "the records are kept; try other solver settings"
+            ) from error
+
+    def _recorded(self, iterate: Iterate, recorder: Recorder) -> dict[str, Any] | None:
+        if iterate.observation is None:
+            return None
+        row = self._row(iterate, iterate.observation)
+        recorder.write(row)
+        self.start = self.start or row
+        self.previous = row
+        limit = DIVERGED_ABOVE * max(1.0, abs(self.start.get("objective") or 0.0))
+        objective = row.get("objective", 0.0)
+        if not math.isfinite(objective) or objective > limit:
+            raise Diverged(
+                f"the objective must stay finite and below {limit:.3g}, found {objective:.4g} at step {iterate.step}; "
+                "the records are kept; try other solver settings (a smaller learning rate, precision=float64)"
+            )
+        return row
+
+    def _row(self, iterate: Iterate, observation: Observation) -> dict[str, Any]:
+        """One observation as it goes into `records.jsonl`; accuracy and loss are those of the deployed network."""
+        problem, (model, theta, terms) = self.problem, observation
+        compressed = problem.plan.decompress(theta)
+        deployed = with_weights(model, compressed) if problem.plan.tasks else model
+        train = metrics.evaluate(deployed, problem.data.train, problem.loss)
+        test = metrics.evaluate(deployed, problem.data.test, problem.loss)
+        dense_test = metrics.evaluate(model, problem.data.test, problem.loss)
+        size = metrics.sizes(problem, theta)
+        row = {"step": iterate.step, "seconds": iterate.seconds, **terms} | {
+            "loss/train": train.loss,
+            "accuracy/train": train.accuracy,
+            "loss/test": test.loss,
+            "accuracy/test": test.accuracy,
+            "accuracy/dense_test": dense_test.accuracy,
+            "gap": metrics.gap(problem.plan.select(weights_of(model)), compressed),
+            "ratio/params": size["ratio/params"],
+            "ratio/bits": size["ratio/bits"],
+            "sparsity": metrics.sparsity(weights_of(deployed)),
+        }
+        if "decrease/guaranteed" in terms and self.previous is not None:
+            promised = terms["decrease/guaranteed"] - self.previous.get("decrease/guaranteed", 0.0)
+            row["decrease/slack"] = self.previous["objective"] - terms["objective"] - promised
+        return row
+
+    def _save(self, iterate: Iterate, recorder: Recorder) -> None:
+        recorder.sync()
+        content = {"rows": recorder.count, "seconds": iterate.seconds, "state": checkpoint.pack(iterate.state)}
+        checkpoint.save(self.folder / CHECKPOINT, content)
+
+    def _restored(self) -> tuple[Any, float, int]:
+        """State, seconds and number of rows of the checkpoint to resume from; nothing for a new run."""
+        if self.cfg.resume is None:
+            return None, 0.0, 0
+        path = self.folder / CHECKPOINT
+        content = checkpoint.load(path, self.problem.device)
+        state = checkpoint.restore(self.solver.init(self.problem), content["state"], path)
+        log.info("resuming at step %d", state.k)
+        return state, content["seconds"], content["rows"]
+
+    def _summary(self, iterate: Iterate) -> dict[str, Any]:
+        """The final figures: written to `summary.json` beside the compact network."""
+        problem, choices = self.problem, self.cfg.choices
+        observation = iterate.observation or self.solver.observe(problem, iterate.state)
+        rows = read_run(self.folder).rows
+        final = rows.iloc[-1].to_dict()
+        kept = ("accuracy/test", "accuracy/train", "accuracy/dense_test", "loss/train", "loss/test", "gap", "sparsity")
+        summary = {key: final[key] for key in kept} | metrics.sizes(problem, observation.theta)
+        summary |= metrics.macs(problem, observation.theta) | rate_summary(rows)
+        summary |= {
+            "seconds/total": iterate.seconds,
+            "seconds/step_median": statistics.median(self.step_seconds) if self.step_seconds else None,
+            "memory/peak_bytes": environment.peak_memory(problem.device),
+            "objective/final": final.get("objective"),
+            "steps": iterate.step,
+            "device": str(problem.device),
+            "seed": self.cfg.seed,
+            "status": "done",
+        } | {group: choices.get(group) for group in ("solver", "model", "dataset", "compression")}
+        save_compact(self.folder / "model", problem, observation, OmegaConf.to_container(self.cfg.model, resolve=True))
+        write_json(self.folder / SUMMARY, summary)
+        return summary
+
+
+def _last_row(folder: Path) -> dict[str, Any] | None:
+    rows = read_run(folder).rows
+    return rows.iloc[-1].dropna().to_dict() if len(rows) else None

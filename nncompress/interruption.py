@@ -1,0 +1,35 @@
+"""SIGINT and SIGTERM: finish the step, keep everything, leave with 130 or 143; a second one leaves at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """While entered, remembers the first signal in `code` (128 + its number; 0 before) instead of dying of it.
+
+    The second one raises SystemExit(code) where it strikes. Outside the main thread nothing is caught.
+    """
+
+    def __init__(self) -> None:
+        self.code = 0
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._caught) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        if self.code:
+            raise SystemExit(self.code)
+        self.code = 128 + number

@@ -1,0 +1,108 @@
+"""The solver contract and the one loop that runs every solver."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, final
+
+import torch
+from torch import nn
+
+from nncompress.problem import Problem
+
+State = TypeVar("State", bound=Any)
+
+
+class Observation(NamedTuple):
+    """What a state amounts to: the dense network w, its compressed parameters Θ, and figures for the record."""
+
+    model: nn.Module
+    theta: tuple[Any, ...]
+    terms: dict[str, float]
+
+
+class Iterate(NamedTuple):
+    """The state after `step` steps and the seconds spent in `init` and `step`; observed or not."""
+
+    step: int
+    seconds: float
+    state: Any
+    observation: Observation | None
+
+
+class Solver(ABC, Generic[State]):
+    """A method. Subclasses are frozen dataclasses of hyper-parameters; every iterate lives in the state.
+
+    A state is a NamedTuple of tensors, modules, optimisers and generators with the step number `k` first.
+    `precision` is the floating-point type the method is meant for (used by precision=auto).
+    """
+
+    precision: ClassVar[str] = "float32"
+    num_steps: int
+    tolerance: float
+
+    @abstractmethod
+    def init(self, problem: Problem) -> State:
+        """The state before the first step. Raises Unsupported, naming the layer, for a network it cannot treat."""
+
+    @abstractmethod
+    def step(self, problem: Problem, state: State) -> State:
+        """The next state. Takes over the tensors of `state`: use the returned one from here on."""
+
+    @abstractmethod
+    def observe(self, problem: Problem, state: State) -> Observation:
+        """The networks and figures of a state, which it leaves unchanged."""
+
+    @final
+    def run(self, problem: Problem, num_steps: int, every: int = 1, state: State | None = None) -> Iterator[Iterate]:
+        """Iterate until step `num_steps`, observing the start, every `every` steps and the last.
+
+        With a `state` (from a checkpoint) the iteration continues behind its step. Stops early when the objective
+        falls by less than `tolerance`, relatively, between two observations. The clock runs in `init` and `step`.
+        """
+        clock = Clock(problem.device)
+        previous = None
+        if state is None:
+            with clock:
+                state = self.init(problem)
+            observation = self.observe(problem, state)
+            previous = observation.terms.get("objective")
+            yield Iterate(state.k, clock.seconds, state, observation)
+        while state.k < num_steps:
+            with clock:
+                state = self.step(problem, state)
+            seen = self.observe(problem, state) if state.k % every == 0 or state.k == num_steps else None
+            yield Iterate(state.k, clock.seconds, state, seen)
+            if seen is not None:
+                objective = seen.terms.get("objective")
+                if self._stalled(previous, objective):
+                    return
+                previous = objective
+
+    def _stalled(self, previous: float | None, objective: float | None) -> bool:
+        if self.tolerance <= 0 or previous is None or objective is None:
+            return False
+        return 0 <= previous - objective < self.tolerance * abs(previous)
+
+
+class Clock:
+    """A stopwatch that runs inside `with` and waits for the device before it starts and stops."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = 0.0
+
+    def __enter__(self) -> Clock:
+        self._synchronise()
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._synchronise()
+        self.seconds += time.perf_counter() - self._start
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
