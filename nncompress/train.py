@@ -97,10 +97,7 @@ def job(cfg: DictConfig) -> None:
 def _attempt(cfg: DictConfig, folder: Path, sweep: bool) -> None:
     """Check and run; a failure ends a single run and leaves a sweep going."""
     try:
-        _check(cfg, folder, sweep)
-        from nncompress.experiment import run
-
-        run(cfg, folder)
+        _prepared(cfg, folder, sweep)(cfg, folder)
     except Exception as error:
         failure = _as_told(error, folder)
         if not sweep:
@@ -112,11 +109,13 @@ def _attempt(cfg: DictConfig, folder: Path, sweep: bool) -> None:
             _say_where(folder)
 
 
-def _check(cfg: DictConfig, folder: Path, sweep: bool) -> None:
+def _prepared(cfg: DictConfig, folder: Path, sweep: bool) -> Callable[[DictConfig, Path], Any]:
+    """`experiment.run`, once the configuration is checked; what goes wrong before it is recorded here."""
     try:
         config.validate(cfg)
+        from nncompress.experiment import run
     except Exception as error:
-        log.debug("the configuration was refused", exc_info=error)
+        log.error("the run did not start", exc_info=error)
         if sweep:
             from nncompress.records import CONFIG, STATUS, write_json
 
@@ -124,6 +123,7 @@ def _check(cfg: DictConfig, folder: Path, sweep: bool) -> None:
             reason = "; ".join(str(error).splitlines())
             write_json(folder / STATUS, {"status": "failed", "reason": reason, "traceback": None, "step": None})
         raise
+    return run
 
 
 def _as_told(error: Exception, folder: Path) -> NNCompressError:
