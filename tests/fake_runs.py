@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 
 from nncompress.rates import rate_summary
@@ -95,3 +96,11 @@ def _model(folder: Path, rank: int) -> None:
         "layers.2.mask": random.integers(0, 255, 320).astype(np.uint8),
     }
     save_file({key: value.copy() for key, value in tensors.items()}, folder / "model.safetensors")
+
+
+def texts(figure: Figure) -> str:
+    """All that the legends and labels of a figure say."""
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+    named = [text.get_text() for legend in legends if legend for text in legend.get_texts()]
+    beside = [text.get_text() for axes in figure.axes for text in axes.texts]
+    return " | ".join([*named, *beside])

@@ -1,36 +1,21 @@
-"""The report: tables against hand numbers, failed jobs, sweeps, plots that need no explanation and raise no warning."""
+"""The report of a run: tables against hand numbers, plots that need no explanation and raise no warning."""
 
-import json
 import subprocess
 import sys
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-from fake_runs import config, fake_run
-from matplotlib.figure import Figure
+from fake_runs import fake_run, texts
 
-from nncompress.errors import ConfigError
 from nncompress.records import Recorder, read_run, write_json
-from nncompress.report import report, write_run_report, write_sweep_report
-from nncompress.report.collect import aggregate, failures, final, flatten, short_names, summaries, varied_keys
-from nncompress.report.pareto import pareto_front
+from nncompress.report import write_run_report
+from nncompress.report.collect import final
 from nncompress.report.run_plots import objective_plot, rate_plot, weights
 from nncompress.report.run_tables import accuracy_table, compression_table, convergence_table, log_spaced
-from nncompress.report.sweep_plots import accuracy_ratio_plot
-from nncompress.report.sweep_tables import sweep_table
 from nncompress.report.tables import Table, escape, latex, markdown
 from nncompress.report.text import number, percent, spread, times
-
-
-def texts(figure: Figure) -> str:
-    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
-    named = [text.get_text() for legend in legends if legend for text in legend.get_texts()]
-    beside = [text.get_text() for axes in figure.axes for text in axes.texts]
-    return " | ".join([*named, *beside])
 
 
 def test_torch_is_not_imported() -> None:
@@ -41,19 +26,15 @@ def test_torch_is_not_imported() -> None:
 # --- one run ---
 
 
-def test_a_run_report_writes_three_tables_in_three_forms_and_four_plots_in_two(tmp_path: Path) -> None:
+def test_a_run_report_writes_three_tables_and_four_plots_with_the_same_bytes_each_time(tmp_path: Path) -> None:
     folder = fake_run(tmp_path / "run")
-    written = {str(path.relative_to(folder)) for path in write_run_report(folder)}
+    first = {path: path.read_bytes() for path in write_run_report(folder)}
     names, endings = ("accuracy", "compression", "convergence"), ("csv", "md", "tex")
     plots = {f"plots/{n}.{e}" for n, e in product(("objective", "accuracy", "rate", "weights"), ("png", "svg"))}
+    written = {str(path.relative_to(folder)) for path in first}
     assert written == {f"tables/{n}.{e}" for n, e in product(names, endings)} | plots
-    assert all((folder / path).stat().st_size > 0 for path in written)
-
-
-def test_reporting_twice_writes_the_same_bytes(tmp_path: Path) -> None:
-    folder = fake_run(tmp_path / "run", n=20)
-    before = {path: path.read_bytes() for path in write_run_report(folder)}
-    assert {path: path.read_bytes() for path in write_run_report(folder)} == before
+    assert all(first.values())
+    assert {path: path.read_bytes() for path in write_run_report(folder)} == first
 
 
 def test_accuracy_table_holds_final_best_and_dense(tmp_path: Path) -> None:
@@ -177,152 +158,6 @@ def test_codes_and_constant_tensors_are_not_drawn_and_a_damaged_model_is_only_a_
     assert weights(path) == {}
     assert "no plot of the weights" in caplog.text
     assert weights(tmp_path / "absent") == {}
-
-
-# --- sweeps ---
-
-
-@pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ranks 4 and 8 with two seeds each, one failed and one interrupted job."""
-    folder = tmp_path_factory.mktemp("sweep")
-    for job, (rank, seed) in enumerate(product((4, 8), (10, 20))):
-        fake_run(folder / str(job), config(seed, rank), n=30)
-    fake_run(folder / "4", config(10, 16), n=2, status="failed", reason="rank_16 | is 100% too large")
-    fake_run(folder / "10", config(20, 16), n=2, status="interrupted", reason="SIGTERM")
-    return folder
-
-
-def test_a_sweep_has_one_line_per_setting_with_mean_std_and_n(sweep: Path) -> None:
-    result = write_sweep_report(sweep)
-    assert (result.done, result.failed) == (4, 2)
-    table = pd.read_csv(sweep / "tables" / "summary.csv")
-    assert list(table["compression.rank"]) == [4, 8]
-    assert list(table["n"]) == [2, 2]
-    assert list(table["seeds"]) == ["10 20", "10 20"]
-    finals = [json.loads((sweep / job / "summary.json").read_text())["accuracy/test"] for job in ("0", "1")]
-    assert table["accuracy/test"][0] == pytest.approx(np.mean(finals))
-    assert table["accuracy/test std"][0] == pytest.approx(abs(finals[0] - finals[1]) / 2**0.5)
-    assert len(pd.read_csv(sweep / "tables" / "runs.csv")) == 4
-
-
-def test_jobs_that_are_not_done_are_listed_with_their_reason_in_job_order(sweep: Path) -> None:
-    write_sweep_report(sweep)
-    listed = pd.read_csv(sweep / "tables" / "failures.csv")
-    assert listed["job"].to_list() == [4, 10]
-    assert listed["status"].to_list() == ["failed", "interrupted"]
-    text = (sweep / "tables" / "summary.md").read_text()
-    assert "Not done: job 4 (rank=16): failed, rank_16 | is 100% too large" in text
-    assert r"rank\_16 $|$ is 100\% too large" in (sweep / "tables" / "summary.tex").read_text()
-
-
-def test_report_does_each_run_of_a_folder_and_the_aggregate_the_same_each_time(tmp_path: Path) -> None:
-    for job in range(2):
-        fake_run(tmp_path / "s" / str(job), config(seed=job), n=6)
-    paths = report([tmp_path / "s", tmp_path / "s" / "0"])
-    made = {str(path.relative_to(tmp_path / "s")) for path in paths}
-    assert {"0/tables/accuracy.md", "1/plots/rate.png", "tables/summary.tex", "plots/accuracy_ratio.png"} <= made
-    tables = {path: path.read_bytes() for path in sorted((tmp_path / "s" / "tables").iterdir())}
-    write_sweep_report(tmp_path / "s")
-    assert {path: path.read_bytes() for path in tables} == tables
-
-
-def test_a_sweep_of_one_run_has_no_deviation(tmp_path: Path) -> None:
-    fake_run(tmp_path / "0", n=6)
-    result = write_sweep_report(tmp_path)
-    assert result.done == 1
-    table = pd.read_csv(tmp_path / "tables" / "summary.csv")
-    assert table["n"].to_list() == [1]
-    assert table["accuracy/test std"].isna().all()
-    assert "nan" not in (tmp_path / "tables" / "summary.md").read_text()
-
-
-def test_a_sweep_with_no_job_done_lists_them_all(tmp_path: Path) -> None:
-    for job in range(2):
-        (tmp_path / str(job)).mkdir()
-        write_json(tmp_path / str(job) / "status.json", {"status": "failed", "reason": "no data"})
-    result = write_sweep_report(tmp_path)
-    assert (result.done, result.failed) == (0, 2)
-    assert "Not done: job 1" in (tmp_path / "tables" / "summary.md").read_text()
-    assert r"\begin{tabular}" not in (tmp_path / "tables" / "summary.tex").read_text()
-
-
-def test_a_folder_without_runs_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is empty"):
-        report([tmp_path])
-
-
-def test_only_what_was_chosen_sets_runs_apart() -> None:
-    def keys(*settings: dict[str, Any]) -> list[str]:
-        return varied_keys([flatten(one) for one in settings])
-
-    assert keys(config(seed=1), config(seed=2)) == []
-    assert keys(config(rank=4), config(rank=8)) == ["compression.rank"]
-    assert keys(config(model="mlp"), config(model="tt_mlp")) == ["model"]
-    assert keys(config(rank=4), config(rank=8), config(rank=8, compression="l0")) == ["compression", "compression.rank"]
-    assert keys(config(), config(seed=3, rank=9, experiment="nnbcd/har4")) == ["experiment"]
-    assert keys(config() | {"target": {"ratio": 0.1}}, config() | {"target": {"ratio": 0.2}}) == ["target.ratio"]
-
-
-def test_a_data_set_seed_of_its_own_is_a_difference() -> None:
-    first, second = flatten(config(seed=1)), flatten(config(seed=1)) | {"dataset.seed": 5}
-    assert varied_keys([first, second]) == ["dataset.seed"]
-
-
-def test_names_are_shortened_unless_ambiguous() -> None:
-    assert short_names(["compression.rank", "solver.lr"]) == {"compression.rank": "rank", "solver.lr": "lr"}
-    assert short_names(["a.x", "b.x"]) == {"a.x": "a.x", "b.x": "b.x"}
-
-
-def test_a_check_holds_for_a_group_when_it_holds_for_all_its_runs() -> None:
-    frame = pd.DataFrame({"rank": [4, 4, 8], "rate/bound_ok": [True, False, True], "x": [1.0, 2.0, np.nan]})
-    groups = aggregate(frame.astype({"rank": object}), ["rank"])
-    assert groups["rate/bound_ok"].to_list() == [False, True]
-    assert groups["x"].iloc[0] == 1.5
-    assert np.isnan(groups["x"].iloc[1])
-
-
-def test_the_ratio_plot_names_points_front_and_dense_reference(sweep: Path) -> None:
-    runs = [read_run(sweep / str(job)) for job in range(5)]
-    keys = ["compression.rank"]
-    groups = aggregate(summaries(runs), keys)
-    figure = accuracy_ratio_plot(groups, keys, "title")
-    assert figure is not None
-    for text in ("rank=4", "rank=8", "Pareto front", "dense weights w of the same runs, mean"):
-        assert text in texts(figure)
-    assert accuracy_ratio_plot(groups.drop(columns="ratio/params"), keys, "") is None
-    assert len(failures(runs)) == 1
-    assert "12.50×" in markdown(sweep_table(groups, keys, failures(runs), "title"))
-
-
-def test_many_settings_are_named_in_the_legend_instead(sweep: Path) -> None:
-    n = 20
-    groups = pd.DataFrame({"rank": range(n), "n": 1, "ratio/params": np.linspace(0.1, 0.9, n), "accuracy/test": 0.9})
-    figure = accuracy_ratio_plot(groups, ["rank"], "title")
-    assert figure is not None
-    assert not figure.axes[0].texts
-    assert "rank=19" in texts(figure)
-
-
-def test_pareto_front_is_what_brute_force_finds() -> None:
-    random = np.random.default_rng(0)
-    for _ in range(200):
-        ratio, accuracy = random.integers(0, 6, (2, 9)) / 5.0
-        beaten = [
-            any(
-                ratio[j] <= ratio[i]
-                and accuracy[j] >= accuracy[i]
-                and (ratio[j], accuracy[j]) != (ratio[i], accuracy[i])
-                for j in range(9)
-            )
-            for i in range(9)
-        ]
-        assert sorted(pareto_front(ratio, accuracy)) == [i for i in range(9) if not beaten[i]]
-
-
-def test_points_with_nan_are_never_on_the_front() -> None:
-    assert pareto_front([0.1, 0.2, np.nan], [np.nan, 0.5, 0.9]) == [1]
-    assert pareto_front([], []) == []
 
 
 # --- text ---
