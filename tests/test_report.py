@@ -101,6 +101,14 @@ def test_an_interrupted_run_is_summed_up_by_its_last_record(tmp_path: Path) -> N
     assert "This run is not done: interrupted (SIGINT)." in (folder / "tables" / "accuracy.md").read_text()
 
 
+def test_a_run_with_its_summary_is_not_called_unfinished_while_its_status_is_still_to_be_written(
+    tmp_path: Path,
+) -> None:
+    folder = fake_run(tmp_path / "run", n=3)
+    write_json(folder / "status.json", {"status": "running", "reason": None, "traceback": None, "step": 3})
+    assert "not done" not in " ".join(convergence_table(read_run(folder)).notes)
+
+
 def test_a_run_with_only_its_starting_point_is_reported(tmp_path: Path) -> None:
     names = {path.name for path in write_run_report(fake_run(tmp_path / "run", n=0, status="interrupted"))}
     assert {"accuracy.md", "compression.md", "convergence.md", "objective.png"} <= names

@@ -122,8 +122,15 @@ def weights(path: Path) -> dict[str, NDArray[np.floating]]:
     except (SafetensorError, KeyError, OSError) as error:
         log.warning("%s: no plot of the weights, the file cannot be read (%s).", path, error)
         return {}
-    varying = {key: tensors[key] for key in sorted(tensors) if np.issubdtype(tensors[key].dtype, np.floating)}
+    varying = {
+        key: tensors[key] for key in sorted(tensors, key=_natural) if np.issubdtype(tensors[key].dtype, np.floating)
+    }
     return {key: value for key, value in varying.items() if value.size > 1 and np.ptp(value) > 0}
+
+
+def _natural(key: str) -> list[str]:
+    """Orders cores.2 before cores.10."""
+    return [part.zfill(9) if part.isdigit() else part for part in key.split(".")]
 
 
 def _histogram(axes: Axes, key: str, values: NDArray[np.floating]) -> None:

@@ -178,4 +178,6 @@ def _slope_words(what: str, step: "pd.Series[int]", values: "pd.Series[float]") 
 
 def _unfinished(run: Run) -> list[str]:
     status, reason = run.status["status"], run.status.get("reason")
+    if status == "running" and run.summary:  # the report is written between the summary and the last status
+        status = run.summary.get("status", "done")
     return [] if status == "done" else [f"This run is not done: {status}" + (f" ({reason})." if reason else ".")]
