@@ -1,6 +1,6 @@
 """The console command: exit codes, one sentence for each mistake, run folders, sweeps, resume, completion.
 
-What a run does is not tested here: `experiment.run` is replaced by a stand-in that leaves a status behind.
+What a run does is tested elsewhere: but for one test, `experiment.run` is a stand-in that leaves a status behind.
 """
 
 from __future__ import annotations
@@ -268,6 +268,18 @@ def test_a_wrong_word_in_a_sweep_runs_nothing_and_exits_with_2(
     assert main(["train", "-m", *words]) == 2
     assert len(said(capsys).splitlines()) == 1
     assert sweep_report == []
+
+
+def test_a_sweep_of_real_runs_ends_with_its_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "nncompress.experiment")
+    words = ["solver.num_steps=1", "dataset.train_size=100", "compression=tt", "compression.rank=0,2"]
+    assert main(["train", "-m", *words, "hydra.sweep.dir=there"]) == 1
+    out, err = capsys.readouterr()
+    assert "job in there/0 failed: compression: rank must be at least 1, found 0" in out
+    assert "wrote there/tables/summary.md" in out
+    assert err == ""
 
 
 # Resume

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
+import nncompress.train  # noqa: F401 (its resolver is used by conf/config.yaml)
 from nncompress import config
 from nncompress.errors import ConfigError, DataError
 from nncompress.signatures import describe, fits, locate
+
+CONF = Path(__file__).parents[1] / "conf"
 
 
 def data(*, root: str, download: bool = True, train_size: int | None = None) -> str:
@@ -85,6 +89,22 @@ def problems(**changes: Any) -> list[str]:
 
 def test_a_right_configuration_passes_and_nothing_is_built() -> None:
     config.validate(make(solver={"_target_": f"{__name__}.failing", "num_steps": 1}))
+
+
+def shipped() -> list[str]:
+    """Every option of every group of the packaged configuration, as the word one types."""
+    folders = [CONF / group for group in (*config.GROUPS, "experiment")]
+    files = [(folder, path.relative_to(folder)) for folder in folders for path in sorted(folder.rglob("*.yaml"))]
+    return [f"{folder.name}={path.with_suffix('').as_posix()}" for folder, path in files]
+
+
+@pytest.mark.parametrize("word", shipped())
+def test_every_option_composes_and_binds(word: str) -> None:
+    config.register()
+    with initialize_config_module("nncompress.conf", version_base="1.3"):
+        cfg = compose("config", [word])
+    config.validate(cfg)
+    config.resolve(cfg)
 
 
 def test_all_problems_are_told_at_once() -> None:
