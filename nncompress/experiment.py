@@ -64,7 +64,8 @@ def _status(folder: Path) -> Iterator[dict[str, Any]]:
         log.warning("interrupted at step %s; continue with: nncompress train resume=%s", status["step"], folder)
         raise stop
     except BaseException as error:
-        name = {Unsupported: "unsupported", Diverged: "diverged"}.get(type(error), "failed")
+        kinds: dict[type[BaseException], str] = {Unsupported: "unsupported", Diverged: "diverged"}
+        name = kinds.get(type(error), "failed")
         last_line = traceback.format_exception_only(error)[-1].strip()
         status |= {"status": name, "reason": str(error) or last_line, "traceback": last_line}
         log.error("%s", error, exc_info=error)
@@ -141,7 +142,7 @@ class _Execution:
                     self.step_seconds.append(iterate.seconds - seconds)
                 seconds, first = iterate.seconds, False
                 yield iterate
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise Diverged(
                 f"the iterates must stay finite, found none after step {self.status['step']} ({error}); "
                 "the records are kept; try other solver settings"
@@ -229,4 +230,4 @@ class _Execution:
 
 def _last_row(folder: Path) -> dict[str, Any] | None:
     rows = read_run(folder).rows
-    return rows.iloc[-1].dropna().to_dict() if len(rows) else None
+    return {str(key): value for key, value in rows.iloc[-1].dropna().items()} if len(rows) else None

@@ -29,7 +29,7 @@ def evaluate(model: nn.Module, split: Split, loss: Loss) -> Evaluation:
     was_training = model.training
     model.eval()
     total, correct = split.x.new_zeros((), dtype=torch.float64), split.y.new_zeros(())
-    for x, y in zip(split.x.split(EVALUATION_BATCH), split.y.split(EVALUATION_BATCH), strict=True):
+    for x, y in zip(torch.split(split.x, EVALUATION_BATCH), torch.split(split.y, EVALUATION_BATCH), strict=True):
         logits = model(x)
         total += loss(logits, y).double() * len(y)
         correct += (logits.argmax(dim=1) == y).sum()

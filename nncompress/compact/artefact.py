@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from nncompress import config
 from nncompress.errors import CheckpointError
 from nncompress.problem import Problem
 from nncompress.records import write_json
@@ -42,6 +44,7 @@ def save_compact(folder: Path, problem: Problem, observation: Observation, archi
                 "compression": f"{kind.__module__}.{kind.__qualname__}",
                 "settings": dataclasses.asdict(task.compression),  # type: ignore[call-overload]
                 "view": f"{view.__module__}.{view.__qualname__}",
+                "view_settings": dataclasses.asdict(task.view),  # type: ignore[call-overload]
                 "theta": fields,
             }
         )
@@ -73,3 +76,51 @@ def _store(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, tuple | list):
         return [_store(f"{name}.{i}", item, tensors) for i, item in enumerate(value)]
     return value
+
+
+def load_compact(folder: Path) -> nn.Module:
+    """The deployed network in evaluation mode, on the CPU, rebuilt from Θ. Raises CheckpointError, naming the file."""
+    description = _read(folder / DESCRIPTION)
+    try:
+        tensors = load_file(folder / TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / TENSORS} must be a whole safetensors file: {error}") from error
+    node = OmegaConf.create(description["architecture"])
+    network: nn.Module = config.build(
+        node, input_shape=description["input_shape"], num_classes=description["num_classes"]
+    )
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("task")}
+    for task in description["tasks"]:
+        weights |= _rebuilt(task, tensors)
+    network.load_state_dict(weights)
+    return network.eval()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} must be a whole JSON file: {error}") from error
+    if description.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {description.get('format')}, this version reads format {FORMAT}")
+    return description
+
+
+def _rebuilt(task: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Δ(Θ) of one task: its weights by name."""
+    compression = _locate(task["compression"])(**task["settings"])
+    theta = compression.theta_type(**{field: _restore(value, tensors) for field, value in task["theta"].items()})
+    view = _locate(task["view"])(**task["view_settings"])
+    shapes = [torch.Size(shape) for shape in task["shapes"]]
+    return dict(zip(task["params"], view.split(compression.decompress(theta), shapes), strict=True))
+
+
+def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        return tensors[value["tensor"]]
+    return tuple(_restore(item, tensors) for item in value) if isinstance(value, list) else value
+
+
+def _locate(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
@@ -16,8 +16,11 @@ FLOAT_BITS = 32
 class Compression(ABC, Generic[Theta]):
     """A set (or penalty) of compressed parameters Θ, without state; subclasses are frozen dataclasses.
 
+    `theta_type` is the NamedTuple (of tensors, numbers and tuples of them) that Θ is an instance of.
     Carreira-Perpinan, "Model compression as constrained optimization, Part I", arXiv 1707.01209, section 3.
     """
+
+    theta_type: ClassVar[type[Any]]
 
     @abstractmethod
     def compress(self, w: Tensor, mu: float = 1.0, start: Theta | None = None) -> Theta:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class L0(Compression[Sparse]):
     `keep` is a fraction (float, in [0, 1]) or a count (int). Among equal magnitudes the first ones stay.
     Raises ValueError for a fraction outside [0, 1] or a negative count.
     """
+
+    theta_type: ClassVar[type[Sparse]] = Sparse
 
     keep: float | int
 

@@ -17,9 +17,7 @@ KNOBS: Mapping[str, tuple[int, Callable[[int], int | float]]] = {
 """The keywords that set a recipe's size: the largest whole number tried and the value it stands for."""
 
 
-def fit_ratio(
-    recipe: Callable[..., Plan], weights: Mapping[str, Tensor], dense: int, ratio: float
-) -> tuple[Plan, str]:
+def fit_ratio(recipe: Callable[..., Plan], weights: Mapping[str, Tensor], dense: int, ratio: float) -> tuple[Plan, str]:
     """The largest plan of `recipe` with compressed over dense parameters of the whole network at most `ratio`.
 
     `dense` counts all parameters of the network. The rank or keep of the recipe is found by bisection, each try

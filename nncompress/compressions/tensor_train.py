@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class TensorTrain(Compression[Cores]):
     With a `start` the better of TT-SVD and `start` is returned, so that a block that calls `compress` again and
     again never gets worse. Raises ValueError for a rank below 1.
     """
+
+    theta_type: ClassVar[type[Cores]] = Cores
 
     rank: int
 
@@ -59,7 +61,8 @@ class TensorTrain(Compression[Cores]):
         return tt_matvec_macs([tuple(core.shape) for core in theta.cores], rows)
 
     def _error(self, w: Tensor, theta: Cores) -> Tensor:
-        return torch.linalg.vector_norm(w - self.decompress(theta))
+        error: Tensor = torch.linalg.vector_norm(w - self.decompress(theta))
+        return error
 
 
 def tt_ranks(shape: Sequence[int], rank: int) -> tuple[int, ...]:
@@ -108,7 +111,8 @@ def _truncate(a: Tensor, r: int) -> tuple[Tensor, Tensor]:
 
 def _leading_eigenvectors(gram: Tensor, r: int) -> Tensor:
     """Orthonormal eigenvectors (m x r) of the r largest eigenvalues, largest first."""
-    return torch.linalg.eigh(gram).eigenvectors[:, -r:].flip(1)
+    vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
+    return vectors[:, -r:].flip(1)
 
 
 def tt_to_tensor(cores: Sequence[Tensor]) -> Tensor:

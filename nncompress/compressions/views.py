@@ -22,7 +22,7 @@ class View(ABC):
 
     def split(self, joined: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
         """The inverse of `join`: one tensor for each shape, in the same (row-major) order."""
-        parts = joined.reshape(-1).split([shape.numel() for shape in shapes])
+        parts = torch.split(joined.reshape(-1), [shape.numel() for shape in shapes])
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     @abstractmethod

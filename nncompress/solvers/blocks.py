@@ -46,7 +46,7 @@ def preactivation_step_(U: Tensor, V: Tensor, b: Tensor, g: float, slope: float)
     """U <- prox(V, b) entry by entry (see `activation_prox`), in place; returns ‖U - U_old‖² in float64."""
     size = CHUNK if U.device.type == "cpu" else U.numel()
     step_sq = torch.zeros((), dtype=torch.float64, device=U.device)
-    for u, a, c in zip(*(t.reshape(-1).split(size) for t in (U, V, b)), strict=True):
+    for u, a, c in zip(*(torch.split(t.reshape(-1), size) for t in (U, V, b)), strict=True):
         new = activation_prox(a, c, g, slope)
         step_sq += sq(u.sub_(new))
         u.copy_(new)
@@ -59,7 +59,7 @@ def activation_prox(a: Tensor, b: Tensor, g: float, slope: float = 0.0) -> Tenso
     The minimiser of each linear piece is clipped to its half-line and the better of the two is taken; the negative
     one on ties. For ReLU the comparison reduces to the sign of g b + t a with t = sqrt(g (g + 1)) - g.
     """
-    positive = torch.add(a, b, alpha=g).mul_(1 / (1 + g))
+    positive: Tensor = torch.add(a, b, alpha=g).mul_(1 / (1 + g))
     if slope == 1.0:
         return positive
     if slope == 0.0:
@@ -90,13 +90,14 @@ def gram(V: Tensor, bias: bool) -> Tensor:
 
 def cross(U: Tensor, V: Tensor, bias: bool) -> Tensor:
     """U Vᵀ (d' x d), with the column U 1 behind it when `bias`."""
-    product = U @ V.T
+    product = torch.mm(U, V.T)
     return torch.cat([product, U.sum(dim=1, keepdim=True)], dim=1) if bias else product
 
 
 def weight_factor(gram: Tensor, rho: float, diagonal: Tensor) -> Tensor:
     """Lower Cholesky factor of rho V Vᵀ + diag(diagonal); reads the lower triangle of `gram`."""
-    return torch.linalg.cholesky((rho * gram).add_(torch.diag(diagonal)))
+    factor: Tensor = torch.linalg.cholesky((rho * gram).add_(torch.diag(diagonal)))
+    return factor
 
 
 def weight_step(anchor: Tensor, cross: Tensor, factor: Tensor, rho: float) -> Tensor:
@@ -104,7 +105,8 @@ def weight_step(anchor: Tensor, cross: Tensor, factor: Tensor, rho: float) -> Te
 
     anchor = alpha W_old + tau T(G) (alpha b_old in the bias column), diag = alpha + tau (alpha for the bias).
     """
-    return torch.cholesky_solve(torch.add(anchor, cross, alpha=rho).T, factor).T.contiguous()
+    new: Tensor = torch.cholesky_solve(torch.add(anchor, cross, alpha=rho).T, factor).T.contiguous()
+    return new
 
 
 def subgradient_sq(U: Tensor, V: Tensor, smooth: Tensor, gamma: float, slope: float) -> Tensor:
@@ -122,7 +124,8 @@ def subgradient_sq(U: Tensor, V: Tensor, smooth: Tensor, gamma: float, slope: fl
 
 def sq(x: Tensor) -> Tensor:
     """‖x‖² accumulated in float64, a 0-dimensional tensor."""
-    return torch.linalg.vector_norm(x, dtype=torch.float64).square()
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+    return norm.square()
 
 
 def _plus_diagonal(matrix: Tensor, value: float) -> Tensor:

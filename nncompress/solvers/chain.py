@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -102,13 +102,11 @@ def _slope(model: nn.Module, node: fx.Node) -> float:
     if node.target in (torch.relu, nn.functional.relu, "relu"):
         return 0.0
     if node.target is nn.functional.leaky_relu:
-        return _leaky_slope(*node.args, **node.kwargs)
+        arguments = inspect.signature(nn.functional.leaky_relu).bind(*node.args, **node.kwargs)
+        arguments.apply_defaults()
+        return float(arguments.arguments["negative_slope"])
     found = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
     raise Unsupported(f"{REQUIREMENT}; found {found} at {_name(node)!r}")
-
-
-def _leaky_slope(_input: Any, negative_slope: float = 0.01, inplace: bool = False) -> float:
-    return negative_slope
 
 
 def activation(u: Tensor, slope: float) -> Tensor:

@@ -65,7 +65,7 @@ def epoch(
     """One pass over the split in random order; the last batch may be smaller. No host synchronisation inside."""
     model.train()
     order = torch.randperm(len(split), generator=generator).to(split.y.device)
-    for batch in order.split(batch_size):
+    for batch in torch.split(order, batch_size):
         optimizer.zero_grad(set_to_none=True)
-        loss(model(split.x[batch]), split.y[batch]).backward()
+        loss(model(split.x[batch]), split.y[batch]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -1,0 +1,170 @@
+"""The state of NN-BCD, its working copy during a sweep, and the figures of a state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nncompress.compressions.plan import Plan, Task
+from nncompress.problem import Problem
+from nncompress.solvers import blocks
+from nncompress.solvers.chain import Chain, activation
+
+
+class NNBCDState(NamedTuple):
+    """Blocks of layer i at index i - 1; U, V are d_i x n, W and T are d_i x d_{i-1}, b is (d_i,)."""
+
+    k: int
+    chain: Chain
+    W: tuple[Tensor, ...]
+    b: tuple[Tensor | None, ...]  # None for a layer without bias
+    U: tuple[Tensor, ...]
+    V: tuple[Tensor, ...]
+    theta: tuple[Any, ...]
+    T: tuple[Tensor | None, ...]  # Δ(Θ) of each layer, None for an uncompressed one
+    # of the input, which never changes: Cholesky factor for W_1
+    input_factor: Tensor
+    # of the last sweep, and summed over all sweeps; float64
+    step_sq: Tensor
+    theta_sq: Tensor
+    step_sq_sum: Tensor
+    guaranteed: Tensor
+
+
+@dataclass
+class Blocks:
+    """The blocks of one sweep, with the paper's indices: V[0] is the input, index 0 is unused elsewhere."""
+
+    plan: Plan
+    chain: Chain
+    Y: Tensor
+    W: list[Tensor]
+    b: list[Tensor | None]
+    U: list[Tensor]
+    V: list[Tensor]
+    T: list[Tensor | None]
+    theta: list[Any]
+    input_factor: Tensor
+    step_sq: Tensor
+    theta_sq: Tensor
+    guaranteed: Tensor
+
+    @classmethod
+    def of(cls, problem: Problem, state: NNBCDState) -> Blocks:
+        """The blocks of a state; tensors are shared, not copied."""
+        zero = torch.zeros_like(state.step_sq)
+        V0 = inputs_of(problem)
+        return cls(
+            plan=problem.plan,
+            chain=state.chain,
+            Y=targets_of(problem),
+            W=[V0, *state.W],
+            b=[None, *state.b],
+            U=[V0, *state.U],
+            V=[V0, *state.V],
+            T=[None, *state.T],
+            theta=list(state.theta),
+            input_factor=state.input_factor,
+            step_sq=zero,
+            theta_sq=zero.clone(),
+            guaranteed=state.guaranteed.clone(),
+        )
+
+    def state(self, old: NNBCDState) -> NNBCDState:
+        """The state behind `old`, after the sweep."""
+        return NNBCDState(
+            k=old.k + 1,
+            chain=self.chain,
+            W=tuple(self.W[1:]),
+            b=tuple(self.b[1:]),
+            U=tuple(self.U[1:]),
+            V=tuple(self.V[1:]),
+            theta=tuple(self.theta),
+            T=tuple(self.T[1:]),
+            input_factor=self.input_factor,
+            step_sq=self.step_sq,
+            theta_sq=self.theta_sq,
+            step_sq_sum=old.step_sq_sum + self.step_sq,
+            guaranteed=self.guaranteed,
+        )
+
+    def slope(self, i: int) -> float:
+        """Slope of sigma_i below zero (1 for the output layer)."""
+        return self.chain.layers[i - 1].slope
+
+    def product(self, i: int) -> Tensor:
+        """W_i V_{i-1} + b_i 1ᵀ."""
+        return affine(self.W[i], self.b[i], self.V[i - 1])
+
+    def without_bias(self, i: int) -> Tensor:
+        """U_i - b_i 1ᵀ."""
+        b = self.b[i]
+        return self.U[i] if b is None else self.U[i] - b[:, None]
+
+    def layers_of(self, task: Task) -> dict[str, int]:
+        """The paper's index of each weight of a task."""
+        index = {layer.weight: i for i, layer in enumerate(self.chain.layers, 1)}
+        return {name: index[name] for name in task.params}
+
+    def moved(self, change_sq: Tensor, strength: float) -> None:
+        """Account for a block that moved: its exact minimisation made L fall by at least strength * change_sq."""
+        self.step_sq += change_sq
+        self.guaranteed += strength * change_sq
+
+    def replace(self, i: int, T: Tensor, tau: float) -> None:
+        """Replace T(G_i); L falls as tau/2 ‖W_i - T‖² does."""
+        old = self.T[i]
+        if old is not None:
+            self.theta_sq += blocks.sq(T - old)
+            self.guaranteed += tau / 2 * (blocks.sq(self.W[i] - old) - blocks.sq(self.W[i] - T))
+        self.T[i] = T
+
+
+def inputs_of(problem: Problem) -> Tensor:
+    """V_0 = X (d_0 x n), a view of the data."""
+    return problem.data.train.x.flatten(1).T
+
+
+def targets_of(problem: Problem) -> Tensor:
+    """Y (d_N x n), one column of the identity for each label."""
+    return nn.functional.one_hot(problem.data.train.y, problem.data.num_classes).to(problem.dtype).T
+
+
+def affine(W: Tensor, b: Tensor | None, V: Tensor) -> Tensor:
+    """W V + b 1ᵀ."""
+    return torch.mm(W, V) if b is None else torch.addmm(b[:, None], W, V)
+
+
+def figures(P: Blocks, *, tau: float, gamma: float, rho: float) -> dict[str, float]:
+    """L(P) with its terms, and the squared norm of the smallest limiting subgradient of L in (V, U, W, b)."""
+    N = len(P.W) - 1
+    misfit = P.V[N] - P.Y
+    activations, linear, compression = (torch.zeros_like(P.step_sq) for _ in range(3))
+    grad_sq = blocks.sq(misfit.add(P.V[N] - P.U[N], alpha=gamma))
+    for i in range(N, 0, -1):
+        activations += blocks.sq(P.V[i] - activation(P.U[i], P.slope(i)))
+        R = P.product(i).sub_(P.U[i])
+        linear += blocks.sq(R)
+        R.mul_(rho)
+        grad_sq += blocks.subgradient_sq(P.U[i], P.V[i], R, gamma, P.slope(i))
+        grad_W = torch.mm(R, P.V[i - 1].T)
+        T = P.T[i]
+        if T is not None:
+            compression += blocks.sq(P.W[i] - T)
+            grad_W.add_(P.W[i] - T, alpha=tau)
+        grad_sq += blocks.sq(grad_W)
+        if P.b[i] is not None:
+            grad_sq += blocks.sq(R.sum(dim=1))
+        if i > 1:  # the gradient in V_{i-1}
+            grad_V = torch.sub(P.V[i - 1], activation(P.U[i - 1], P.slope(i - 1)))
+            grad_sq += blocks.sq(torch.addmm(grad_V, P.W[i].T, R, beta=gamma))
+    terms = {
+        "term/fit": float(blocks.sq(misfit)) / 2,
+        "term/activation": gamma / 2 * float(activations),
+        "term/linear": rho / 2 * float(linear),
+        "term/compression": tau / 2 * float(compression),
+    }
+    return {"objective": sum(terms.values()), **terms, "grad_sq": float(grad_sq)}
