@@ -149,7 +149,7 @@ def figures(P: Blocks, *, tau: float, gamma: float, rho: float) -> dict[str, flo
         R = P.product(i).sub_(P.U[i])
         linear += blocks.sq(R)
         R.mul_(rho)
-        grad_sq += blocks.subgradient_sq(P.U[i], P.V[i], R, gamma, P.slope(i))
+        grad_sq += blocks.subgradient_sq(P.U[i], P.V[i], -R, gamma, P.slope(i))
         grad_W = torch.mm(R, P.V[i - 1].T)
         T = P.T[i]
         if T is not None:

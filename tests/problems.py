@@ -1,0 +1,36 @@
+"""Small problems and plans that several test files share."""
+
+import torch
+from torch import nn
+
+from nncompress.compressions.plan import Plan, none
+from nncompress.data.digits import digits
+from nncompress.models.mlp import MLP
+from nncompress.problem import Dataset, Problem, Split, weights_of
+
+F64 = torch.float64
+
+
+def gaussian(n: int = 120, d: int = 12, classes: int = 3, seed: int = 0, dtype: torch.dtype = F64) -> Dataset:
+    """Gaussian inputs with random labels; the test split is the training split."""
+    g = torch.Generator().manual_seed(seed)
+    split = Split(torch.randn(n, d, generator=g, dtype=F64).to(dtype), torch.randint(classes, (n,), generator=g))
+    return Dataset(split, split, classes, "gaussian")
+
+
+def small_digits(n: int = 300, dtype: torch.dtype = F64) -> Dataset:
+    """Part of the embedded digits."""
+    return digits(train_size=n, test_size=100).to("cpu", dtype)
+
+
+def mlp(data: Dataset, widths: tuple[int, ...] = (16, 16), bias: bool = False, activation: str = "relu") -> nn.Module:
+    """A multilayer perceptron for a data set, of its type."""
+    torch.manual_seed(0)
+    network = MLP(data.input_shape, data.num_classes, widths=widths, activation=activation, bias=bias)
+    return network.to(data.train.x.dtype)
+
+
+def problem(data: Dataset, model: nn.Module, recipe=none, **settings: object) -> Problem:
+    """The problem of a recipe on a network."""
+    plan: Plan = recipe(weights_of(model), **settings)
+    return Problem(model, data, plan)

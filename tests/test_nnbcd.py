@@ -1,0 +1,332 @@
+"""NN-BCD: every block against closed forms, brute force and the published numbers."""
+
+import math
+
+import pytest
+import torch
+from problems import F64, gaussian, mlp, problem
+from torch import nn
+
+from nncompress.compressions.sparsity import l0
+from nncompress.compressions.tensor_train import Cores, TensorTrain, tt
+from nncompress.errors import ConfigError, Unsupported
+from nncompress.solvers import blocks
+from nncompress.solvers.chain import Chain
+from nncompress.solvers.nnbcd import NNBCD
+from nncompress.solvers.nnbcd_state import Blocks, figures
+
+PUBLISHED_PROX = [
+    (1, -0.2, 1, 0.4), (1, -0.4, 1, 0.3), (1, -0.42, 1, -0.42), (1, -0.9, 1, -0.9), (1, -1.2, 1, -1.2),
+    (-1, 0.5, 1, 0), (-1, 2, 1, 0.5), (-1, -0.5, 1, -0.5), (2, -0.3, 3, 0.275), (0.5, 0, 2, 1 / 6), (-3, 0.5, 2, 0),
+]  # fmt: skip
+
+
+def t(*rows):
+    return torch.tensor(rows, dtype=F64)
+
+
+@pytest.mark.parametrize(("a", "b", "g", "u"), PUBLISHED_PROX)
+def test_relu_prox_values(a, b, g, u):
+    assert float(blocks.activation_prox(t(a), t(b), g)) == pytest.approx(u, abs=1e-12)
+
+
+@pytest.mark.parametrize(("a", "b", "u"), [(1, -0.2, 0.4), (1, -0.5, -0.396040), (-1, -0.5, -0.594059)])
+def test_leaky_prox_values(a, b, u):
+    assert float(blocks.activation_prox(t(a), t(b), 1.0, 0.1)) == pytest.approx(u, abs=1e-6)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("g", [0.05, 0.5, 1, 2.02, 10])
+def test_prox_is_never_beaten_on_a_grid(g, slope):
+    points = 3 * torch.randn(200, 2, generator=torch.Generator().manual_seed(1), dtype=F64)
+    a, b = points[:, 0], points[:, 1]
+    grid = torch.arange(-12, 12, 1e-3, dtype=F64)[:, None]
+
+    def value(u):
+        return 0.5 * (torch.where(u >= 0, u, slope * u) - a).square() + g / 2 * (u - b).square()
+
+    assert (value(blocks.activation_prox(a, b, g, slope)) <= value(grid).min(dim=0).values + 1e-12).all()
+
+
+def test_prox_returns_b_on_the_tie():
+    threshold = math.sqrt(2) - 1
+    assert float(blocks.activation_prox(t(1.0), t(-threshold - 1e-15), 1.0)) == pytest.approx(-threshold)
+
+
+def test_slope_zero_of_the_general_form_is_relu():
+    a, b = torch.randn(2, 500, generator=torch.Generator().manual_seed(2), dtype=F64)
+    torch.testing.assert_close(blocks.activation_prox(a, b, 1.3, 1e-300), blocks.activation_prox(a, b, 1.3, 0.0))
+
+
+def test_published_linear_blocks():
+    V, U, W_old, T = t([1, 0, 2], [0, 1, 1]), t([1, 2, 3]), t([0.5, -0.5]), t([0.4, -0.4])
+    factor = blocks.weight_factor(blocks.gram(V, bias=False), 0.5, torch.full((2,), 6.0, dtype=F64))
+    W = blocks.weight_step(1.0 * W_old + 5.0 * T, blocks.cross(U, V, bias=False), factor, 0.5)
+    torch.testing.assert_close(W, t([0.717949, -0.102564]), atol=1e-6, rtol=0)
+    target = torch.relu(t([1, -1, 0.5], [-0.2, 0.3, 2]))
+    V_new = blocks.activation_step(W_old, U, target, 0.5, 0.5)
+    expected = t([1.166667, 0.716667, 1.75], [-0.166667, -0.416667, 0.75])
+    torch.testing.assert_close(V_new, expected, atol=1e-6, rtol=0)
+    V_N = blocks.output_activation(t([1, 0, 0]), t([0.3, 0.2, 0.1]), t([0.2, 0.1, 0.4]), 0.5, 1.0)
+    torch.testing.assert_close(V_N, t([0.54, 0.08, 0.18]))
+    U_N = blocks.output_preactivation(t([0.54, 0.08, 0.18]), W_old @ t([1, 0, 2], [0, 1, 1]), 0.5, 0.5)
+    torch.testing.assert_close(U_N, t([0.52, -0.21, 0.34]))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 20), (12, 20), (13, 20), (20, 20), (30, 20)])
+def test_v_block_has_zero_gradient_on_both_sides_of_woodbury(rows, columns):
+    g = torch.Generator().manual_seed(0)
+    W = torch.randn(rows, columns, generator=g, dtype=F64)
+    U, target = torch.randn(rows, 9, generator=g, dtype=F64), torch.randn(columns, 9, generator=g, dtype=F64)
+    V = blocks.activation_step(W, U, target, 0.7, 0.3)
+    torch.testing.assert_close(0.7 * W.T @ (W @ V - U) + 0.3 * (V - target), torch.zeros_like(V), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("d", [3, 700])
+def test_w_block_has_zero_gradient_jointly_in_weight_and_bias(d, bias):
+    g = torch.Generator().manual_seed(0)
+    V, U = torch.randn(d, 40, generator=g, dtype=F64), torch.randn(4, 40, generator=g, dtype=F64)
+    W_old, b_old = torch.randn(4, d, generator=g, dtype=F64), torch.randn(4, generator=g, dtype=F64)
+    anchor = 2.0 * W_old
+    diagonal = torch.full((d + bias,), 2.0, dtype=F64)
+    if bias:
+        anchor = torch.cat([anchor, 2.0 * b_old[:, None]], dim=1)
+    factor = blocks.weight_factor(blocks.gram(V, bias=bias), 0.5, diagonal)
+    new = blocks.weight_step(anchor, blocks.cross(U, V, bias=bias), factor, 0.5)
+    W, b = (new[:, :-1], new[:, -1:]) if bias else (new, torch.zeros(4, 1, dtype=F64))
+    residual = W @ V + b - U
+    torch.testing.assert_close(2.0 * (W - W_old) + 0.5 * residual @ V.T, torch.zeros_like(W), atol=1e-10, rtol=0)
+    if bias:
+        zero = torch.zeros(4, dtype=F64)
+        torch.testing.assert_close(2.0 * (b[:, 0] - b_old) + 0.5 * residual.sum(1), zero, atol=1e-10, rtol=0)
+
+
+def test_elementwise_update_in_chunks_equals_the_whole(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    U, V, b = torch.randn(3, 7, 11, generator=g, dtype=F64)
+    expected = blocks.activation_prox(V, b, 2.0, 0.0)
+    monkeypatch.setattr(blocks, "CHUNK", 10)
+    moved = U.clone()
+    step_sq = blocks.preactivation_step_(moved, V, b.clone(), 2.0, 0.0)
+    assert torch.equal(moved, expected)
+    assert float(step_sq) == pytest.approx(float((expected - U).square().sum()), rel=1e-12)
+
+
+def toy(recipe=tt, bias=False, widths=(16, 16), **settings):
+    """The rate toy: 12-16-16-3, n = 400 Gaussian inputs, the middle layer compressed."""
+    data = gaussian(n=400)
+    settings = settings or {"rank": 4, "modes": [4, 4, 4, 4]}
+    return problem(data, mlp(data, widths=widths, bias=bias), recipe, layers=["fc2"], **settings)
+
+
+CARD = {"tau": 5.0, "alpha": 1.0, "gamma": 0.5, "rho": 0.5, "initial": "kaiming_normal", "initial_scale": 1.0}
+
+
+def observations(p, solver, steps):
+    return [iterate.observation.terms for iterate in solver.run(p, steps)]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [(tt, {"rank": 4, "modes": [4, 4, 4, 4]}), (l0, {"keep": 0.1}), (l0, {"keep": 0.1, "joint": True})],
+)
+def test_objective_never_rises_and_the_decrease_inequality_holds_in_every_sweep(recipe, settings, bias):
+    terms = observations(toy(recipe, bias=bias, **settings), NNBCD(**CARD), 150)
+    for before, after in zip(terms, terms[1:], strict=False):
+        guaranteed = after["decrease/guaranteed"] - before.get("decrease/guaranteed", 0.0)
+        assert after["objective"] <= before["objective"] + 1e-12
+        assert before["objective"] - after["objective"] >= guaranteed - 1e-9
+        assert guaranteed >= 0.25 * after["step_sq"] - 1e-9  # lambda = min(alpha, gamma)/2
+
+
+def test_running_sum_of_squared_steps_stays_below_its_bound_and_steps_fade():
+    terms = observations(toy(), NNBCD(**CARD), 300)
+    for k in (10, 100, 300):
+        bound = (terms[0]["objective"] - terms[k]["objective"]) / 0.25
+        assert terms[k]["step_sq/sum"] <= bound
+        assert sum(row["grad_sq"] for row in terms[1 : k + 1]) <= 2 * bound
+    assert terms[300]["step_sq"] < terms[30]["step_sq"] / 10
+    assert terms[300]["step_sq/sum"] == pytest.approx(sum(row["step_sq"] for row in terms[1:]))
+
+
+@pytest.mark.parametrize("block", ["V", "U", "W"])
+def test_no_perturbation_of_a_block_improves_its_subproblem(block):
+    p, solver = toy(), NNBCD(**CARD)
+    state = solver.init(p)
+    for _ in range(3):
+        state = solver.step(p, state)
+
+    def objective(P):
+        return figures(P, tau=solver.tau, gamma=solver.gamma, rho=solver.rho)["objective"]
+
+    P = Blocks.of(p, state)
+    i = 1  # the layer that is updated last, so that its neighbours are current
+    update = {"V": solver._update_activation, "U": solver._update_preactivation, "W": solver._update_weight}[block]
+    tensors = getattr(P, block)
+    old = tensors[i].clone()
+    tensors[i] = tensors[i].clone()
+    update(P, i)
+    weight = {"V": 0.0, "U": solver.alpha, "W": solver.alpha}[block] / 2
+    best = objective(P) + weight * float((tensors[i] - old).square().sum())
+    new = tensors[i].clone()
+    g = torch.Generator().manual_seed(0)
+    for size in (1e-4, 1e-2, 1.0):
+        for _ in range(100):
+            tensors[i] = new + size * torch.randn(new.shape, generator=g, dtype=F64)
+            assert objective(P) + weight * float((tensors[i] - old).square().sum()) >= best - 1e-9
+    tensors[i] = old
+    assert best <= objective(P) + 1e-12
+
+
+def test_subgradient_equals_the_papers_explicit_one_away_from_kinks():
+    p, solver = toy(bias=False), NNBCD(**CARD)
+    state = solver.init(p)
+    state = solver.step(p, state)
+    old = Blocks.of(p, state._replace(**{key: tuple(x.clone() for x in getattr(state, key)) for key in "WUV"}))
+    new = Blocks.of(p, solver.step(p, state))
+    alpha, gamma, rho, tau, N = solver.alpha, solver.gamma, solver.rho, solver.tau, 3
+    total = (gamma * (old.U[N] - new.U[N]) - alpha * (new.V[N] - old.V[N])).square().sum()
+    total += (rho * (old.product(N) - new.product(N))).square().sum()
+    for i in (1, 2, 3):
+        R = new.product(i) - new.U[i]
+        compressed = 0 if new.T[i] is None else tau * (new.W[i] - new.T[i])
+        total += (rho * R @ new.V[i - 1].T + compressed).square().sum()
+        if i < N:
+            total += (gamma * (torch.relu(old.U[i]) - torch.relu(new.U[i]))).square().sum()
+            explicit = rho * (old.product(i) - new.product(i)) - alpha * (new.U[i] - old.U[i])
+            kink = new.U[i] == 0
+            total += explicit[~kink].square().sum()
+            smallest = blocks.subgradient_sq(new.U[i][kink], new.V[i][kink], -rho * R[kink], gamma, 0.0)
+            assert smallest <= explicit[kink].square().sum() + 1e-12
+            total += smallest
+    found = figures(new, tau=tau, gamma=gamma, rho=rho)["grad_sq"]
+    assert found == pytest.approx(float(total), rel=1e-8)
+
+
+def test_objective_is_the_sum_of_its_definition():
+    p, solver = toy(bias=True), NNBCD(**CARD)
+    state = solver.step(p, solver.init(p))
+    P = Blocks.of(p, state)
+    expected = 0.5 * (P.V[3] - P.Y).square().sum()
+    for i in (1, 2, 3):
+        sigma = P.U[i] if i == 3 else torch.relu(P.U[i])
+        expected += 0.25 * (P.V[i] - sigma).square().sum()
+        expected += 0.25 * (P.U[i] - P.W[i] @ P.V[i - 1] - P.b[i][:, None]).square().sum()
+    expected += 2.5 * (P.W[2] - P.T[2]).square().sum()
+    assert solver.observe(p, state).terms["objective"] == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_at_the_start_only_the_fit_and_the_compression_cost():
+    p = toy()
+    terms = NNBCD(**CARD).observe(p, NNBCD(**CARD).init(p)).terms
+    assert terms["term/linear"] == pytest.approx(0, abs=1e-20)
+    assert terms["term/activation"] == pytest.approx(0, abs=1e-20)
+    assert terms["term/fit"] > 0
+    assert terms["term/compression"] > 0
+
+
+def test_the_safeguard_keeps_a_start_that_tt_svd_cannot_match():
+    tt_set, kept = TensorTrain(2), 0
+    for seed in range(20):
+        w = torch.randn((4, 4, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=F64)
+        backwards = tt_set.compress(w.permute(3, 2, 1, 0)).cores
+        start = Cores(tuple(core.permute(2, 1, 0) for core in reversed(backwards)))
+
+        def error(theta, w=w):
+            return float(torch.linalg.vector_norm(w - tt_set.decompress(theta)))
+
+        plain, safeguarded = tt_set.compress(w), tt_set.compress(w, start=start)
+        assert error(safeguarded) == min(error(plain), error(start))
+        kept += error(start) < error(plain)
+    assert 0 < kept < 20
+
+
+def test_project_overwrites_the_weights_and_its_penalty_is_zero():
+    p = toy(l0, keep=0.2)
+    *_, last = NNBCD(**CARD, project=True).run(p, 5)
+    assert int(torch.count_nonzero(last.state.W[1])) == round(0.2 * 256)
+    assert last.observation.terms["term/compression"] == 0
+
+
+def test_initial_rank_is_that_of_the_first_theta_only():
+    p, solver = toy(), NNBCD(**CARD, initial_rank=16)
+    state = solver.init(p)
+    assert max(core.shape[2] for core in state.theta[0].cores) == 16
+    assert float((state.W[1] - state.T[1]).abs().max()) < 1e-12
+    assert max(core.shape[2] for core in solver.step(p, state).theta[0].cores) == 4
+    with pytest.raises(ConfigError, match="needs a compression with a rank"):
+        NNBCD(initial_rank=4).init(toy(l0, keep=0.1))
+
+
+def test_float32_starts_from_the_same_weights_as_float64():
+    data64, data32 = gaussian(), gaussian(dtype=torch.float32)
+    W64 = NNBCD(seed=10).init(problem(data64, mlp(data64))).W
+    W32 = NNBCD(seed=10).init(problem(data32, mlp(data32))).W
+    assert all(torch.equal(a.float(), b) for a, b in zip(W64, W32, strict=True))
+    assert torch.equal(W32[0], 0.01 * torch.randn(16, 12, generator=torch.Generator().manual_seed(10)))
+
+
+def test_initial_model_starts_from_the_networks_own_parameters():
+    p = toy(bias=True)
+    state = NNBCD(initial="model").init(p)
+    assert torch.equal(state.W[0], p.model.fc1.weight)
+    assert torch.equal(state.b[2], p.model.fc3.bias)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "identity"])
+def test_every_supported_activation_descends(activation):
+    data = gaussian()
+    p = problem(data, mlp(data, activation=activation), tt, rank=4)
+    objective = [terms["objective"] for terms in observations(p, NNBCD(**CARD), 40)]
+    assert all(b <= a + 1e-12 for a, b in zip(objective, objective[1:], strict=False))
+
+
+class Functional(nn.Module):
+    """A user's network with functional activations."""
+
+    def __init__(self, d: int = 12):
+        super().__init__()
+        self.first, self.second = nn.Linear(d, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.second(nn.functional.leaky_relu(self.first(x.flatten(1)), 0.2))
+
+
+class Branched(Functional):
+    """A network with a skip connection."""
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.second(torch.relu(h) + h)
+
+
+def test_chain_reads_functional_networks():
+    layers = Chain.of(Functional()).layers
+    assert [(layer.weight, layer.slope) for layer in layers] == [("first.weight", 0.2), ("second.weight", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 2)), "Conv2d at '0'"),
+        (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), "BatchNorm1d at '1'"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)), "Tanh at '1'"),
+        (nn.Sequential(nn.Linear(4, 2), nn.ReLU()), "behind the output layer"),
+        (nn.Sequential(nn.ReLU(), nn.Linear(4, 2)), "follows no Linear layer"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 2)), "Dropout at '1'"),
+        (nn.Sequential(nn.Flatten()), "found no Linear layer"),
+        (Branched(), "found a branch"),
+    ],
+)
+def test_unsupported_networks_are_refused_by_the_name_of_the_layer(model, found):
+    with pytest.raises(Unsupported, match="NN-BCD needs a chain of Linear layers") as error:
+        Chain.of(model)
+    assert found in str(error.value)
+
+
+@pytest.mark.parametrize("setting", [{"tau": 0}, {"alpha": -1.0}, {"initial": "magic"}])
+def test_settings_out_of_range_are_refused(setting):
+    with pytest.raises(ValueError, match="found"):
+        NNBCD(**setting)
