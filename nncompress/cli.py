@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.resources
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from importlib.resources.abc import Traversable
+from collections.abc import Sequence
 
 from nncompress import __version__
 from nncompress.errors import ConfigError, NNCompressError
+from nncompress.options import groups
 
 COMMANDS = {
     "train": "one run; with -m a sweep over comma-separated values",
@@ -143,21 +142,6 @@ def _complete(arguments: list[str]) -> int:
 
 def usage() -> str:
     """The text of `nncompress --help`, the groups' options read from the packaged configuration."""
-    commands = "\n".join(f"  {name:<8}{text}" for name, text in COMMANDS.items())
-    return USAGE.format(version=__version__, commands=commands, groups="\n".join(_groups()))
-
-
-def _groups() -> Iterator[str]:
-    folders = [entry for entry in importlib.resources.files("nncompress.conf").iterdir() if entry.is_dir()]
-    for folder in sorted(folders, key=lambda entry: entry.name):
-        options = sorted(_options(folder))
-        if options:
-            yield f"  {folder.name:<13}{' '.join(options)}"
-
-
-def _options(folder: Traversable, prefix: str = "") -> Iterator[str]:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            yield from _options(entry, f"{prefix}{entry.name}/")
-        elif entry.name.endswith(".yaml"):
-            yield prefix + entry.name.removesuffix(".yaml")
+    commands = [f"  {name:<8}{text}" for name, text in COMMANDS.items()]
+    listed = [f"  {name:<13}{' '.join(options)}" for name, options in groups().items()]
+    return USAGE.format(version=__version__, commands="\n".join(commands), groups="\n".join(listed))

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from nncompress.config import GROUPS
+from nncompress.options import groups
 from nncompress.signatures import nearest, one_line
 
 
@@ -24,15 +25,22 @@ def sentence(error: Exception, arguments: Sequence[str]) -> str:
     if isinstance(cause, ValidationError) and place:
         return f"{place}: {one_line(cause)}"
     if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        known = f"; there are {', '.join(error.options)}" if error.options else ""
-        return f"{group}={option}: no such option{known}{nearest(option, error.options)}"
+        return _unknown_option(str(error.missing_cfg_file), error.options)
     if isinstance(error, OverrideParseException):
         return f"'{error.override}' cannot be read as KEY=VALUE: {one_line(error)}"
     if str(error).startswith("Ambiguous value"):
         return f"{one_line(error)}: several values need a sweep (train -m), a list needs brackets (KEY=[1,2])"
     lines = [*str(error).splitlines(), *(str(cause).splitlines()[:1] if cause else [])]
     return " ".join(line.strip() for line in lines if line.strip())
+
+
+def _unknown_option(path: str, beside: Sequence[str]) -> str:
+    """`path` is group/option; our own groups have options in folders, Hydra's are themselves in folders."""
+    ours = path.partition("/")
+    group, _, option = path.rpartition("/") if ours[0] == "hydra" else ours
+    options = sorted({*beside, *groups().get(group, [])})
+    known = f"; there are {', '.join(options)}" if options else ""
+    return f"{group}={option}: no such option{known}{nearest(option, options)}"
 
 
 def _unknown_key(place: str, arguments: Sequence[str]) -> str:

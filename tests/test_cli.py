@@ -149,6 +149,8 @@ def test_the_choices_are_in_the_configuration(tmp_path: Path) -> None:
         (["seed=abc"], "seed: Value 'abc' of type 'str' could not be converted to Integer"),
         (["dataset=mnits"], "dataset=mnits: no such option; there are"),
         (["dataset=mnits"], "did you mean 'mnist'?"),
+        (["experiment=nnbcd/nothing"], "experiment=nnbcd/nothing: no such option"),
+        (["hydra/launcher=nothing"], "hydra/launcher=nothing: no such option; there are basic"),
         (["seed=1,2"], "several values need a sweep (train -m)"),
         (["seed=["], "'seed=[' cannot be read as KEY=VALUE"),
         (["--config-dir", "nowhere"], "nowhere"),
