@@ -1,5 +1,6 @@
 """NN-BCD: every block against closed forms, brute force and the published numbers."""
 
+import itertools
 import math
 
 import pytest
@@ -134,7 +135,7 @@ def observations(p, solver, steps):
 )
 def test_objective_never_rises_and_the_decrease_inequality_holds_in_every_sweep(recipe, settings, bias):
     terms = observations(toy(recipe, bias=bias, **settings), NNBCD(**CARD), 150)
-    for before, after in zip(terms, terms[1:], strict=False):
+    for before, after in itertools.pairwise(terms):
         guaranteed = after["decrease/guaranteed"] - before.get("decrease/guaranteed", 0.0)
         assert after["objective"] <= before["objective"] + 1e-12
         assert before["objective"] - after["objective"] >= guaranteed - 1e-9
@@ -280,7 +281,7 @@ def test_every_supported_activation_descends(activation):
     data = gaussian()
     p = problem(data, mlp(data, activation=activation), tt, rank=4)
     objective = [terms["objective"] for terms in observations(p, NNBCD(**CARD), 40)]
-    assert all(b <= a + 1e-12 for a, b in zip(objective, objective[1:], strict=False))
+    assert all(b <= a + 1e-12 for a, b in itertools.pairwise(objective))
 
 
 class Functional(nn.Module):

@@ -176,7 +176,7 @@ def _primes(n: int) -> list[int]:
 def tt(
     weights: Mapping[str, Tensor],
     *,
-    rank: int = 8,
+    rank: int = 48,
     modes: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     layers: str | Sequence[str] = "hidden",
 ) -> Plan:

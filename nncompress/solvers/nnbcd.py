@@ -46,10 +46,10 @@ class NNBCD(Solver[NNBCDState]):
     precision: ClassVar[str] = "float64"
 
     num_steps: int = 100
-    tau: float = 1.0
-    alpha: float = 1.0
-    gamma: float = 1.0
-    rho: float = 1.0
+    tau: float = 5.0
+    alpha: float = 0.2
+    gamma: float = 0.5
+    rho: float = 0.5
     plain: bool = False
     project: bool = False
     initial: str = "normal"

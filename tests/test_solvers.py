@@ -1,0 +1,124 @@
+"""The contract of every solver, and the minibatch loop."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from problems import F64, gaussian, mlp, problem, small_digits
+from torch import nn
+
+from nncompress import checkpoint
+from nncompress.compressions.sparsity import l0
+from nncompress.compressions.tensor_train import tt
+from nncompress.metrics import evaluate
+from nncompress.problem import with_weights
+from nncompress.solvers.descent import Constant, Cosine, Exponential, MultiStep, epoch
+from nncompress.solvers.nnbcd import NNBCD
+from nncompress.solvers.sgd import SGD
+
+CASES = [
+    pytest.param(NNBCD(), tt, {"rank": 12}, True, id="nnbcd-tt"),
+    pytest.param(NNBCD(tau=1.0, alpha=1.0), l0, {"keep": 0.3}, True, id="nnbcd-l0"),
+    pytest.param(NNBCD(plain=True), tt, {"rank": 12}, False, id="nnbcd-plain"),
+    pytest.param(NNBCD(), l0, {"keep": 0.3, "joint": True}, True, id="nnbcd-bias-joint"),
+    pytest.param(SGD(num_steps=12, batch_size=16), l0, {"keep": 0.5}, False, id="sgd-l0"),
+    pytest.param(
+        SGD(num_steps=12, batch_size=16, optimizer=torch.optim.Adam, lr=0.003), tt, {"rank": 30}, False, id="adam-tt"
+    ),
+]
+every = pytest.mark.parametrize(("solver", "recipe", "settings", "bias"), CASES)
+
+
+def rows(iterates):
+    return [iterate.observation.terms for iterate in iterates]
+
+
+def make(recipe, settings, bias, data=None):
+    data = gaussian() if data is None else data
+    return problem(data, mlp(data, bias=bias), recipe, **settings)
+
+
+@every
+def test_same_seed_gives_the_same_records_and_the_problem_is_untouched(solver, recipe, settings, bias):
+    p = make(recipe, settings, bias)
+    before = copy.deepcopy(p.model.state_dict()), p.data.train.x.clone()
+    first, second = rows(solver.run(p, 4)), rows(solver.run(p, 4))
+    assert first == second
+    assert all(torch.equal(a, b) for a, b in zip(before[0].values(), p.model.state_dict().values(), strict=True))
+    assert torch.equal(before[1], p.data.train.x)
+
+
+@every
+def test_a_restored_state_continues_bit_for_bit(solver, recipe, settings, bias, tmp_path):
+    p = make(recipe, settings, bias)
+    whole = rows(solver.run(p, 8))
+    *_, half = solver.run(p, 4)
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"state": checkpoint.pack(half.state)})
+    loaded = checkpoint.load(path, torch.device("cpu"))
+    state = checkpoint.restore(solver.init(p), loaded["state"], path)
+    assert rows(solver.run(p, 8, state=state)) == whole[5:]
+
+
+@every
+def test_the_deployed_network_learns_digits(solver, recipe, settings, bias):
+    data = small_digits()
+    p = problem(data, mlp(data, widths=(64, 64), bias=bias), recipe, **settings)
+    *_, last = solver.run(p, 12 if isinstance(solver, SGD) else 60, every=100)
+    model, theta, _ = last.observation
+    deployed = with_weights(model, p.plan.decompress(theta))
+    assert evaluate(deployed, p.data.train, p.loss).accuracy > 0.5
+    assert evaluate(model, p.data.train, p.loss).accuracy > 0.85
+
+
+@every
+def test_observations_come_at_the_start_every_so_often_and_at_the_end(solver, recipe, settings, bias):
+    iterates = list(solver.run(make(recipe, settings, bias), 5, every=2))
+    assert [iterate.step for iterate in iterates] == [0, 1, 2, 3, 4, 5]
+    assert [iterate.step for iterate in iterates if iterate.observation] == [0, 2, 4, 5]
+    assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(iterates))
+
+
+def test_tolerance_stops_when_the_objective_stalls():
+    p = make(tt, {"rank": 12}, False)
+    assert len(list(NNBCD(tolerance=0.5).run(p, 100))) < 100
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    small, large = make(tt, {"rank": 3}, False), make(tt, {"rank": 3}, True)
+    from nncompress.errors import CheckpointError
+
+    with pytest.raises(CheckpointError, match="does not fit"):
+        checkpoint.restore(SGD().init(large), checkpoint.pack(SGD().init(small)), tmp_path / "last.pt")
+
+
+def test_schedules():
+    assert [Cosine().factor(k, 4) for k in (0, 2, 4)] == pytest.approx([1, 0.5, 0])
+    assert Constant().factor(7, 9) == 1
+    assert Exponential(0.5).factor(3, 9) == 0.125
+    assert [MultiStep((0.5, 0.75), 0.1).factor(k, 8) for k in (0, 4, 6)] == pytest.approx([1, 0.1, 0.01])
+
+
+def test_an_epoch_visits_every_sample_once_in_the_generators_order():
+    data = gaussian(n=10)
+    seen = []
+
+    class Spy(nn.Linear):
+        def forward(self, x):
+            seen.append(x)
+            return super().forward(x)
+
+    model = Spy(12, 3).to(F64)
+    generator = torch.Generator().manual_seed(3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    epoch(model, data.train, nn.functional.cross_entropy, optimizer=optimizer, batch_size=4, generator=generator)
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
+    assert [len(x) for x in seen] == [4, 4, 2]
+    assert torch.equal(torch.cat(seen), data.train.x[order])
+
+
+@pytest.mark.parametrize("setting", [{"lr": 0.0}, {"batch_size": 0}])
+def test_sgd_settings_out_of_range_are_refused(setting):
+    with pytest.raises(ValueError, match="found"):
+        SGD(**setting)
