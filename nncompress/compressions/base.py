@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, final
 
+import torch
 from torch import Tensor
 
 Theta = TypeVar("Theta")
 
 FLOAT_BITS = 32
 """Bits of one stored real number (the papers' convention; indices and codes are counted apart)."""
+
+CHUNK = 1 << 16
+"""Entries whose difference is formed at once: a buffer of the tensors' size would cost more than the arithmetic."""
 
 
 class Compression(ABC, Generic[Theta]):
@@ -21,14 +25,33 @@ class Compression(ABC, Generic[Theta]):
     """
 
     theta_type: ClassVar[type[Any]]
+    exact: ClassVar[bool]
+    """Whether `project` solves its problem; otherwise it is a local method, safeguarded by `update`."""
 
-    @abstractmethod
+    @final
     def compress(self, w: Tensor, mu: float = 1.0, start: Theta | None = None) -> Theta:
         """Π(w) = argmin over Θ of mu/2 ‖w - Δ(Θ)‖² + C(Θ).
 
         `w` is left unchanged; the result is on its device and of its dtype. Where the problem is solved only
         locally, the result is never worse than a feasible `start`.
         """
+        return self.update(w, mu, start)[0]
+
+    @final
+    def update(
+        self, w: Tensor, mu: float = 1.0, start: Theta | None = None, dense: Tensor | None = None
+    ) -> tuple[Theta, Tensor]:
+        """Θ = Π(w) and Δ(Θ); `dense` is Δ(start), if at hand."""
+        theta = self.project(w, mu, start)
+        new = self.decompress(theta)
+        if self.exact or start is None:
+            return theta, new
+        old = self.decompress(start) if dense is None else dense
+        return (theta, new) if distance_sq(w, new) <= distance_sq(w, old) else (start, old)
+
+    @abstractmethod
+    def project(self, w: Tensor, mu: float, start: Theta | None) -> Theta:
+        """The minimiser of `compress`, or a good local one, from `start` where that helps."""
 
     @abstractmethod
     def decompress(self, theta: Theta) -> Tensor:
@@ -48,3 +71,11 @@ class Compression(ABC, Generic[Theta]):
 
         None where Θ offers no such form; the nonzero entries of Δ(Θ) are counted then.
         """
+
+
+def distance_sq(a: Tensor, b: Tensor) -> Tensor:
+    """‖a - b‖², accumulated in float64, a 0-dimensional tensor."""
+    size = CHUNK if a.device.type == "cpu" else max(1, a.numel())
+    pairs = zip(torch.split(a.reshape(-1), size), torch.split(b.reshape(-1), size), strict=True)
+    norms = [torch.linalg.vector_norm(x - y, dtype=torch.float64) for x, y in pairs]
+    return torch.stack(norms).square().sum()

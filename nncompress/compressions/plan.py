@@ -57,20 +57,31 @@ class Plan:
     def compress(self, w: Params, mu: float = 1.0, start: Sequence[Any] | None = None) -> tuple[Any, ...]:
         """Π of every task: one Θ each."""
         starts = start if start is not None else [None] * len(self.tasks)
-        return tuple(self.compress_task(task, w, mu, theta) for task, theta in zip(self.tasks, starts, strict=True))
+        joined = [task.view.join([w[name] for name in task.params]) for task in self.tasks]
+        return tuple(
+            task.compression.compress(v, mu, theta) for task, v, theta in zip(self.tasks, joined, starts, strict=True)
+        )
 
     def decompress(self, theta: Sequence[Any]) -> Params:
         """Δ(Θ): the compressed weights, named and shaped as in the network."""
         parts = [self.decompress_task(task, t) for task, t in zip(self.tasks, theta, strict=True)]
         return Params({name: tensor for part in parts for name, tensor in part.items()})
 
-    def compress_task(self, task: Task, w: Mapping[str, Tensor], mu: float, start: Any) -> Any:
-        """Π of one task."""
-        return task.compression.compress(task.view.join([w[name] for name in task.params]), mu, start)
+    def update_task(
+        self, task: Task, w: Mapping[str, Tensor], mu: float, start: Any, dense: Mapping[str, Tensor]
+    ) -> tuple[Any, Params]:
+        """Π and Δ of one task; `dense` is Δ(start) (not read without a start)."""
+        joined = task.view.join([w[name] for name in task.params])
+        old = None if start is None else task.view.join([dense[name] for name in task.params])
+        theta, new = task.compression.update(joined, mu, start, old)
+        return theta, self._split(task, new)
 
     def decompress_task(self, task: Task, theta: Any) -> Params:
         """Δ(Θ) of one task."""
-        tensors = task.view.split(task.compression.decompress(theta), [self.shapes[name] for name in task.params])
+        return self._split(task, task.compression.decompress(theta))
+
+    def _split(self, task: Task, joined: Tensor) -> Params:
+        tensors = task.view.split(joined, [self.shapes[name] for name in task.params])
         return Params(dict(zip(task.params, tensors, strict=True)))
 
     def bits(self, theta: Sequence[Any]) -> int:

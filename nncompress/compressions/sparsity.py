@@ -31,6 +31,7 @@ class L0(Compression[Sparse]):
     """
 
     theta_type: ClassVar[type[Sparse]] = Sparse
+    exact: ClassVar[bool] = True
 
     keep: float | int
 
@@ -38,7 +39,7 @@ class L0(Compression[Sparse]):
         if self.keep < 0 or (isinstance(self.keep, float) and self.keep > 1):
             raise ValueError(f"keep must be a fraction in [0, 1] or a count of at least 0, found {self.keep}")
 
-    def compress(self, w: Tensor, mu: float = 1.0, start: Sparse | None = None) -> Sparse:
+    def project(self, w: Tensor, mu: float, start: Sparse | None) -> Sparse:
         flat = w.reshape(-1)
         order = torch.sort(flat.abs(), descending=True, stable=True).indices
         positions = order[: self.count(flat.numel())].sort().values

@@ -34,6 +34,7 @@ class TensorTrain(Compression[Cores]):
     """
 
     theta_type: ClassVar[type[Cores]] = Cores
+    exact: ClassVar[bool] = False
 
     rank: int
 
@@ -41,12 +42,8 @@ class TensorTrain(Compression[Cores]):
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1, found {self.rank}")
 
-    def compress(self, w: Tensor, mu: float = 1.0, start: Cores | None = None) -> Cores:
-        ranks = tt_ranks(w.shape, self.rank)
-        new = Cores(tt_svd(w, ranks))
-        if start is None or any(core.shape[2] > r for core, r in zip(start.cores, ranks, strict=True)):
-            return new
-        return new if self._error(w, new) <= self._error(w, start) else start
+    def project(self, w: Tensor, mu: float, start: Cores | None) -> Cores:
+        return Cores(tt_svd(w, tt_ranks(w.shape, self.rank), None if start is None else start.cores))
 
     def decompress(self, theta: Cores) -> Tensor:
         return tt_to_tensor(theta.cores)
@@ -60,10 +57,6 @@ class TensorTrain(Compression[Cores]):
     def macs(self, theta: Cores, rows: int) -> int | None:
         return tt_matvec_macs([tuple(core.shape) for core in theta.cores], rows)
 
-    def _error(self, w: Tensor, theta: Cores) -> Tensor:
-        error: Tensor = torch.linalg.vector_norm(w - self.decompress(theta))
-        return error
-
 
 def tt_ranks(shape: Sequence[int], rank: int) -> tuple[int, ...]:
     """r_1, ..., r_d with r_k = min(rank, r_{k-1} n_k, n_{k+1} ... n_d) and r_d = 1."""
@@ -74,25 +67,33 @@ def tt_ranks(shape: Sequence[int], rank: int) -> tuple[int, ...]:
     return tuple(ranks)
 
 
-def tt_svd(w: Tensor, ranks: Sequence[int]) -> tuple[Tensor, ...]:
+def tt_svd(w: Tensor, ranks: Sequence[int], start: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
     """Cores of the TT-SVD of `w` (n_1, ..., n_d) with the given ranks (r_1, ..., r_{d-1}, 1).
 
     Equal to sequential truncated singular value decompositions of the unfoldings, up to rotations of the ranks.
+    Cores `start` of a nearby tensor with these ranks make it faster, not different.
     """
     cores, rest, left = [], w.reshape(1, -1), 1
-    for n, r in zip(w.shape[:-1], ranks, strict=False):
-        basis, rest = _truncate(rest.reshape(left * n, -1), r)
+    guess = None if start is None else start[0].reshape(-1, start[0].shape[2])
+    for k, (n, r) in enumerate(zip(w.shape[:-1], ranks, strict=False)):
+        unfolding = rest.reshape(left * n, -1)
+        basis, rest = _truncate(unfolding, r, guess, None if start is None else start[k + 1 :])
         cores.append(basis.reshape(left, n, r))
+        if start is not None and guess is not None:
+            # the next guess: the start's core, its left rank turned into the new basis
+            turned = (basis.T @ guess) @ start[k + 1].reshape(start[k + 1].shape[0], -1)
+            guess = turned.reshape(-1, start[k + 1].shape[2])
         left = r
     return (*cores, rest.reshape(left, w.shape[-1], 1))
 
 
-def _truncate(a: Tensor, r: int) -> tuple[Tensor, Tensor]:
+def _truncate(a: Tensor, r: int, left: Tensor | None, right: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
     """Q (m x r) and B (r x n) with Q B the best approximation of rank r of `a` (m x n).
 
     A bond that truncates nothing needs no decomposition: one factor is the identity (no later bond of the same
     sweep truncates after r = n). Elsewhere the eigenvectors of the Gram matrix of the smaller side serve; squaring
-    the singular values limits the accuracy to sqrt(eps) ‖a‖ in the worst case.
+    the singular values limits the accuracy to sqrt(eps) ‖a‖ in the worst case. `left` (m x r) and the cores `right`
+    (r x n) guess the two spaces.
     """
     m, n = a.shape
     if r == m:
@@ -100,19 +101,55 @@ def _truncate(a: Tensor, r: int) -> tuple[Tensor, Tensor]:
     if r == n:
         return a, torch.eye(n, dtype=a.dtype, device=a.device)
     if m <= n:
-        basis = _leading_eigenvectors(a @ a.T, r)
+        basis = _leading_space(_gram(a), r, left)
         return basis, basis.T @ a
-    right = _leading_eigenvectors(a.T @ a, r)
-    left = a @ right
-    scale = torch.linalg.vector_norm(left, dim=0)
-    tiny = torch.finfo(a.dtype).eps * scale.max()
-    return left * torch.where(scale > tiny, 1 / scale, 0), scale[:, None] * right.T
+    rows = _leading_space(_gram(a.T), r, None if right is None else _contract(right).reshape(-1, n).T)
+    basis, triangle = torch.linalg.qr(a @ rows)
+    return basis, triangle @ rows.T
 
 
-def _leading_eigenvectors(gram: Tensor, r: int) -> Tensor:
-    """Orthonormal eigenvectors (m x r) of the r largest eigenvalues, largest first."""
+def _gram(a: Tensor) -> Tensor:
+    """a aᵀ; one of its two equal off-diagonal blocks is copied instead of computed."""
+    half = len(a) // 2
+    gram = a.new_empty(len(a), len(a))
+    gram[:half, :half] = a[:half] @ a[:half].T
+    gram[half:] = a[half:] @ a.T
+    gram[:half, half:] = gram[half:, :half].T
+    return gram
+
+
+def _leading_space(gram: Tensor, r: int, guess: Tensor | None) -> Tensor:
+    """An orthonormal basis (m x r) of the span of the eigenvectors of the r largest eigenvalues."""
+    if guess is not None and guess.shape[1] == r and gram.device.type == "cpu":
+        basis = _refined(gram, guess)
+        if basis is not None:
+            return basis
     vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
-    return vectors[:, -r:].flip(1)
+    return vectors[:, -r:]
+
+
+REFINEMENTS = 6
+
+
+def _refined(gram: Tensor, guess: Tensor) -> Tensor | None:
+    """Subspace iteration from a guess; None unless the result is certainly the leading space.
+
+    With Ritz values theta_i, residual R and the part of the trace outside the space, which bounds every eigenvalue
+    there, the angle is at most ‖R‖ / (min theta_i - rest) (Davis and Kahan, SIAM J. Numer. Anal. 7, 1970).
+    """
+    eps = torch.finfo(gram.dtype).eps
+    trace, floor = gram.trace(), 8 * eps * torch.linalg.matrix_norm(gram)
+    basis: Tensor = torch.linalg.qr(gram @ guess)[0]
+    for _ in range(REFINEMENTS):
+        image = gram @ basis
+        ritz = basis.T @ image
+        gap = torch.linalg.eigvalsh(ritz)[0] - (trace - ritz.trace()).clamp_min(0)
+        if not gap > floor:
+            return None
+        if torch.linalg.matrix_norm(image - basis @ ritz) <= max(eps**0.625 * gap, floor):
+            return basis
+        basis = torch.linalg.qr(image)[0]
+    return None
 
 
 def tt_to_tensor(cores: Sequence[Tensor]) -> Tensor:

@@ -165,8 +165,11 @@ class NNBCD(Solver[NNBCDState]):
             if min(layers.values()) != i:  # a joint task waits for the last of its layers
                 continue
             weights = {name: P.W[n] for name, n in layers.items()}
-            P.theta[j] = P.plan.compress_task(task, weights, self.tau, None if self.plain else P.theta[j])
-            for name, T in P.plan.decompress_task(task, P.theta[j]).items():
+            old = {name: T for name, n in layers.items() if (T := P.T[n]) is not None}
+            larger = self.initial_rank is not None and P.k == 0  # the first Θ then is no point of the plan's set
+            start = None if self.plain or larger else P.theta[j]
+            P.theta[j], new = P.plan.update_task(task, weights, self.tau, start, old)
+            for name, T in new.items():
                 P.replace(layers[name], T, self.tau)
                 if self.project:
                     P.W[layers[name]] = T.clone()

@@ -38,6 +38,7 @@ class NNBCDState(NamedTuple):
 class Blocks:
     """The blocks of one sweep, with the paper's indices: V[0] is the input, index 0 is unused elsewhere."""
 
+    k: int
     plan: Plan
     chain: Chain
     Y: Tensor
@@ -58,6 +59,7 @@ class Blocks:
         zero = torch.zeros_like(state.step_sq)
         V0 = inputs_of(problem)
         return cls(
+            k=state.k,
             plan=problem.plan,
             chain=state.chain,
             Y=targets_of(problem),
