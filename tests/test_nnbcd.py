@@ -61,33 +61,33 @@ def test_slope_zero_of_the_general_form_is_relu():
 
 def test_published_linear_blocks():
     V, U, W_old, T = t([1, 0, 2], [0, 1, 1]), t([1, 2, 3]), t([0.5, -0.5]), t([0.4, -0.4])
-    factor = blocks.weight_factor(blocks.gram(V, bias=False), 0.5, torch.full((2,), 6.0, dtype=F64))
-    W = blocks.weight_step(1.0 * W_old + 5.0 * T, blocks.cross(U, V, bias=False), factor, 0.5)
+    factor = blocks.weight_factor(blocks.gram(V.T, bias=False), 0.5, torch.full((2,), 6.0, dtype=F64))
+    W = blocks.weight_step(1.0 * W_old + 5.0 * T, blocks.cross(U.T, V.T, bias=False), factor, 0.5)
     torch.testing.assert_close(W, t([0.717949, -0.102564]), atol=1e-6, rtol=0)
     target = torch.relu(t([1, -1, 0.5], [-0.2, 0.3, 2]))
-    V_new = blocks.activation_step(W_old, U, target, 0.5, 0.5)
+    V_new = blocks.activation_step_(target.T.contiguous(), W_old, U.T, 0.5, 0.5)
     expected = t([1.166667, 0.716667, 1.75], [-0.166667, -0.416667, 0.75])
-    torch.testing.assert_close(V_new, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(V_new, expected.T, atol=1e-6, rtol=0)
     V_N = blocks.output_activation(t([1, 0, 0]), t([0.3, 0.2, 0.1]), t([0.2, 0.1, 0.4]), 0.5, 1.0)
     torch.testing.assert_close(V_N, t([0.54, 0.08, 0.18]))
     U_N = blocks.output_preactivation(t([0.54, 0.08, 0.18]), W_old @ t([1, 0, 2], [0, 1, 1]), 0.5, 0.5)
     torch.testing.assert_close(U_N, t([0.52, -0.21, 0.34]))
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(3, 20), (12, 20), (13, 20), (20, 20), (30, 20)])
+@pytest.mark.parametrize(("rows", "columns"), [(3, 20), (12, 20), (13, 20), (20, 20), (30, 20), (300, 600), (600, 520)])
 def test_v_block_has_zero_gradient_on_both_sides_of_woodbury(rows, columns):
     g = torch.Generator().manual_seed(0)
     W = torch.randn(rows, columns, generator=g, dtype=F64)
-    U, target = torch.randn(rows, 9, generator=g, dtype=F64), torch.randn(columns, 9, generator=g, dtype=F64)
-    V = blocks.activation_step(W, U, target, 0.7, 0.3)
-    torch.testing.assert_close(0.7 * W.T @ (W @ V - U) + 0.3 * (V - target), torch.zeros_like(V), atol=1e-12, rtol=0)
+    U, target = torch.randn(9, rows, generator=g, dtype=F64), torch.randn(9, columns, generator=g, dtype=F64)
+    V = blocks.activation_step_(target.clone(), W, U, 0.7, 0.3)
+    torch.testing.assert_close(0.7 * (V @ W.T - U) @ W + 0.3 * (V - target), torch.zeros_like(V), atol=1e-11, rtol=0)
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("d", [3, 700])
 def test_w_block_has_zero_gradient_jointly_in_weight_and_bias(d, bias):
     g = torch.Generator().manual_seed(0)
-    V, U = torch.randn(d, 40, generator=g, dtype=F64), torch.randn(4, 40, generator=g, dtype=F64)
+    V, U = torch.randn(40, d, generator=g, dtype=F64), torch.randn(40, 4, generator=g, dtype=F64)
     W_old, b_old = torch.randn(4, d, generator=g, dtype=F64), torch.randn(4, generator=g, dtype=F64)
     anchor = 2.0 * W_old
     diagonal = torch.full((d + bias,), 2.0, dtype=F64)
@@ -96,8 +96,8 @@ def test_w_block_has_zero_gradient_jointly_in_weight_and_bias(d, bias):
     factor = blocks.weight_factor(blocks.gram(V, bias=bias), 0.5, diagonal)
     new = blocks.weight_step(anchor, blocks.cross(U, V, bias=bias), factor, 0.5)
     W, b = (new[:, :-1], new[:, -1:]) if bias else (new, torch.zeros(4, 1, dtype=F64))
-    residual = W @ V + b - U
-    torch.testing.assert_close(2.0 * (W - W_old) + 0.5 * residual @ V.T, torch.zeros_like(W), atol=1e-10, rtol=0)
+    residual = W @ V.T + b - U.T
+    torch.testing.assert_close(2.0 * (W - W_old) + 0.5 * residual @ V, torch.zeros_like(W), atol=1e-10, rtol=0)
     if bias:
         zero = torch.zeros(4, dtype=F64)
         torch.testing.assert_close(2.0 * (b[:, 0] - b_old) + 0.5 * residual.sum(1), zero, atol=1e-10, rtol=0)
@@ -105,12 +105,12 @@ def test_w_block_has_zero_gradient_jointly_in_weight_and_bias(d, bias):
 
 def test_elementwise_update_in_chunks_equals_the_whole(monkeypatch):
     g = torch.Generator().manual_seed(0)
-    U, V, b = torch.randn(3, 7, 11, generator=g, dtype=F64)
-    expected = blocks.activation_prox(V, b, 2.0, 0.0)
+    U, V, product = torch.randn(3, 7, 11, generator=g, dtype=F64)
+    expected = blocks.activation_prox(V, (0.5 * product + 1.5 * U) / 2.0, 4.0, 0.0)
     monkeypatch.setattr(blocks, "CHUNK", 10)
     moved = U.clone()
-    step_sq = blocks.preactivation_step_(moved, V, b.clone(), 2.0, 0.0)
-    assert torch.equal(moved, expected)
+    step_sq = blocks.preactivation_step_(moved, V, product, rho=0.5, gamma=0.5, alpha=1.5, slope=0.0)
+    torch.testing.assert_close(moved, expected)
     assert float(step_sq) == pytest.approx(float((expected - U).square().sum()), rel=1e-12)
 
 
@@ -193,7 +193,7 @@ def test_subgradient_equals_the_papers_explicit_one_away_from_kinks():
     for i in (1, 2, 3):
         R = new.product(i) - new.U[i]
         compressed = 0 if new.T[i] is None else tau * (new.W[i] - new.T[i])
-        total += (rho * R @ new.V[i - 1].T + compressed).square().sum()
+        total += (rho * R.T @ new.V[i - 1] + compressed).square().sum()
         if i < N:
             total += (gamma * (torch.relu(old.U[i]) - torch.relu(new.U[i]))).square().sum()
             explicit = rho * (old.product(i) - new.product(i)) - alpha * (new.U[i] - old.U[i])
@@ -214,7 +214,7 @@ def test_objective_is_the_sum_of_its_definition():
     for i in (1, 2, 3):
         sigma = P.U[i] if i == 3 else torch.relu(P.U[i])
         expected += 0.25 * (P.V[i] - sigma).square().sum()
-        expected += 0.25 * (P.U[i] - P.W[i] @ P.V[i - 1] - P.b[i][:, None]).square().sum()
+        expected += 0.25 * (P.U[i] - P.V[i - 1] @ P.W[i].T - P.b[i]).square().sum()
     expected += 2.5 * (P.W[2] - P.T[2]).square().sum()
     assert solver.observe(p, state).terms["objective"] == pytest.approx(float(expected), rel=1e-12)
 

@@ -1,7 +1,10 @@
-"""The closed-form block updates of NN-BCD, one function each, and their statistics over samples.
+"""The closed-form block updates of NN-BCD, one function each.
+
+Samples are rows here: V, U are n x d, the paper's d x n matrices transposed, for which matrix products are faster (the
+layers' widths are round numbers, n is not). Weights W are outputs x inputs as in the paper.
 
 Li et al., "On Model Compression for Neural Networks: Framework, Algorithm, and Convergence Guarantee",
-arXiv 2303.06815; without compression: Zeng et al., ICML 2019, arXiv 1803.00225. Samples are columns (d x n).
+arXiv 2303.06815; without compression: Zeng et al., ICML 2019, arXiv 1803.00225.
 """
 
 from __future__ import annotations
@@ -15,7 +18,10 @@ PRIMAL_BELOW = (math.sqrt(5) - 1) / 2
 """The V block of width d is solved on the side of the next width d' when d' < 0.618 d: 4 d d' + 2 d'^2 then costs
 less than 2 d d' + 2 d^2 multiply-accumulates a sample."""
 
-CHUNK = 1 << 18
+BLOCK = 256
+"""Columns of a block in Gram matrices and triangular solves."""
+
+CHUNK = 1 << 16
 """Entries of an elementwise update treated at once on the CPU, so that its temporaries stay in the cache."""
 
 
@@ -25,47 +31,73 @@ def output_activation(Y: Tensor, U: Tensor, V: Tensor, gamma: float, alpha: floa
 
 
 def output_preactivation(V: Tensor, product: Tensor, gamma: float, rho: float) -> Tensor:
-    """U_N = argmin gamma/2 ‖V_N - U‖² + rho/2 ‖U - W_N V_{N-1}‖²."""
+    """U_N = argmin gamma/2 ‖V_N - U‖² + rho/2 ‖U - V_{N-1} W_Nᵀ‖², the product given."""
     return (gamma * V + rho * product) / (gamma + rho)
 
 
-def activation_step(W: Tensor, U: Tensor, target: Tensor, rho: float, gamma: float) -> Tensor:
-    """V_i = argmin rho/2 ‖U - W V‖² + gamma/2 ‖V - target‖² with W = W_{i+1} (d' x d), target = sigma(U_i).
+def activation_step_(target: Tensor, W: Tensor, U: Tensor, rho: float, gamma: float) -> Tensor:
+    """V_i = argmin rho/2 ‖U - V Wᵀ‖² + gamma/2 ‖V - target‖², W = W_{i+1} (d' x d), U = U_{i+1}, target = sigma(U_i).
 
     By Cholesky of rho WᵀW + gamma I, or of the smaller W Wᵀ + gamma/rho I (Woodbury) where that costs less.
+    Written over `target`.
     """
     rows, columns = W.shape
     if rows < PRIMAL_BELOW * columns:
         factor = torch.linalg.cholesky(_plus_diagonal(W @ W.T, gamma / rho))
-        return torch.addmm(target, W.T, torch.cholesky_solve(torch.addmm(U, W, target, alpha=-1), factor))
+        return target.addmm_(solve_(torch.addmm(U, target, W.T, alpha=-1), factor), W)
     factor = torch.linalg.cholesky(_plus_diagonal(rho * (W.T @ W), gamma))
-    return torch.cholesky_solve(torch.addmm(target, W.T, U, beta=gamma, alpha=rho), factor)
+    return solve_(target.addmm_(U, W, beta=gamma, alpha=rho), factor)
 
 
-def preactivation_step_(U: Tensor, V: Tensor, b: Tensor, g: float, slope: float) -> Tensor:
-    """U <- prox(V, b) entry by entry (see `activation_prox`), in place; returns ‖U - U_old‖² in float64."""
+def solve_(B: Tensor, factor: Tensor) -> Tensor:
+    """B (L Lᵀ)⁻¹ for B (n x d) and the lower Cholesky factor L, in place: two substitutions by blocks of columns.
+
+    Diagonal blocks are inverted once, so that all work on the n rows is matrix products.
+    """
+    d = len(factor)
+    blocks = [(start, min(d, start + BLOCK)) for start in range(0, d, BLOCK)]
+    inverses = [_triangular_inverse(factor[start:stop, start:stop]) for start, stop in blocks]
+    for (start, stop), inverse in zip(blocks, inverses, strict=True):
+        column = B[:, start:stop].addmm_(B[:, :start], factor[start:stop, :start].T, alpha=-1)
+        column.copy_(column @ inverse.T)
+    for (start, stop), inverse in reversed(list(zip(blocks, inverses, strict=True))):
+        column = B[:, start:stop].addmm_(B[:, stop:], factor[stop:, start:stop], alpha=-1)
+        column.copy_(column @ inverse)
+    return B
+
+
+def preactivation_step_(
+    U: Tensor, V: Tensor, product: Tensor, *, rho: float, gamma: float, alpha: float, slope: float
+) -> Tensor:
+    """U <- argmin gamma/2 ‖V - sigma(U)‖² + rho/2 ‖U - product‖² + alpha/2 ‖U - U_old‖², entry by entry, in place.
+
+    Returns ‖U - U_old‖² in float64.
+    """
+    share, g = rho / (rho + alpha), (rho + alpha) / gamma
     size = CHUNK if U.device.type == "cpu" else U.numel()
-    step_sq = torch.zeros((), dtype=torch.float64, device=U.device)
-    for u, a, c in zip(*(torch.split(t.reshape(-1), size) for t in (U, V, b)), strict=True):
-        new = activation_prox(a, c, g, slope)
-        step_sq += sq(u.sub_(new))
+    norms = []
+    for u, a, p in zip(*(torch.split(t.reshape(-1), size) for t in (U, V, product)), strict=True):
+        new = activation_prox(a, torch.lerp(u, p, share), g, slope)
+        norms.append(torch.linalg.vector_norm(u.sub_(new), dtype=torch.float64))
         u.copy_(new)
-    return step_sq
+    return torch.stack(norms).square().sum()
 
 
 def activation_prox(a: Tensor, b: Tensor, g: float, slope: float = 0.0) -> Tensor:
     """argmin over u of 1/2 (sigma(u) - a)² + g/2 (u - b)², entry by entry, sigma(u) = max(u, 0) + slope min(u, 0).
 
     The minimiser of each linear piece is clipped to its half-line and the better of the two is taken; the negative
-    one on ties. For ReLU the comparison reduces to the sign of g b + t a with t = sqrt(g (g + 1)) - g.
+    one on ties. For ReLU that is m + [g b + t a > 0] max((a + g b)/(1 + g) - m, 0), m = min(b, 0),
+    t = sqrt(g (g + 1)) - g.
     """
     positive: Tensor = torch.add(a, b, alpha=g).mul_(1 / (1 + g))
     if slope == 1.0:
         return positive
     if slope == 0.0:
-        t = math.sqrt(g * (g + 1)) - g
-        below = torch.where(torch.add(b, a, alpha=t / g) > 0, positive, b)
-        return torch.where(b < 0, below, positive.clamp_min_(0))
+        m = b.clamp_max(0)
+        sign = torch.add(b, a, alpha=(math.sqrt(g * (g + 1)) - g) / g)
+        jump = torch.ops.aten.threshold_backward(positive.sub_(m).relu_(), sign, 0)  # [sign > 0] * (...), one pass
+        return m.add_(jump)
     positive.clamp_min_(0)
     negative = (slope * a + g * b).div_(slope**2 + g).clamp_max_(0)
     value_positive = (positive - a).square_() + g * (positive - b).square_()
@@ -74,39 +106,36 @@ def activation_prox(a: Tensor, b: Tensor, g: float, slope: float = 0.0) -> Tenso
 
 
 def gram(V: Tensor, bias: bool) -> Tensor:
-    """V Vᵀ (d x d), of V with a row of ones below it when `bias`. Only the lower triangle is filled in."""
-    d = len(V)
-    size = d + bias
-    out = V.new_zeros(size, size)
-    block = max(256, -(-d // 4))
-    for start in range(0, d, block):
-        stop = min(d, start + block)
-        out[start:stop, :stop] = V[start:stop] @ V[:stop].T
+    """VᵀV (d x d), of V with a column of ones behind it when `bias`. Only the lower triangle is filled in."""
+    n, d = V.shape
+    out = V.new_zeros(d + bias, d + bias)
+    for start in range(0, d, BLOCK):
+        stop = min(d, start + BLOCK)
+        out[start:stop, :stop] = V[:, start:stop].T @ V[:, :stop]
     if bias:
-        out[d, :d] = V.sum(dim=1)
-        out[d, d] = V.shape[1]
+        out[d, :d] = V.sum(dim=0)
+        out[d, d] = n
     return out
 
 
 def cross(U: Tensor, V: Tensor, bias: bool) -> Tensor:
-    """U Vᵀ (d' x d), with the column U 1 behind it when `bias`."""
-    product = torch.mm(U, V.T)
-    return torch.cat([product, U.sum(dim=1, keepdim=True)], dim=1) if bias else product
+    """UᵀV (d' x d), with the column Uᵀ1 behind it when `bias`."""
+    product = torch.mm(U.T, V)
+    return torch.cat([product, U.sum(dim=0)[:, None]], dim=1) if bias else product
 
 
 def weight_factor(gram: Tensor, rho: float, diagonal: Tensor) -> Tensor:
-    """Lower Cholesky factor of rho V Vᵀ + diag(diagonal); reads the lower triangle of `gram`."""
+    """Lower Cholesky factor of rho VᵀV + diag(diagonal); reads the lower triangle of `gram`."""
     factor: Tensor = torch.linalg.cholesky((rho * gram).add_(torch.diag(diagonal)))
     return factor
 
 
 def weight_step(anchor: Tensor, cross: Tensor, factor: Tensor, rho: float) -> Tensor:
-    """(W_i, b_i) = (anchor + rho U Vᵀ)(rho V Vᵀ + diag)⁻¹, the minimiser of the ridge problem in W_i and b_i jointly.
+    """(W_i, b_i) = (anchor + rho UᵀV)(rho VᵀV + diag)⁻¹, the minimiser of the ridge problem in W_i and b_i jointly.
 
     anchor = alpha W_old + tau T(G) (alpha b_old in the bias column), diag = alpha + tau (alpha for the bias).
     """
-    new: Tensor = torch.cholesky_solve(torch.add(anchor, cross, alpha=rho).T, factor).T.contiguous()
-    return new
+    return solve_(torch.add(anchor, cross, alpha=rho), factor)
 
 
 def subgradient_sq(U: Tensor, V: Tensor, smooth: Tensor, gamma: float, slope: float) -> Tensor:
@@ -126,6 +155,12 @@ def sq(x: Tensor) -> Tensor:
     """‖x‖² accumulated in float64, a 0-dimensional tensor."""
     norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
     return norm.square()
+
+
+def _triangular_inverse(factor: Tensor) -> Tensor:
+    identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+    inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return inverse
 
 
 def _plus_diagonal(matrix: Tensor, value: float) -> Tensor:

@@ -109,6 +109,9 @@ def _slope(model: nn.Module, node: fx.Node) -> float:
     raise Unsupported(f"{REQUIREMENT}; found {found} at {_name(node)!r}")
 
 
-def activation(u: Tensor, slope: float) -> Tensor:
-    """sigma(u), elementwise, as a new tensor."""
-    return torch.relu(u) if slope == 0.0 else nn.functional.leaky_relu(u, slope)
+def activation(u: Tensor, slope: float, out: Tensor | None = None) -> Tensor:
+    """sigma(u), elementwise, as a new tensor or written to `out`."""
+    if slope == 0.0:
+        return torch.clamp_min(u, 0, out=out)
+    result: Tensor = nn.functional.leaky_relu(u, slope)
+    return result if out is None else out.copy_(result)

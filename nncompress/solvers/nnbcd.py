@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
+from nncompress.compressions.base import distance_sq
 from nncompress.compressions.plan import Plan, Task
 from nncompress.errors import ConfigError, Unsupported
 from nncompress.problem import Problem, weights_of, with_weights
@@ -30,6 +31,7 @@ class NNBCD(Solver[NNBCDState]):
 
     by one backward Gauss-Seidel sweep a step: V_N, U_N, W_N, then V_i, U_i, W_i, G_i for i = N-1, ..., 1. Each block
     is minimised exactly, the blocks V_N, W_i and U_i (i < N) with the proximal term alpha/2 ‖block - old‖² added.
+    (Written as in the paper, samples as columns; the code keeps them as rows.)
     T(G_i) stands for Δ(Θ) of any plan: tensor trains, or the kept entries of pruned weights. A layer with a bias has
     (W_i, b_i) as one block, U_i - b_i 1ᵀ in place of U_i elsewhere.
 
@@ -127,19 +129,22 @@ class NNBCD(Solver[NNBCDState]):
         P.V[N], P.U[N] = V, U
 
     def _update_activation(self, P: Blocks, i: int) -> None:
-        target = activation(P.U[i], P.slope(i))
-        V = blocks.activation_step(P.W[i + 1], P.without_bias(i + 1), target, self.rho, self.gamma)
-        P.moved(blocks.sq(P.V[i].sub_(V)), self.gamma / 2)
-        P.V[i].copy_(V)
+        target = activation(P.U[i], P.slope(i), out=P.spare(i))
+        V = blocks.activation_step_(target, P.W[i + 1], P.without_bias(i + 1), self.rho, self.gamma)
+        P.moved(distance_sq(P.V[i], V), self.gamma / 2)
+        P.exchange(i)
 
     def _update_preactivation(self, P: Blocks, i: int) -> None:
-        share = self.rho / (self.rho + self.alpha)
-        b = torch.addmm(P.U[i], P.W[i], P.V[i - 1], beta=1 - share, alpha=share)
-        bias = P.b[i]
-        if bias is not None:
-            b.add_(bias[:, None], alpha=share)
-        g = (self.rho + self.alpha) / self.gamma
-        P.moved(blocks.preactivation_step_(P.U[i], P.V[i], b, g, P.slope(i)), self.alpha / 2)
+        step_sq = blocks.preactivation_step_(
+            P.U[i],
+            P.V[i],
+            P.product(i, out=P.spare(i)),
+            rho=self.rho,
+            gamma=self.gamma,
+            alpha=self.alpha,
+            slope=P.slope(i),
+        )
+        P.moved(step_sq, self.alpha / 2)
 
     def _update_weight(self, P: Blocks, i: int) -> None:
         W, b, T = P.W[i], P.b[i], P.T[i]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from nncompress.compressions.base import distance_sq
 from nncompress.compressions.plan import Plan, Task
 from nncompress.problem import Problem
 from nncompress.solvers import blocks
@@ -15,7 +16,7 @@ from nncompress.solvers.chain import Chain, activation
 
 
 class NNBCDState(NamedTuple):
-    """Blocks of layer i at index i - 1; U, V are d_i x n, W and T are d_i x d_{i-1}, b is (d_i,)."""
+    """Blocks of layer i at index i - 1; U, V are n x d_i (samples are rows), W and T are d_i x d_{i-1}, b is (d_i,)."""
 
     k: int
     chain: Chain
@@ -52,6 +53,7 @@ class Blocks:
     step_sq: Tensor
     theta_sq: Tensor
     guaranteed: Tensor
+    spares: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, problem: Problem, state: NNBCDState) -> Blocks:
@@ -97,14 +99,26 @@ class Blocks:
         """Slope of sigma_i below zero (1 for the output layer)."""
         return self.chain.layers[i - 1].slope
 
-    def product(self, i: int) -> Tensor:
-        """W_i V_{i-1} + b_i 1ᵀ."""
-        return affine(self.W[i], self.b[i], self.V[i - 1])
+    def product(self, i: int, out: Tensor | None = None) -> Tensor:
+        """V_{i-1} W_iᵀ + 1 b_iᵀ, as a new tensor or written to `out`."""
+        return affine(self.W[i], self.b[i], self.V[i - 1], out)
+
+    def spare(self, i: int) -> Tensor:
+        """A tensor of the shape of V_i for temporary use, one for each width: fresh memory is slow to touch."""
+        width = self.V[i].shape[1]
+        if width not in self.spares:
+            self.spares[width] = torch.empty_like(self.V[i])
+        return self.spares[width]
+
+    def exchange(self, i: int) -> None:
+        """Make the spare tensor V_i, and the old V_i spare."""
+        width = self.V[i].shape[1]
+        self.V[i], self.spares[width] = self.spares[width], self.V[i]
 
     def without_bias(self, i: int) -> Tensor:
-        """U_i - b_i 1ᵀ."""
+        """U_i - 1 b_iᵀ."""
         b = self.b[i]
-        return self.U[i] if b is None else self.U[i] - b[:, None]
+        return self.U[i] if b is None else self.U[i] - b
 
     def layers_of(self, task: Task) -> dict[str, int]:
         """The paper's index of each weight of a task."""
@@ -120,24 +134,24 @@ class Blocks:
         """Replace T(G_i); L falls as tau/2 ‖W_i - T‖² does."""
         old = self.T[i]
         if old is not None:
-            self.theta_sq += blocks.sq(T - old)
-            self.guaranteed += tau / 2 * (blocks.sq(self.W[i] - old) - blocks.sq(self.W[i] - T))
+            self.theta_sq += distance_sq(T, old)
+            self.guaranteed += tau / 2 * (distance_sq(self.W[i], old) - distance_sq(self.W[i], T))
         self.T[i] = T
 
 
 def inputs_of(problem: Problem) -> Tensor:
-    """V_0 = X (d_0 x n), a view of the data."""
-    return problem.data.train.x.flatten(1).T
+    """V_0 = X (n x d_0), a view of the data."""
+    return problem.data.train.x.flatten(1)
 
 
 def targets_of(problem: Problem) -> Tensor:
-    """Y (d_N x n), one column of the identity for each label."""
-    return nn.functional.one_hot(problem.data.train.y, problem.data.num_classes).to(problem.dtype).T
+    """Y (n x d_N), one row of the identity for each label."""
+    return nn.functional.one_hot(problem.data.train.y, problem.data.num_classes).to(problem.dtype)
 
 
-def affine(W: Tensor, b: Tensor | None, V: Tensor) -> Tensor:
-    """W V + b 1ᵀ."""
-    return torch.mm(W, V) if b is None else torch.addmm(b[:, None], W, V)
+def affine(W: Tensor, b: Tensor | None, V: Tensor, out: Tensor | None = None) -> Tensor:
+    """V Wᵀ + 1 bᵀ."""
+    return torch.mm(V, W.T, out=out) if b is None else torch.addmm(b, V, W.T, out=out)
 
 
 def figures(P: Blocks, *, tau: float, gamma: float, rho: float) -> dict[str, float]:
@@ -152,17 +166,17 @@ def figures(P: Blocks, *, tau: float, gamma: float, rho: float) -> dict[str, flo
         linear += blocks.sq(R)
         R.mul_(rho)
         grad_sq += blocks.subgradient_sq(P.U[i], P.V[i], -R, gamma, P.slope(i))
-        grad_W = torch.mm(R, P.V[i - 1].T)
+        grad_W = torch.mm(R.T, P.V[i - 1])
         T = P.T[i]
         if T is not None:
             compression += blocks.sq(P.W[i] - T)
             grad_W.add_(P.W[i] - T, alpha=tau)
         grad_sq += blocks.sq(grad_W)
         if P.b[i] is not None:
-            grad_sq += blocks.sq(R.sum(dim=1))
+            grad_sq += blocks.sq(R.sum(dim=0))
         if i > 1:  # the gradient in V_{i-1}
             grad_V = torch.sub(P.V[i - 1], activation(P.U[i - 1], P.slope(i - 1)))
-            grad_sq += blocks.sq(torch.addmm(grad_V, P.W[i].T, R, beta=gamma))
+            grad_sq += blocks.sq(torch.addmm(grad_V, R, P.W[i], beta=gamma))
     terms = {
         "term/fit": float(blocks.sq(misfit)) / 2,
         "term/activation": gamma / 2 * float(activations),
