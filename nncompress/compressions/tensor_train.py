@@ -103,7 +103,7 @@ def _truncate(a: Tensor, r: int, left: Tensor | None, right: Sequence[Tensor] | 
     if m <= n:
         basis = _leading_space(_gram(a), r, left)
         return basis, basis.T @ a
-    rows = _leading_space(_gram(a.T), r, None if right is None else _contract(right).reshape(-1, n).T)
+    rows = _leading_space(_gram(a.T), r, None if right is None else _columns(right).T)
     basis, triangle = torch.linalg.qr(a @ rows)
     return basis, triangle @ rows.T
 
@@ -153,21 +153,28 @@ def _refined(gram: Tensor, guess: Tensor) -> Tensor | None:
 
 
 def tt_to_tensor(cores: Sequence[Tensor]) -> Tensor:
-    """The tensor (n_1, ..., n_d) of the cores, contracted from both ends towards the middle bond."""
-    middle = len(cores) // 2
-    if middle == 0:
+    """The tensor (n_1, ..., n_d) of the cores, contracted from both ends towards the bond that best halves it."""
+    if len(cores) == 1:
         return cores[0].reshape(-1)
-    left, right = _contract(cores[:middle]), _contract(cores[middle:])
-    flat = left.reshape(-1, left.shape[-1]) @ right.reshape(right.shape[0], -1)
-    return flat.reshape([core.shape[1] for core in cores])
+    shape = [core.shape[1] for core in cores]
+    middle = min(range(1, len(cores)), key=lambda k: math.prod(shape[:k]) + math.prod(shape[k:]))
+    flat = _rows(cores[:middle]) @ _columns(cores[middle:])
+    return flat.reshape(shape)
 
 
-def _contract(cores: Sequence[Tensor]) -> Tensor:
-    """(r_0, n_1 n_2 ... n_k, r_k) of consecutive cores."""
-    product = cores[0]
+def _rows(cores: Sequence[Tensor]) -> Tensor:
+    """(n_1 ... n_k) x r_k: the first cores, contracted from the left end."""
+    product = cores[0].reshape(-1, cores[0].shape[2])
     for core in cores[1:]:
-        flat = product.reshape(-1, core.shape[0]) @ core.reshape(core.shape[0], -1)
-        product = flat.reshape(product.shape[0], -1, core.shape[2])
+        product = (product @ core.reshape(core.shape[0], -1)).reshape(-1, core.shape[2])
+    return product
+
+
+def _columns(cores: Sequence[Tensor]) -> Tensor:
+    """r_k x (n_{k+1} ... n_d): the last cores, contracted from the right end."""
+    product = cores[-1].reshape(cores[-1].shape[0], -1)
+    for core in reversed(cores[:-1]):
+        product = (core.reshape(-1, core.shape[2]) @ product).reshape(core.shape[0], -1)
     return product
 
 
