@@ -67,8 +67,8 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         found = content["format"]
     except Exception as error:
         raise CheckpointError(
-            f"the checkpoint {path} ({path.stat().st_size} bytes) is truncated or damaged "
-            f"({str(error).splitlines()[0][:120]}); start the run afresh"
+            f"the checkpoint {path} is truncated or damaged, found {path.stat().st_size} bytes that torch cannot read "
+            f"({type(error).__name__}); start the run afresh"
         ) from error
     if found != FORMAT:
         raise CheckpointError(f"the checkpoint {path} has format {found}, this version reads format {FORMAT}")

@@ -57,7 +57,7 @@ def peak_memory(device: torch.device) -> int:
 def describe(device: torch.device, dtype: torch.dtype, seed: int) -> dict[str, Any]:
     """Versions, hardware, commit, command line, seed and the flags that decide whether a run can be repeated."""
     return {
-        "command": sys.argv,
+        "command": sys.orig_argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},

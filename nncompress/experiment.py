@@ -43,6 +43,11 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     Writes the files of a run folder, `status.json` whatever happens. Raises an NNCompressError or what else went
     wrong, and SystemExit(130 or 143) after a checkpoint when interrupted.
     """
+    if cfg.resume is None and (folder / RECORDS).exists():
+        raise ConfigError(
+            f"a run needs a folder of its own, found the records of another run in {folder}; "
+            f"continue that one with resume={folder}, or give another hydra.run.dir"
+        )
     with _status(folder) as status, Interruption() as interruption:
         saved = OmegaConf.merge(cfg, {"resume": None})
         (folder / CONFIG).write_text(OmegaConf.to_yaml(saved, resolve=True), encoding="utf-8")
@@ -90,12 +95,10 @@ def _plan(cfg: DictConfig, weights: Mapping[str, Tensor], dense: int) -> Plan:
     """The plan of the compression's recipe (a Compression is applied to each layer), fitted to a target if any."""
     node = config.build(cfg.compression)
     recipe: Callable[..., Plan] = partial(each_layer, compression=node) if isinstance(node, Compression) else node
-    try:
+    with config.refusals("compression"):
         if cfg.target.ratio is None:
             return recipe(weights)
         plan, setting = fit_ratio(recipe, weights, dense, cfg.target.ratio)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"compression: {error}") from error
     log.info("target.ratio=%g: %s", cfg.target.ratio, setting)
     return plan
 

@@ -97,7 +97,7 @@ def job(cfg: DictConfig) -> None:
 def _attempt(cfg: DictConfig, folder: Path, sweep: bool) -> None:
     """Check and run; a failure ends a single run and leaves a sweep going."""
     try:
-        _prepared(cfg, folder, sweep)(cfg, folder)
+        _prepared(cfg, folder)(cfg, folder)
     except Exception as error:
         failure = _as_told(error, folder)
         if not sweep:
@@ -109,16 +109,16 @@ def _attempt(cfg: DictConfig, folder: Path, sweep: bool) -> None:
             _say_where(folder)
 
 
-def _prepared(cfg: DictConfig, folder: Path, sweep: bool) -> Callable[[DictConfig, Path], Any]:
+def _prepared(cfg: DictConfig, folder: Path) -> Callable[[DictConfig, Path], Any]:
     """`experiment.run`, once the configuration is checked; what goes wrong before it is recorded here."""
     try:
         config.validate(cfg)
         from nncompress.experiment import run
     except Exception as error:
         log.error("the run did not start", exc_info=error)
-        if sweep:
-            from nncompress.records import CONFIG, STATUS, write_json
+        from nncompress.records import CONFIG, STATUS, write_json
 
+        if not (folder / STATUS).exists():  # a run that is resumed has its own
             OmegaConf.save(cfg, folder / CONFIG)
             reason = "; ".join(str(error).splitlines())
             write_json(folder / STATUS, {"status": "failed", "reason": reason, "traceback": None, "step": None})

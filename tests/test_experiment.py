@@ -1,0 +1,297 @@
+"""Whole runs from the command line: files, resume, interruption, divergence, bad input, the compact network."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import nncompress.experiment
+from nncompress.cli import main
+from nncompress.compact.artefact import load_compact
+from nncompress.data.digits import digits
+from nncompress.errors import CheckpointError
+from nncompress.interruption import Interruption
+from nncompress.metrics import evaluate
+from nncompress.solvers.nnbcd import NNBCD
+from nncompress.solvers.sgd import SGD
+
+NNBCD_WORDS = ["solver=nnbcd", "model=tt_mlp", "model.widths=[32,32]", "compression.rank=8", "dataset.train_size=200"]
+SGD_WORDS = ["solver=sgd", "model.widths=[32]", "compression=l0", "compression.keep=0.3", "dataset.train_size=200"]
+SUMMARY_KEYS = {
+    "accuracy/test", "accuracy/train", "accuracy/dense_test", "params/dense", "params/compressed", "bits/dense",
+    "bits/compressed", "ratio/params", "ratio/bits", "ratio/tasks", "macs/dense", "macs/compressed", "seconds/total",
+    "seconds/step_median", "memory/peak_bytes", "objective/final", "rate/slope", "rate/bound_ok", "device", "seed",
+}  # fmt: skip
+ROW_KEYS = {
+    "step", "seconds", "objective", "loss/train", "accuracy/train", "loss/test", "accuracy/test",
+    "accuracy/dense_test", "gap", "step_sq", "ratio/params", "ratio/bits", "sparsity",
+}  # fmt: skip
+
+
+class Conv(nn.Sequential):
+    """A network that NN-BCD does not treat."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, num_classes))
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty current folder, and no pictures but where they are asked for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(nncompress.experiment, "write_run_report", lambda folder: [])
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def train(folder: Path, *words: str) -> int:
+    try:
+        return main(["train", *words, f"hydra.run.dir={folder}"])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in lines]
+
+
+def summary(folder: Path) -> dict[str, object]:
+    content = json.loads((folder / "summary.json").read_text())
+    return {k: v for k, v in content.items() if not k.startswith(("seconds", "memory"))}
+
+
+def status(folder: Path) -> dict[str, object]:
+    return dict(json.loads((folder / "status.json").read_text()))
+
+
+@pytest.mark.parametrize("words", [NNBCD_WORDS, SGD_WORDS], ids=["nnbcd", "sgd"])
+def test_a_run_leaves_every_file_with_its_keys(words, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    assert train(folder, *words, "solver.num_steps=8", "seed=3") == 0
+    for name in ("config.yaml", "environment.json", "run.log", "checkpoints/last.pt", "model/model.json"):
+        assert (folder / name).is_file(), name
+    for table in ("accuracy", "compression", "convergence"):
+        assert {path.suffix for path in (folder / "tables").glob(f"{table}.*")} == {".csv", ".md", ".tex"}
+    assert (folder / "plots/objective.png").is_file()
+    assert status(folder)["status"] == "done"
+    full = json.loads((folder / "summary.json").read_text())
+    assert full.keys() >= SUMMARY_KEYS
+    assert full["seed"] == 3
+    assert rows(folder)[-1].keys() >= ROW_KEYS - {"seconds"}
+    assert [row["step"] for row in rows(folder)] == list(range(9))
+    environment = json.loads((folder / "environment.json").read_text())
+    assert {"packages", "device", "commit", "command", "seed", "deterministic"} <= environment.keys()
+
+
+@pytest.mark.parametrize("words", [NNBCD_WORDS, SGD_WORDS], ids=["nnbcd", "sgd"])
+def test_same_seed_same_records_and_another_seed_others(words, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert train(tmp_path / name, *words, "solver.num_steps=3", f"seed={seed}") == 0
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    assert rows(tmp_path / "a") != rows(tmp_path / "c")
+
+
+@pytest.mark.parametrize(("words", "solver"), [(NNBCD_WORDS, NNBCD), (SGD_WORDS, SGD)], ids=["nnbcd", "sgd"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
+def test_an_interrupted_run_resumes_to_the_records_of_an_unbroken_one(
+    words, solver, number, code, tmp_path, monkeypatch
+):
+    words = [*words, "eval_every=2"]
+    steps = "solver.num_steps=9"
+    assert train(tmp_path / "whole", *words, steps) == 0
+    step = solver.step
+
+    def struck(self, problem, state):
+        if state.k == 4:
+            signal.raise_signal(number)
+        return step(self, problem, state)
+
+    monkeypatch.setattr(solver, "step", struck)
+    broken = tmp_path / "broken"
+    assert train(broken, *words, steps) == code
+    assert status(broken)["status"] == "interrupted"
+    assert status(broken)["step"] == 5
+    assert not (broken / "summary.json").exists()
+    monkeypatch.setattr(solver, "step", step)
+    assert main(["train", f"resume={broken}"]) == 0
+    assert rows(broken) == rows(tmp_path / "whole")
+    assert summary(broken) == summary(tmp_path / "whole")
+    assert status(broken)["status"] == "done"
+
+
+def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_summary(tmp_path):
+    words = [*NNBCD_WORDS, "solver.num_steps=400", "checkpoint_every=5"]
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "nncompress", "train", *words, f"hydra.run.dir={folder}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints/last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    reached = len(rows(folder))
+    assert 5 < reached < 400
+    assert status(folder)["status"] == "running"
+    with (folder / "records.jsonl").open("a") as file:
+        file.write('{"step": 400, "objec')  # what a kill in mid-write leaves
+    assert main(["train", f"resume={folder}", "solver.num_steps=60"]) == 0
+    assert train(tmp_path / "whole", *NNBCD_WORDS, "solver.num_steps=60") == 0
+    if reached <= 60:
+        assert rows(folder) == rows(tmp_path / "whole")
+        assert summary(folder) == summary(tmp_path / "whole")
+
+
+def test_a_finished_run_goes_on_when_resumed_with_more_steps(tmp_path):
+    words = [*NNBCD_WORDS, "checkpoint_every=4"]
+    assert train(tmp_path / "short", *words, "solver.num_steps=4") == 0
+    assert main(["train", f"resume={tmp_path / 'short'}", "solver.num_steps=8"]) == 0
+    assert train(tmp_path / "long", *words, "solver.num_steps=8") == 0
+    assert rows(tmp_path / "short") == rows(tmp_path / "long")
+
+
+def test_a_second_signal_stops_at_once():
+    with Interruption() as interruption:
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.code == 130
+        with pytest.raises(SystemExit) as stop:
+            signal.raise_signal(signal.SIGTERM)
+    assert stop.value.code == 130
+
+
+def test_a_diverging_run_keeps_its_records_and_says_so(tmp_path, capsys):
+    assert train(tmp_path / "run", *SGD_WORDS, "solver.lr=1e9", "solver.num_steps=5") == 1
+    assert status(tmp_path / "run")["status"] == "diverged"
+    assert len(rows(tmp_path / "run")) >= 1
+    assert "objective must stay finite" in capsys.readouterr().err
+
+
+def test_a_numerical_breakdown_is_divergence(tmp_path, monkeypatch):
+    step = NNBCD.step
+
+    def poisoned(self, problem, state):
+        if state.k == 2:
+            state.V[0].fill_(float("nan"))
+            state.W[1].fill_(float("nan"))
+        return step(self, problem, state)
+
+    monkeypatch.setattr(NNBCD, "step", poisoned)
+    assert train(tmp_path / "run", *NNBCD_WORDS, "solver.num_steps=5") == 1
+    assert status(tmp_path / "run")["status"] == "diverged"
+    assert len(rows(tmp_path / "run")) >= 3
+
+
+BAD = [
+    ([*NNBCD_WORDS, "model._target_=test_experiment.Conv", "~model.widths", "~model.bias", "~model.activation"], 1,
+     "NN-BCD needs a chain of Linear layers with ReLU, LeakyReLU or Identity between them; found Conv2d at '0'"),
+    ([*NNBCD_WORDS, "compression.rank=0"], 2, "rank must be at least 1, found 0"),
+    ([*NNBCD_WORDS, "compression.modes=[4,4]"], 2, "must multiply to its 2048 entries"),
+    ([*NNBCD_WORDS, "compression.layers=[nothing]"], 2, "found 'nothing'"),
+    ([*NNBCD_WORDS, "dataset.train_size=0"], 2, "train_size"),
+    ([*NNBCD_WORDS, "solver.tau=-1"], 2, "tau must be positive, found -1"),
+    ([*NNBCD_WORDS, "solver.tau=big"], 2, "solver.tau"),
+    ([*NNBCD_WORDS, "target.ratio=0.0001"], 2, "target.ratio must be at least"),
+    (["model=lenet5"], 2, "lenet5 needs images"),
+    (["dataset=mnist", "data.download=false", "data_dir=nowhere"], 1, "nowhere"),
+    (["device=cuda:7"], 2, "device=cuda:7 needs that GPU"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "code", "said"), BAD, ids=[said for *_, said in BAD])
+def test_bad_input_is_one_sentence_and_the_right_exit_code(words, code, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
+    assert train(tmp_path / "run", *words) == code
+    told = capsys.readouterr().err
+    assert said in told
+    assert "Traceback" not in told
+    assert status(tmp_path / "run")["status"] in ("failed", "unsupported")
+
+
+def test_the_folder_of_another_run_is_left_alone(tmp_path, capsys):
+    words = [*NNBCD_WORDS, "solver.num_steps=2"]
+    assert train(tmp_path / "run", *words) == 0
+    before = rows(tmp_path / "run")
+    assert train(tmp_path / "run", *words) == 2
+    assert "found the records of another run" in capsys.readouterr().err
+    assert rows(tmp_path / "run") == before
+    assert status(tmp_path / "run")["status"] == "done"
+
+
+def test_an_unsupported_network_has_its_own_status(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
+    words, _, said = BAD[0]
+    train(tmp_path / "run", *words)
+    assert status(tmp_path / "run")["status"] == "unsupported"
+    assert said in str(status(tmp_path / "run")["reason"])
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path, capsys):
+    assert train(tmp_path / "run", *NNBCD_WORDS, "solver.num_steps=4", "checkpoint_every=2") == 0
+    path = tmp_path / "run/checkpoints/last.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert main(["train", f"resume={tmp_path / 'run'}", "solver.num_steps=6"]) == 1
+    told = capsys.readouterr().err
+    assert "last.pt is truncated or damaged, found 1000 bytes" in told
+    assert len(rows(tmp_path / "run")) == 5
+
+
+@pytest.mark.parametrize("words", [NNBCD_WORDS, SGD_WORDS], ids=["nnbcd", "sgd"])
+def test_the_compact_network_loads_and_classifies_as_recorded(words, tmp_path):
+    folder = tmp_path / "run"
+    assert train(folder, *words, "solver.num_steps=6", "precision=float32") == 0
+    network = load_compact(folder / "model")
+    test = digits(train_size=200).test
+    found = evaluate(network, test, nn.functional.cross_entropy)
+    assert found.accuracy == pytest.approx(rows(folder)[-1]["accuracy/test"], abs=1e-12)
+    assert found.loss == pytest.approx(rows(folder)[-1]["loss/test"], rel=1e-5)
+
+
+def test_a_damaged_compact_network_is_named(tmp_path):
+    assert train(tmp_path / "run", *NNBCD_WORDS, "solver.num_steps=1") == 0
+    tensors = tmp_path / "run/model/model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="must be a whole safetensors file"):
+        load_compact(tmp_path / "run/model")
+    (tmp_path / "run/model/model.json").write_text('{"format": 99}')
+    with pytest.raises(CheckpointError, match="format 99"):
+        load_compact(tmp_path / "run/model")
+
+
+def test_a_target_ratio_is_met_and_achieved_ratio_recorded(tmp_path):
+    assert train(tmp_path / "run", *NNBCD_WORDS, "target.ratio=0.5", "solver.num_steps=1") == 0
+    assert 0.4 < summary(tmp_path / "run")["ratio/params"] <= 0.5
+
+
+def test_a_users_model_compression_and_data_are_taken_by_their_dotted_paths(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\nfrom nncompress.compressions.sparsity import L0\n"
+        "from nncompress.problem import Dataset, Split\n\n\n"
+        "class Net(nn.Sequential):\n    def __init__(self, num_classes, hidden=8):\n"
+        "        super().__init__(nn.Linear(5, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))\n\n\n"
+        "class Half(L0):\n    def __init__(self):\n        super().__init__(0.5)\n\n\n"
+        "def points(n=30):\n    x = torch.randn(n, 5)\n    split = Split(x, (x[:, 0] > 0).long())\n"
+        "    return Dataset(split, split, 2, 'points')\n"
+    )
+    (tmp_path / "conf/model").mkdir(parents=True)
+    (tmp_path / "conf/model/mine.yaml").write_text("_target_: mine.Net\nhidden: 6\n")
+    (tmp_path / "conf/dataset").mkdir()
+    (tmp_path / "conf/dataset/mine.yaml").write_text("_target_: mine.points\nn: 40\n")
+    (tmp_path / "conf/compression").mkdir()
+    (tmp_path / "conf/compression/mine.yaml").write_text("_target_: mine.Half\n")
+    words = ["solver=nnbcd", "solver.num_steps=3", "model=mine", "dataset=mine", "compression=mine"]
+    assert train(tmp_path / "run", "--config-dir", str(tmp_path / "conf"), *words) == 0
+    assert summary(tmp_path / "run")["params/dense"] == 5 * 6 + 6 + 6 * 2 + 2
+    assert rows(tmp_path / "run")[-1]["sparsity"] > 0.2
