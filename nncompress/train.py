@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -91,7 +91,18 @@ def job(cfg: DictConfig) -> None:
     settings = HydraConfig.get()
     groups = (*config.GROUPS, "experiment")
     cfg.choices = {group: choice for group in groups if (choice := settings.runtime.choices.get(group))}
+    _retarget(cfg, settings.overrides.task)
     _attempt(cfg, Path(settings.runtime.output_dir), settings.mode == RunMode.MULTIRUN)
+
+
+def _retarget(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """With `model._target_=my_nets.Net` on the command line the keys of the option it replaces no longer count."""
+    given = [override.partition("=")[0].lstrip("+") for override in overrides]
+    for group in config.GROUPS:
+        if f"{group}._target_" in given:
+            keys = {key.split(".")[1] for key in given if key.startswith(f"{group}.")}
+            cfg[group] = {key: value for key, value in cfg[group].items() if key in keys}
+            cfg.choices[group] = str(cfg[group]["_target_"]).rpartition(".")[2]
 
 
 def _attempt(cfg: DictConfig, folder: Path, sweep: bool) -> None:

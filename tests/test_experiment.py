@@ -195,7 +195,7 @@ def test_a_numerical_breakdown_is_divergence(tmp_path, monkeypatch):
 
 
 BAD = [
-    ([*NNBCD_WORDS, "model._target_=test_experiment.Conv", "~model.widths", "~model.bias", "~model.activation"], 1,
+    (["solver=nnbcd", "model._target_=test_experiment.Conv"], 1,
      "NN-BCD needs a chain of Linear layers with ReLU, LeakyReLU or Identity between them; found Conv2d at '0'"),
     ([*NNBCD_WORDS, "compression.rank=0"], 2, "rank must be at least 1, found 0"),
     ([*NNBCD_WORDS, "compression.modes=[4,4]"], 2, "must multiply to its 2048 entries"),
