@@ -62,7 +62,8 @@ def test_slope_zero_of_the_general_form_is_relu():
 def test_published_linear_blocks():
     V, U, W_old, T = t([1, 0, 2], [0, 1, 1]), t([1, 2, 3]), t([0.5, -0.5]), t([0.4, -0.4])
     factor = blocks.weight_factor(blocks.gram(V.T, bias=False), 0.5, torch.full((2,), 6.0, dtype=F64))
-    W = blocks.weight_step(1.0 * W_old + 5.0 * T, blocks.cross(U.T, V.T, bias=False), factor, 0.5)
+    residual = U - W_old @ V
+    W = W_old + blocks.weight_step(5.0 * (T - W_old), blocks.cross(residual.T, V.T, bias=False), factor, 0.5)
     torch.testing.assert_close(W, t([0.717949, -0.102564]), atol=1e-6, rtol=0)
     target = torch.relu(t([1, -1, 0.5], [-0.2, 0.3, 2]))
     V_new = blocks.activation_step_(target.T.contiguous(), W_old, U.T, 0.5, 0.5)
@@ -89,12 +90,11 @@ def test_w_block_has_zero_gradient_jointly_in_weight_and_bias(d, bias):
     g = torch.Generator().manual_seed(0)
     V, U = torch.randn(40, d, generator=g, dtype=F64), torch.randn(40, 4, generator=g, dtype=F64)
     W_old, b_old = torch.randn(4, d, generator=g, dtype=F64), torch.randn(4, generator=g, dtype=F64)
-    anchor = 2.0 * W_old
+    old = torch.cat([W_old, b_old[:, None]], dim=1) if bias else W_old
+    R = U - V @ W_old.T - (b_old if bias else 0)
     diagonal = torch.full((d + bias,), 2.0, dtype=F64)
-    if bias:
-        anchor = torch.cat([anchor, 2.0 * b_old[:, None]], dim=1)
     factor = blocks.weight_factor(blocks.gram(V, bias=bias), 0.5, diagonal)
-    new = blocks.weight_step(anchor, blocks.cross(U, V, bias=bias), factor, 0.5)
+    new = old + blocks.weight_step(torch.zeros_like(old), blocks.cross(R, V, bias=bias), factor, 0.5)
     W, b = (new[:, :-1], new[:, -1:]) if bias else (new, torch.zeros(4, 1, dtype=F64))
     residual = W @ V.T + b - U.T
     torch.testing.assert_close(2.0 * (W - W_old) + 0.5 * residual @ V, torch.zeros_like(W), atol=1e-10, rtol=0)
@@ -168,7 +168,7 @@ def test_no_perturbation_of_a_block_improves_its_subproblem(block):
     tensors = getattr(P, block)
     old = tensors[i].clone()
     tensors[i] = tensors[i].clone()
-    update(P, i)
+    update(P, i, *([P.U[i] - P.product(i)] if block == "W" else []))
     weight = {"V": 0.0, "U": solver.alpha, "W": solver.alpha}[block] / 2
     best = objective(P) + weight * float((tensors[i] - old).square().sum())
     new = tensors[i].clone()

@@ -71,7 +71,7 @@ def preactivation_step_(
 ) -> Tensor:
     """U <- argmin gamma/2 ‖V - sigma(U)‖² + rho/2 ‖U - product‖² + alpha/2 ‖U - U_old‖², entry by entry, in place.
 
-    Returns ‖U - U_old‖² in float64.
+    `product` becomes the residual U - product. Returns ‖U - U_old‖² in float64.
     """
     share, g = rho / (rho + alpha), (rho + alpha) / gamma
     size = CHUNK if U.device.type == "cpu" else U.numel()
@@ -80,6 +80,7 @@ def preactivation_step_(
         new = activation_prox(a, torch.lerp(u, p, share), g, slope)
         norms.append(torch.linalg.vector_norm(u.sub_(new), dtype=torch.float64))
         u.copy_(new)
+        torch.sub(new, p, out=p)
     return torch.stack(norms).square().sum()
 
 
@@ -118,10 +119,10 @@ def gram(V: Tensor, bias: bool) -> Tensor:
     return out
 
 
-def cross(U: Tensor, V: Tensor, bias: bool) -> Tensor:
-    """UᵀV (d' x d), with the column Uᵀ1 behind it when `bias`."""
-    product = torch.mm(U.T, V)
-    return torch.cat([product, U.sum(dim=0)[:, None]], dim=1) if bias else product
+def cross(R: Tensor, V: Tensor, bias: bool) -> Tensor:
+    """RᵀV (d' x d), with the column Rᵀ1 behind it when `bias`."""
+    product = torch.mm(R.T, V)
+    return torch.cat([product, R.sum(dim=0)[:, None]], dim=1) if bias else product
 
 
 def weight_factor(gram: Tensor, rho: float, diagonal: Tensor) -> Tensor:
@@ -130,12 +131,14 @@ def weight_factor(gram: Tensor, rho: float, diagonal: Tensor) -> Tensor:
     return factor
 
 
-def weight_step(anchor: Tensor, cross: Tensor, factor: Tensor, rho: float) -> Tensor:
-    """(W_i, b_i) = (anchor + rho UᵀV)(rho VᵀV + diag)⁻¹, the minimiser of the ridge problem in W_i and b_i jointly.
+def weight_step(pull: Tensor, cross: Tensor, factor: Tensor, rho: float) -> Tensor:
+    """What (W_i, b_i) moves by: (pull + rho RᵀV)(rho VᵀV + diag)⁻¹, residual R = U_i - V_{i-1} W_oldᵀ - 1 b_oldᵀ.
 
-    anchor = alpha W_old + tau T(G) (alpha b_old in the bias column), diag = alpha + tau (alpha for the bias).
+    pull = tau (T(G) - W_old) (0 in the bias column), diag = alpha + tau (alpha for the bias). The same minimiser of
+    the ridge problem, jointly in W_i and b_i, as (alpha W_old + tau T + rho UᵀV)(...)⁻¹, with rounding errors that
+    shrink with the move.
     """
-    return solve_(torch.add(anchor, cross, alpha=rho), factor)
+    return solve_(torch.add(pull, cross, alpha=rho), factor)
 
 
 def subgradient_sq(U: Tensor, V: Tensor, smooth: Tensor, gamma: float, slope: float) -> Tensor:

@@ -92,13 +92,13 @@ class NNBCD(Solver[NNBCDState]):
     def step(self, problem: Problem, state: NNBCDState) -> NNBCDState:
         P = Blocks.of(problem, state)
         N = len(state.W)
-        self._update_output(P, N)  # V_N, U_N
-        self._update_weight(P, N)  # W_N
+        residual = self._update_output(P, N)  # V_N, U_N
+        self._update_weight(P, N, residual)  # W_N
         self._update_compressed(P, N)  # G_N, only where the plan compresses the output layer
         for i in range(N - 1, 0, -1):
             self._update_activation(P, i)  # V_i
-            self._update_preactivation(P, i)  # U_i
-            self._update_weight(P, i)  # W_i
+            residual = self._update_preactivation(P, i)  # U_i
+            self._update_weight(P, i, residual)  # W_i
             self._update_compressed(P, i)  # G_i
         return P.state(state)
 
@@ -121,12 +121,14 @@ class NNBCD(Solver[NNBCDState]):
 
     # The block updates (`blocks` has the formulas); index i is the paper's.
 
-    def _update_output(self, P: Blocks, N: int) -> None:
+    def _update_output(self, P: Blocks, N: int) -> Tensor:
         V = blocks.output_activation(P.Y, P.U[N], P.V[N], self.gamma, self.alpha)
         P.moved(blocks.sq(V - P.V[N]), self.alpha + (1 + self.gamma) / 2)
-        U = blocks.output_preactivation(V, P.product(N), self.gamma, self.rho)
+        product = P.product(N)
+        U = blocks.output_preactivation(V, product, self.gamma, self.rho)
         P.moved(blocks.sq(U - P.U[N]), (self.gamma + self.rho) / 2)
         P.V[N], P.U[N] = V, U
+        return U - product
 
     def _update_activation(self, P: Blocks, i: int) -> None:
         target = activation(P.U[i], P.slope(i), out=P.spare(i))
@@ -134,35 +136,29 @@ class NNBCD(Solver[NNBCDState]):
         P.moved(distance_sq(P.V[i], V), self.gamma / 2)
         P.exchange(i)
 
-    def _update_preactivation(self, P: Blocks, i: int) -> None:
+    def _update_preactivation(self, P: Blocks, i: int) -> Tensor:
+        product = P.product(i, out=P.spare(i))
         step_sq = blocks.preactivation_step_(
-            P.U[i],
-            P.V[i],
-            P.product(i, out=P.spare(i)),
-            rho=self.rho,
-            gamma=self.gamma,
-            alpha=self.alpha,
-            slope=P.slope(i),
+            P.U[i], P.V[i], product, rho=self.rho, gamma=self.gamma, alpha=self.alpha, slope=P.slope(i)
         )
         P.moved(step_sq, self.alpha / 2)
+        return product  # now the residual
 
-    def _update_weight(self, P: Blocks, i: int) -> None:
+    def _update_weight(self, P: Blocks, i: int, residual: Tensor) -> None:
         W, b, T = P.W[i], P.b[i], P.T[i]
-        anchor = self.alpha * W
-        if T is not None:
-            anchor.add_(T, alpha=self.tau)
-        if b is not None:
-            anchor = torch.cat([anchor, self.alpha * b[:, None]], dim=1)
+        bias = b is not None
+        pull = torch.zeros_like(W) if T is None else self.tau * (T - W)
+        if bias:
+            pull = torch.nn.functional.pad(pull, (0, 1))
         factor = P.input_factor
         if i > 1:
-            gram = blocks.gram(P.V[i - 1], bias=b is not None)
-            factor = blocks.weight_factor(gram, self.rho, self._diagonal(W, b, T))
-        new = blocks.weight_step(anchor, blocks.cross(P.U[i], P.V[i - 1], bias=b is not None), factor, self.rho)
+            factor = blocks.weight_factor(blocks.gram(P.V[i - 1], bias), self.rho, self._diagonal(W, b, T))
+        move = blocks.weight_step(pull, blocks.cross(residual, P.V[i - 1], bias), factor, self.rho)
         if b is not None:
-            P.moved(blocks.sq(new[:, -1] - b), self.alpha)
-            P.b[i], new = new[:, -1].clone(), new[:, :-1].contiguous()
-        P.moved(blocks.sq(new - W), self.alpha if T is None else self.alpha + self.tau / 2)
-        P.W[i] = new
+            P.moved(blocks.sq(move[:, -1]), self.alpha)
+            P.b[i], move = b + move[:, -1], move[:, :-1]
+        P.moved(blocks.sq(move), self.alpha if T is None else self.alpha + self.tau / 2)
+        P.W[i] = W + move
 
     def _update_compressed(self, P: Blocks, i: int) -> None:
         for j, task in enumerate(P.plan.tasks):
