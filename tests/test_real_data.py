@@ -1,0 +1,65 @@
+"""NN-BCD on the real data sets, where they are present under $NNCOMPRESS_DATA."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import nncompress.experiment
+from nncompress.cli import main
+
+DATA = Path(os.environ.get("NNCOMPRESS_DATA", "data"))
+HELD_OUT = "dataset.test_subjects=[25,26,27,28,29,30]"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("NNCOMPRESS_DATA", str(DATA.absolute()))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(nncompress.experiment, "write_run_report", lambda folder: [])
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def needs(name: str) -> pytest.MarkDecorator:
+    found = (DATA / name).is_dir()
+    return pytest.mark.skipif(not found, reason=f"the real data are absent: $NNCOMPRESS_DATA/{name} does not exist")
+
+
+def run(folder: Path, *words: str) -> tuple[list[dict[str, float]], dict[str, float]]:
+    assert main(["train", *words, "data.download=false", f"hydra.run.dir={folder}"]) == 0
+    rows = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    return rows, json.loads((folder / "summary.json").read_text())
+
+
+@needs("UCI HAR Dataset")
+def test_har_network_has_the_published_ratio_and_learns(tmp_path):
+    words = ["experiment=nnbcd/har4", HELD_OUT, "precision=float32", "solver.num_steps=40", "eval_every=10"]
+    rows, summary = run(tmp_path / "run", *words)
+    assert summary["ratio/params"] == pytest.approx(0.16759738116197184, rel=1e-12)
+    assert summary["params/dense"] == 561 * 1024 + 2 * 1024 * 1024 + 1024 * 512 + 512 * 6
+    assert rows[-1]["accuracy/test"] > 0.75
+    assert summary["rate/decrease_ok"]
+
+
+@needs("UCI HAR Dataset")
+def test_five_hidden_layers_have_the_published_ratio(tmp_path):
+    words = ["experiment=nnbcd/har5", HELD_OUT, "precision=float32", "solver.num_steps=1"]
+    _, summary = run(tmp_path / "run", *words)
+    assert summary["ratio/params"] == pytest.approx(0.17665842270710058, rel=1e-12)
+
+
+@needs("MNIST/raw")
+def test_pruned_lenet300_on_the_papers_mnist_subset_never_rises(tmp_path):
+    words = ["solver=nnbcd", "model=lenet300", "model.bias=false", "compression=l0", "compression.keep=0.1"]
+    words += ["dataset=mnist", "dataset.train_size=6000", "dataset.test_size=999", "solver.num_steps=30"]
+    rows, summary = run(tmp_path / "run", *words, "eval_every=5")
+    objective = [row["objective"] for row in rows]
+    assert all(b <= a for a, b in itertools.pairwise(objective))
+    assert summary["rate/decrease_ok"]
+    assert summary["accuracy/dense_test"] > 0.85
