@@ -118,13 +118,15 @@ def compare(name: str, plain: Callable[[], object], ours: Callable[[], object], 
 
 
 def tt_steps(plain: Plain, ours: Ours) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The G blocks of one sweep alone, in both forms, on the weights each has reached."""
-    state, plan = ours.state, ours.problem.plan
-    weights = dict(zip(plan.shapes, state.W, strict=False))
-    dense = dict(zip(plan.shapes, state.T, strict=False))
+    """The G blocks of one sweep alone, in both forms: from the weights after a sweep and Θ before it."""
+    before, plan = ours.state, ours.problem.plan
+    ours.sweep()
+    plain.sweep()
+    weights = dict(zip(plan.shapes, ours.state.W, strict=False))
+    dense = dict(zip(plan.shapes, before.T, strict=False))
 
     def our_step() -> None:
-        for task, theta in zip(plan.tasks, state.theta, strict=True):
+        for task, theta in zip(plan.tasks, before.theta, strict=True):
             plan.update_task(task, weights, TAU, theta, dense)
 
     return lambda: [plain_tt(w, MODES[f"fc{i}"]) for i, w in enumerate(plain.W[:4], 1)], our_step

@@ -56,14 +56,14 @@ def save(path: Path, content: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read a checkpoint onto `device` without unpickling objects. Raises CheckpointError."""
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, onto the CPU, without unpickling objects. Raises CheckpointError."""
     if not path.is_file():
         raise CheckpointError(
             f"resuming needs a checkpoint, found none at {path}: the run ended before its first one; start it afresh"
         )
     try:
-        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = content["format"]
     except Exception as error:
         raise CheckpointError(

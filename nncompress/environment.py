@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -46,10 +47,35 @@ def make_deterministic(seed: int, deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
+def random_state(device: torch.device) -> list[torch.Tensor]:
+    """The state of torch's global generators, on the CPU and on the run's GPU."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def restore_random_state(states: list[torch.Tensor], device: torch.device) -> None:
+    """Set torch's global generators; a GPU's stays as it is when the states come from a CPU run."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start counting `peak_memory` anew, where the system can (a GPU; Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory(device: torch.device) -> int:
-    """Largest memory in use so far, in bytes: allocated on a GPU, resident of the process on the CPU."""
+    """Largest memory in use since `reset_peak_memory`, in bytes: allocated on a GPU, resident of the process else."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -91,7 +117,10 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     """The commit of the checkout the package runs from, `-dirty` behind it when files differ; None elsewhere."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5)
         changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import statistics
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -109,42 +111,50 @@ class _Execution:
     def __init__(self, cfg: DictConfig, folder: Path, interruption: Interruption, status: dict[str, Any]) -> None:
         self.cfg, self.folder, self.interruption, self.status = cfg, folder, interruption, status
         self.problem, self.solver = _build(cfg)
+        environment.reset_peak_memory(self.problem.device)
         self.step_seconds: list[float] = []
-        about = environment.describe(self.problem.device, self.problem.dtype, cfg.seed)
-        write_json(folder / "environment.json", about | {"resumed": cfg.resume is not None})
+        self.start: dict[str, Any] | None = None
+        self.previous: dict[str, Any] | None = None
+        self._describe_environment()
 
     def run(self) -> dict[str, Any]:
-        state, before, rows = self._restored()
+        restored, rows = self._restored()
         last = self.solver.num_steps
-        with (
-            Recorder(self.folder / RECORDS, keep=rows) as recorder,
-            ProgressLog(state.k if state is not None else 0, last) as progress,
-        ):
-            self.previous = _last_row(self.folder) if rows else None
-            self.start = self.previous
-            iterate = None if state is None else Iterate(state.k, 0.0, state, None)
-            for iterate in self._iterates(state):
-                iterate = iterate._replace(seconds=before + iterate.seconds)
-                row = self._recorded(iterate, recorder)
-                progress.update(iterate.step, row)
-                stop = self.interruption.code
-                if stop or iterate.step == last or (iterate.step > 0 and iterate.step % self.cfg.checkpoint_every == 0):
-                    self._save(iterate, recorder)
-                if stop:
-                    raise SystemExit(stop)
-        assert iterate is not None
+        with Recorder(self.folder / RECORDS, keep=rows) as recorder:
+            if restored is not None:
+                observed = read_run(self.folder).rows
+                self.start, self.previous = _row_of(observed, 0), _row_of(observed, -1)
+            with ProgressLog(0 if restored is None else restored.step, last) as progress:
+                iterate, saved = restored, True
+                for iterate in self._iterates(restored):
+                    progress.update(iterate.step, self._recorded(iterate, recorder))
+                    stop = self.interruption.code
+                    saved = bool(stop) or (iterate.step > 0 and iterate.step % self.cfg.checkpoint_every == 0)
+                    if saved:
+                        self._save(iterate, recorder)
+                    if stop and iterate.step < last:
+                        raise SystemExit(stop)
+            if iterate is None:
+                raise ConfigError(f"solver.num_steps must be at least 0, found {last}")
+            if not saved:
+                self._save(iterate, recorder)
         return self._summary(iterate)
 
-    def _iterates(self, state: Any) -> Iterator[Iterate]:
-        """The solver's iterates; numerical breakdown becomes Diverged. Times each step."""
-        seconds, first = 0.0, state is None
+    def _iterates(self, restored: Iterate | None) -> Iterator[Iterate]:
+        """The solver's iterates with the seconds of the whole run; numerical breakdown becomes Diverged."""
+        state, before = (None, 0.0) if restored is None else (restored.state, restored.seconds)
+        previous = None if self.previous is None else self.previous.get("objective")
+        seconds = before
         try:
-            for iterate in self.solver.run(self.problem, self.solver.num_steps, self.cfg.eval_every, state):
+            for iterate in self.solver.run(
+                self.problem, self.solver.num_steps, self.cfg.eval_every, state=state, previous=previous
+            ):
                 self.status["step"] = iterate.step
-                if not first:
-                    self.step_seconds.append(iterate.seconds - seconds)
-                seconds, first = iterate.seconds, False
-                yield iterate
+                now = before + iterate.seconds
+                if iterate.step > 0:
+                    self.step_seconds.append(now - seconds)
+                seconds = now
+                yield iterate._replace(seconds=now)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise Diverged(
                 f"the iterates must stay finite, found none after step {self.status['step']} ({error}); "
@@ -194,18 +204,36 @@ class _Execution:
 
     def _save(self, iterate: Iterate, recorder: Recorder) -> None:
         recorder.sync()
-        content = {"rows": recorder.count, "seconds": iterate.seconds, "state": checkpoint.pack(iterate.state)}
+        content = {
+            "rows": recorder.count,
+            "seconds": iterate.seconds,
+            "step_seconds": self.step_seconds,
+            "random": environment.random_state(self.problem.device),
+            "state": checkpoint.pack(iterate.state),
+        }
         checkpoint.save(self.folder / CHECKPOINT, content)
 
-    def _restored(self) -> tuple[Any, float, int]:
-        """State, seconds and number of rows of the checkpoint to resume from; nothing for a new run."""
+    def _restored(self) -> tuple[Iterate | None, int]:
+        """The iterate of the checkpoint to resume from and its number of rows; nothing for a new run."""
         if self.cfg.resume is None:
-            return None, 0.0, 0
+            return None, 0
         path = self.folder / CHECKPOINT
-        content = checkpoint.load(path, self.problem.device)
+        content = checkpoint.load(path)
         state = checkpoint.restore(self.solver.init(self.problem), content["state"], path)
+        environment.restore_random_state(content["random"], self.problem.device)
+        self.step_seconds = content["step_seconds"]
+        self.status["step"] = state.k
         log.info("resuming at step %d", state.k)
-        return state, content["seconds"], content["rows"]
+        return Iterate(state.k, content["seconds"], state, None), content["rows"]
+
+    def _describe_environment(self) -> None:
+        """Write `environment.json`; a resumed run adds what it runs with to what it began with."""
+        path = self.folder / "environment.json"
+        about = environment.describe(self.problem.device, self.problem.dtype, self.cfg.seed)
+        if self.cfg.resume is not None and path.exists():
+            began = json.loads(path.read_text(encoding="utf-8"))
+            about = began | {"resumed": [*began.get("resumed", []), about]}
+        write_json(path, about)
 
     def _summary(self, iterate: Iterate) -> dict[str, Any]:
         """The final figures: written to `summary.json` beside the compact network."""
@@ -231,6 +259,5 @@ class _Execution:
         return summary
 
 
-def _last_row(folder: Path) -> dict[str, Any] | None:
-    rows = read_run(folder).rows
-    return {str(key): value for key, value in rows.iloc[-1].dropna().items()} if len(rows) else None
+def _row_of(rows: pd.DataFrame, index: int) -> dict[str, Any] | None:
+    return {str(key): value for key, value in rows.iloc[index].dropna().items()} if len(rows) else None

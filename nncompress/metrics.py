@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nncompress.compressions.base import FLOAT_BITS
 from nncompress.compressions.plan import Plan
 from nncompress.params import Params
-from nncompress.problem import Loss, Problem, Split, weights_of
+from nncompress.problem import Loss, Problem, Split
 
 EVALUATION_BATCH = 8192
 
@@ -75,14 +75,13 @@ def macs(problem: Problem, theta: Sequence[Any]) -> dict[str, int]:
     A compressed weight counts its factorised product or its nonzero entries, whichever is less, times the positions
     at which it is applied.
     """
-    positions = _positions(problem.model, problem.data.train.x[:1])
-    weights = weights_of(problem.model)
-    dense = {name: weights[name].numel() for name in positions}
-    compressed = dense | _compressed_macs(problem.plan, theta)
-    return {
-        "macs/dense": sum(positions[name] * n for name, n in dense.items()),
-        "macs/compressed": sum(positions[name] * compressed[name] for name in positions),
-    }
+    compressed = _compressed_macs(problem.plan, theta)
+    names = {id(p): name for name, p in problem.model.named_parameters()}
+    before = after = 0
+    for weight, positions in _applications(problem.model, problem.data.train.x[:1]):
+        before += positions * weight.numel()
+        after += positions * compressed.get(names.get(id(weight), ""), weight.numel())
+    return {"macs/dense": before, "macs/compressed": after}
 
 
 def _compressed_macs(plan: Plan, theta: Sequence[Any]) -> dict[str, int]:
@@ -97,26 +96,21 @@ def _compressed_macs(plan: Plan, theta: Sequence[Any]) -> dict[str, int]:
 
 
 @torch.no_grad()
-def _positions(model: nn.Module, x: Tensor) -> dict[str, int]:
-    """How often each weight of a Linear or Conv2d layer is applied to one sample (1 x input_shape)."""
-    found: dict[str, int] = {}
+def _applications(model: nn.Module, x: Tensor) -> list[tuple[Tensor, int]]:
+    """Each use of a Linear or Conv2d weight on one sample x (1 x input_shape), with its number of positions."""
+    found: list[tuple[Tensor, int]] = []
 
-    def count(name: str, channels: int) -> Any:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            found[f"{name}.weight"] = found.get(f"{name}.weight", 0) + output.numel() // channels
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+        found.append((module.weight, output.numel() // int(channels)))  # type: ignore[arg-type]
 
-        return hook
-
-    handles = [
-        module.register_forward_hook(
-            count(name, module.out_features if isinstance(module, nn.Linear) else module.out_channels)
-        )
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-    ]
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    handles = [layer.register_forward_hook(hook) for layer in layers]
     was_training = model.training
-    model.eval()(x)
-    model.train(was_training)
-    for handle in handles:
-        handle.remove()
+    try:
+        model.eval()(x)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
     return found

@@ -57,6 +57,16 @@ def test_decompress_has_the_shape_dtype_and_device_of_w_and_w_is_unchanged(compr
 
 
 @every
+def test_theta_shares_no_memory_with_w_and_tracks_no_gradient(compression, shape, exact):
+    w = randn(*shape)
+    theta = compression.compress(w)
+    before = compression.decompress(theta).clone()
+    w.zero_()
+    assert torch.equal(compression.decompress(theta), before)
+    assert not compression.decompress(compression.compress(randn(*shape).requires_grad_())).requires_grad
+
+
+@every
 def test_projection_is_idempotent(compression, shape, exact):
     once = compression.decompress(compression.compress(randn(*shape)))
     twice = compression.decompress(compression.compress(once))
@@ -252,6 +262,7 @@ def test_plan_leaves_other_weights_alone_and_counts_its_tasks():
         (lambda: Plan.of([Task(("a*",), AsVector(), L0(1)), Task(("*",), AsVector(), L0(1))], weights()), "in two"),
         (lambda: Plan.of([Task(("*",), AsTensor((8, 6)), L0(1))], weights()), "takes one weight"),
         (lambda: Plan.of([Task(("*",), AsMatrix(), L0(1))], weights()), "takes one weight"),
+        (lambda: l0({"only": randn(3, 3)}, joint=True), "must leave a weight to compress"),
         (lambda: fit_ratio(none, weights(), 136, 0.5), "needs a compression with one of"),
         (lambda: fit_ratio(tt, weights(), 136, 0.01), "target.ratio must be at least"),
     ],

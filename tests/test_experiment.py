@@ -145,14 +145,68 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_summary(tmp_p
     process.wait()
     reached = len(rows(folder))
     assert 5 < reached < 400
+    steps = f"solver.num_steps={max(60, reached + 10)}"
     assert status(folder)["status"] == "running"
     with (folder / "records.jsonl").open("a") as file:
         file.write('{"step": 400, "objec')  # what a kill in mid-write leaves
-    assert main(["train", f"resume={folder}", "solver.num_steps=60"]) == 0
-    assert train(tmp_path / "whole", *NNBCD_WORDS, "solver.num_steps=60") == 0
-    if reached <= 60:
+    assert main(["train", f"resume={folder}", steps]) == 0
+    assert train(tmp_path / "whole", *NNBCD_WORDS, steps) == 0
+    assert rows(folder) == rows(tmp_path / "whole")
+    assert summary(folder) == summary(tmp_path / "whole")
+
+
+class Noisy(nn.Sequential):
+    """A network that draws random numbers in training."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, num_classes))
+
+
+CHAIN_WORDS = [word for word in NNBCD_WORDS if not word.startswith("compression")]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["solver=sgd", "dataset.train_size=200", "compression=l0", "model._target_=test_experiment.Noisy"],
+        [*NNBCD_WORDS, "solver.tolerance=0.3", "eval_every=2"],
+        [*CHAIN_WORDS, "compression=l0", "solver.project=true", "model.activation=leaky_relu"],
+        [*NNBCD_WORDS, "solver.initial_rank=20", "solver.plain=true"],
+    ],
+    ids=["dropout", "tolerance", "project-leaky", "initial-rank-plain"],
+)
+def test_resuming_at_any_step_gives_the_unbroken_records(words, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
+    solver = SGD if words[0] == "solver=sgd" else NNBCD
+    assert train(tmp_path / "whole", *words, "solver.num_steps=12") == 0
+    step = solver.step
+    for at in (1, 6, 11):
+
+        def struck(self, problem, state, at=at):
+            if state.k == at:
+                signal.raise_signal(signal.SIGINT)
+            return step(self, problem, state)
+
+        folder = tmp_path / f"broken{at}"
+        monkeypatch.setattr(solver, "step", struck)
+        code = train(folder, *words, "solver.num_steps=12")
+        monkeypatch.setattr(solver, "step", step)
+        if code:
+            assert main(["train", f"resume={folder}"]) == 0
         assert rows(folder) == rows(tmp_path / "whole")
         assert summary(folder) == summary(tmp_path / "whole")
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    assert train(tmp_path / "run", *NNBCD_WORDS, "solver.num_steps=3") == 0
+    before = (tmp_path / "run/summary.json").read_text(), rows(tmp_path / "run")
+    assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
+    after = json.loads((tmp_path / "run/summary.json").read_text())
+    for key, value in json.loads(before[0]).items():
+        if not key.startswith("memory"):
+            assert after[key] == value, key
+    assert rows(tmp_path / "run") == before[1]
+    assert status(tmp_path / "run")["step"] == 3
 
 
 def test_a_finished_run_goes_on_when_resumed_with_more_steps(tmp_path):
@@ -295,3 +349,5 @@ def test_a_users_model_compression_and_data_are_taken_by_their_dotted_paths(tmp_
     assert train(tmp_path / "run", "--config-dir", str(tmp_path / "conf"), *words) == 0
     assert summary(tmp_path / "run")["params/dense"] == 5 * 6 + 6 + 6 * 2 + 2
     assert rows(tmp_path / "run")[-1]["sparsity"] > 0.2
+    network = load_compact(tmp_path / "run/model")
+    assert int(torch.count_nonzero(network[0].weight)) == 15

@@ -249,6 +249,18 @@ def test_project_overwrites_the_weights_and_its_penalty_is_zero():
     *_, last = NNBCD(**CARD, project=True).run(p, 5)
     assert int(torch.count_nonzero(last.state.W[1])) == round(0.2 * 256)
     assert last.observation.terms["term/compression"] == 0
+    assert not any(key.startswith("decrease/") for key in last.observation.terms)
+
+
+def test_the_squared_step_is_that_of_the_blocks_themselves():
+    for p, solver in ((toy(bias=True), NNBCD(**CARD)), (toy(l0, keep=0.2), NNBCD(**CARD, project=True))):
+        state = solver.init(p)
+        for _ in range(2):
+            blocks_before = [x.clone() for key in "WbUV" for x in getattr(state, key) if x is not None]
+            state = solver.step(p, state)
+            blocks_after = [x for key in "WbUV" for x in getattr(state, key) if x is not None]
+            moved = sum(float((a - b).square().sum()) for a, b in zip(blocks_after, blocks_before, strict=True))
+            assert float(state.step_sq) == pytest.approx(moved, rel=1e-10)
 
 
 def test_initial_rank_is_that_of_the_first_theta_only():
@@ -295,6 +307,30 @@ class Functional(nn.Module):
         return self.second(nn.functional.leaky_relu(self.first(x.flatten(1)), 0.2))
 
 
+class Viewed(Functional):
+    """The common way to flatten."""
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x.view(x.size(0), -1))))
+
+
+class Shared(Functional):
+    """One layer used twice."""
+
+    def __init__(self):
+        super().__init__(8)
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(torch.relu(self.first(x)))))
+
+
+def tied() -> nn.Module:
+    """Two layers with one weight."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    model[2].weight = model[0].weight
+    return model
+
+
 class Branched(Functional):
     """A network with a skip connection."""
 
@@ -306,6 +342,7 @@ class Branched(Functional):
 def test_chain_reads_functional_networks():
     layers = Chain.of(Functional()).layers
     assert [(layer.weight, layer.slope) for layer in layers] == [("first.weight", 0.2), ("second.weight", 1.0)]
+    assert [layer.slope for layer in Chain.of(Viewed()).layers] == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -319,6 +356,8 @@ def test_chain_reads_functional_networks():
         (nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 2)), "Dropout at '1'"),
         (nn.Sequential(nn.Flatten()), "found no Linear layer"),
         (Branched(), "found a branch"),
+        (Shared(), "'first.weight' used twice"),
+        (tied(), "'2.weight' used twice"),
     ],
 )
 def test_unsupported_networks_are_refused_by_the_name_of_the_layer(model, found):
@@ -327,7 +366,7 @@ def test_unsupported_networks_are_refused_by_the_name_of_the_layer(model, found)
     assert found in str(error.value)
 
 
-@pytest.mark.parametrize("setting", [{"tau": 0}, {"alpha": -1.0}, {"initial": "magic"}])
+@pytest.mark.parametrize("setting", [{"tau": 0}, {"alpha": -1.0}, {"initial": "magic"}, {"initial_rank": 0}])
 def test_settings_out_of_range_are_refused(setting):
     with pytest.raises(ValueError, match="found"):
         NNBCD(**setting)

@@ -56,7 +56,7 @@ def test_a_restored_state_continues_bit_for_bit(solver, recipe, settings, bias, 
     *_, half = solver.run(p, 4)
     path = tmp_path / "last.pt"
     checkpoint.save(path, {"state": checkpoint.pack(half.state)})
-    loaded = checkpoint.load(path, torch.device("cpu"))
+    loaded = checkpoint.load(path)
     state = checkpoint.restore(solver.init(p), loaded["state"], path)
     assert rows(solver.run(p, 8, state=state)) == whole[5:]
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nncompress import config
+from nncompress.compressions.plan import Task
 from nncompress.errors import CheckpointError
 from nncompress.problem import Problem
 from nncompress.records import write_json
@@ -27,54 +28,66 @@ TENSORS, DESCRIPTION = "model.safetensors", "model.json"
 def save_compact(folder: Path, problem: Problem, observation: Observation, architecture: Any) -> None:
     """Write Θ and every uncompressed parameter and buffer, real numbers as float32.
 
-    `architecture` is the model's configuration node. The tensors of task j are named `task<j>.<field>[.<index>]`.
+    `architecture` is the model's configuration node. The tensors of task j are named `theta/<j>/<field>[/<index>]`,
+    all others as in the network.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
-    tasks = []
-    for j, (task, theta) in enumerate(zip(problem.plan.tasks, observation.theta, strict=True)):
-        fields: dict[str, Any] = {}
-        for field, value in zip(theta._fields, theta, strict=True):
-            fields[field] = _store(f"task{j}.{field}", value, tensors)
-        kind, view = type(task.compression), type(task.view)
-        tasks.append(
-            {
-                "params": list(task.params),
-                "shapes": [list(problem.plan.shapes[name]) for name in task.params],
-                "compression": f"{kind.__module__}.{kind.__qualname__}",
-                "settings": dataclasses.asdict(task.compression),  # type: ignore[call-overload]
-                "view": f"{view.__module__}.{view.__qualname__}",
-                "view_settings": dataclasses.asdict(task.view),  # type: ignore[call-overload]
-                "theta": fields,
-            }
-        )
+    pairs = zip(problem.plan.tasks, observation.theta, strict=True)
+    tasks = [_described(f"theta/{j}", task, theta, problem, tensors) for j, (task, theta) in enumerate(pairs)]
     for name, value in observation.model.state_dict().items():
         if name not in problem.plan.shapes:
             _store(name, value, tensors)
     save_file(tensors, folder / TENSORS)
     data = problem.data
-    write_json(
-        folder / DESCRIPTION,
-        {
-            "format": FORMAT,
-            "architecture": architecture,
-            "input_shape": list(data.input_shape),
-            "num_classes": data.num_classes,
-            "dataset": data.name,
-            "preprocessing": data.preprocessing,
-            "tasks": tasks,
-        },
-    )
+    description = {
+        "format": FORMAT,
+        "architecture": architecture,
+        "input_shape": list(data.input_shape),
+        "num_classes": data.num_classes,
+        "dataset": data.name,
+        "preprocessing": data.preprocessing,
+        "tasks": tasks,
+    }
+    write_json(folder / DESCRIPTION, description)
+
+
+def _described(prefix: str, task: Task, theta: Any, problem: Problem, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """A task and its Θ in JSON, the tensors of Θ put under `prefix`."""
+    return {
+        "params": list(task.params),
+        "shapes": [list(problem.plan.shapes[name]) for name in task.params],
+        "compression": _stored_object(task.compression),
+        "view": _stored_object(task.view),
+        "theta": {field: _store(f"{prefix}/{field}", value, tensors) for field, value in theta._asdict().items()},
+    }
+
+
+def _stored_object(value: Any) -> dict[str, Any]:
+    """A frozen dataclass of plain values: its class by dotted path and its fields."""
+    kind = type(value)
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", "fields": dataclasses.asdict(value)}
+
+
+def _restored_object(stored: dict[str, Any]) -> Any:
+    """The dataclass of `_stored_object`, whatever its constructor takes."""
+    module, _, name = stored["class"].rpartition(".")
+    value = object.__new__(getattr(import_module(module), name))
+    for field, content in stored["fields"].items():
+        object.__setattr__(value, field, tuple(content) if isinstance(content, list) else content)
+    return value
 
 
 def _store(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     """Put the tensors of a field of Θ under `name`; what is left is its description in JSON."""
     if isinstance(value, Tensor):
-        real = value.is_floating_point()
-        tensors[name] = value.detach().to("cpu", torch.float32 if real else value.dtype).contiguous().clone()
+        dtype = torch.float32 if value.is_floating_point() else value.dtype
+        if value.dtype == torch.int64 and (value.numel() == 0 or int(value.max()) < 2**31):
+            dtype = torch.int32
+        tensors[name] = value.detach().to("cpu", dtype).contiguous().clone()
         return {"tensor": name}
     if isinstance(value, tuple | list):
-        return [_store(f"{name}.{i}", item, tensors) for i, item in enumerate(value)]
+        return [_store(f"{name}/{i}", item, tensors) for i, item in enumerate(value)]
     return value
 
 
@@ -89,7 +102,7 @@ def load_compact(folder: Path) -> nn.Module:
     network: nn.Module = config.build(
         node, input_shape=description["input_shape"], num_classes=description["num_classes"]
     )
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("task")}
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("theta/")}
     for task in description["tasks"]:
         weights |= _rebuilt(task, tensors)
     network.load_state_dict(weights)
@@ -108,19 +121,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _rebuilt(task: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Δ(Θ) of one task: its weights by name."""
-    compression = _locate(task["compression"])(**task["settings"])
+    compression, view = _restored_object(task["compression"]), _restored_object(task["view"])
     theta = compression.theta_type(**{field: _restore(value, tensors) for field, value in task["theta"].items()})
-    view = _locate(task["view"])(**task["view_settings"])
     shapes = [torch.Size(shape) for shape in task["shapes"]]
     return dict(zip(task["params"], view.split(compression.decompress(theta), shapes), strict=True))
 
 
 def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
-        return tensors[value["tensor"]]
+        tensor = tensors[value["tensor"]]
+        return tensor if tensor.is_floating_point() else tensor.long()
     return tuple(_restore(item, tensors) for item in value) if isinstance(value, list) else value
-
-
-def _locate(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)

@@ -38,6 +38,7 @@ class Compression(ABC, Generic[Theta]):
         return self.update(w, mu, start)[0]
 
     @final
+    @torch.no_grad()
     def update(
         self, w: Tensor, mu: float = 1.0, start: Theta | None = None, dense: Tensor | None = None
     ) -> tuple[Theta, Tensor]:

@@ -113,10 +113,11 @@ def matching(names: Iterable[str], pattern: str) -> list[str]:
 
 def choose(weights: Mapping[str, Tensor], layers: str | Sequence[str]) -> list[str]:
     """Names of the weights a recipe compresses: "hidden" (all but the output layer's), "all", or patterns."""
-    if layers == "all":
-        return list(weights)
-    if layers == "hidden":
-        return list(weights)[:-1]
+    if layers in ("all", "hidden"):
+        chosen_names = list(weights) if layers == "all" else list(weights)[:-1]
+        if not chosen_names:
+            raise ConfigError(f"layers={layers} must leave a weight to compress, found {len(weights)}; use layers=all")
+        return chosen_names
     patterns = [layers] if isinstance(layers, str) else layers
     chosen = {name for pattern in patterns for name in matching(weights, pattern)}
     return [name for name in weights if name in chosen]

@@ -43,7 +43,9 @@ class TensorTrain(Compression[Cores]):
             raise ValueError(f"rank must be at least 1, found {self.rank}")
 
     def project(self, w: Tensor, mu: float, start: Cores | None) -> Cores:
-        return Cores(tt_svd(w, tt_ranks(w.shape, self.rank), None if start is None else start.cores))
+        cores = tt_svd(w, tt_ranks(w.shape, self.rank), None if start is None else start.cores)
+        storage = w.untyped_storage().data_ptr()  # a bond that truncates nothing may hand on w itself
+        return Cores(tuple(c.clone() if c.untyped_storage().data_ptr() == storage else c for c in cores))
 
     def decompress(self, theta: Cores) -> Tensor:
         return tt_to_tensor(theta.cores)

@@ -56,14 +56,21 @@ class Solver(ABC, Generic[State]):
         """The networks and figures of a state, which it leaves unchanged."""
 
     @final
-    def run(self, problem: Problem, num_steps: int, every: int = 1, state: State | None = None) -> Iterator[Iterate]:
+    def run(
+        self,
+        problem: Problem,
+        num_steps: int,
+        every: int = 1,
+        state: State | None = None,
+        previous: float | None = None,
+    ) -> Iterator[Iterate]:
         """Iterate until step `num_steps`, observing the start, every `every` steps and the last.
 
-        With a `state` (from a checkpoint) the iteration continues behind its step. Stops early when the objective
+        With a `state` (from a checkpoint) the iteration continues behind its step; `previous` then is the objective
+        last observed. Stops early when the objective
         falls by less than `tolerance`, relatively, between two observations. The clock runs in `init` and `step`.
         """
         clock = Clock(problem.device)
-        previous = None
         if state is None:
             with clock:
                 state = self.init(problem)

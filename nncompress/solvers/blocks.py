@@ -76,7 +76,7 @@ def preactivation_step_(
     share, g = rho / (rho + alpha), (rho + alpha) / gamma
     size = CHUNK if U.device.type == "cpu" else U.numel()
     norms = []
-    for u, a, p in zip(*(torch.split(t.reshape(-1), size) for t in (U, V, product)), strict=True):
+    for u, a, p in zip(*(torch.split(t.view(-1), size) for t in (U, V, product)), strict=True):
         new = activation_prox(a, torch.lerp(u, p, share), g, slope)
         norms.append(torch.linalg.vector_norm(u.sub_(new), dtype=torch.float64))
         u.copy_(new)
@@ -145,12 +145,12 @@ def subgradient_sq(U: Tensor, V: Tensor, smooth: Tensor, gamma: float, slope: fl
     """Squared distance of 0 to the limiting subdifferential in U_i of gamma/2 ‖V - sigma(U)‖² + (smooth part).
 
     `smooth` is the gradient of the smooth part. Where u = 0 the kink offers [-gamma slope v, -gamma v] if it is
-    convex (v <= 0) and its two ends if it is concave; the element nearest to -smooth is taken.
+    convex and its two ends if it is concave; the element nearest to -smooth is taken.
     """
     g = torch.where(U > 0, gamma * (U - V), gamma * slope * (slope * U - V)) + smooth
     left, right = smooth - gamma * slope * V, smooth - gamma * V
     ends = torch.minimum(left.abs(), right.abs())
-    inside = (V <= 0) & (left <= 0) & (right >= 0)
+    inside = (left <= 0) & (right >= 0)
     return sq(torch.where(U == 0, torch.where(inside, 0, ends), g))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,10 @@ class Chain:
             else:
                 layers[-1] = Layer(layers[-1].weight, layers[-1].bias, slope)
                 activated = slope != 1.0
+        names = [layer.weight for layer in layers]
+        shared = [name for name in names if names.count(name) > 1 or name not in dict(model.named_parameters())]
+        if shared:
+            raise Unsupported(f"{REQUIREMENT}, each with a weight of its own; found {shared[0]!r} used twice")
         if not layers:
             raise Unsupported(f"{REQUIREMENT}; found no Linear layer in {type(model).__name__}")
         if layers[-1].slope != 1.0:
@@ -59,9 +64,11 @@ def _operations(model: nn.Module) -> list[tuple[str, float | None]]:
         raise Unsupported(f"{REQUIREMENT}; {type(model).__name__} cannot be traced: {error}") from error
     operations: list[tuple[str, float | None]] = []
     for node in graph.nodes:
-        if node.op == "output":
+        if node.op == "output" or _is_batch_size(node):
             continue
-        if len(node.users) != 1 or len(node.all_input_nodes) != (node.op != "placeholder"):
+        users = [user for user in node.users if not _is_batch_size(user)]
+        inputs = [source for source in node.all_input_nodes if not _is_batch_size(source)]
+        if len(users) != 1 or len(inputs) != (node.op != "placeholder"):
             raise Unsupported(f"{REQUIREMENT}; found a branch at {_name(node)!r}")
         if node.op == "placeholder":
             continue
@@ -79,10 +86,22 @@ def _name(node: fx.Node) -> str:
     return str(node.target) if node.op == "call_module" else node.name
 
 
+def _is_batch_size(node: fx.Node) -> bool:
+    """Whether a node only asks for the number of samples, as in x.view(x.size(0), -1)."""
+    if node.target == "size" or (node.target is getattr and node.args[1] == "shape"):
+        return True
+    return node.target is operator.getitem and _is_batch_size(node.all_input_nodes[0])
+
+
 def _is_flatten(model: nn.Module, node: fx.Node) -> bool:
+    """Whether a node turns samples into rows, x (n, ...) to (n, d)."""
     if node.op == "call_module":
         return isinstance(model.get_submodule(str(node.target)), nn.Flatten)
-    return node.target in (torch.flatten, "flatten", "view", "reshape")
+    if node.target in ("view", "reshape"):
+        shape = node.args[1] if isinstance(node.args[1], tuple) else node.args[1:]
+        return len(shape) == 2 and -1 in [size for size in shape if isinstance(size, int)]
+    start = [*node.args[1:], *node.kwargs.values()]
+    return node.target in (torch.flatten, "flatten") and start == [1]
 
 
 def _slope(model: nn.Module, node: fx.Node) -> float:

@@ -64,6 +64,8 @@ class NNBCD(Solver[NNBCDState]):
         for name in ("tau", "alpha", "gamma", "rho"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+        if self.initial_rank is not None and self.initial_rank < 1:
+            raise ValueError(f"initial_rank must be at least 1, found {self.initial_rank}")
         if self.initial not in (*SCHEMES, "model"):
             raise ValueError(f"initial must be model or one of {', '.join(SCHEMES)}, found {self.initial!r}")
 
@@ -109,9 +111,11 @@ class NNBCD(Solver[NNBCDState]):
                 "step_sq": float(state.step_sq),
                 "step_sq/sum": float(state.step_sq_sum),
                 "step_sq/theta": float(state.theta_sq),
-                "decrease/guaranteed": float(state.guaranteed),
-                "decrease/lambda": min(self.alpha, self.gamma) / 2,
             }
+        if state.k > 0 and not self.project:  # projecting may raise L
+            terms["decrease/guaranteed"] = float(state.guaranteed)
+        if state.k > 0 and not (self.project or self.plain):
+            terms["decrease/lambda"] = min(self.alpha, self.gamma) / 2
         weights: dict[str, Tensor] = {}
         for layer, w, b in zip(state.chain.layers, state.W, state.b, strict=True):
             weights[layer.weight] = w
@@ -158,7 +162,7 @@ class NNBCD(Solver[NNBCDState]):
             P.moved(blocks.sq(move[:, -1]), self.alpha)
             P.b[i], move = b + move[:, -1], move[:, :-1]
         P.moved(blocks.sq(move), self.alpha if T is None else self.alpha + self.tau / 2)
-        P.W[i] = W + move
+        P.W_old[i], P.W[i] = W, W + move
 
     def _update_compressed(self, P: Blocks, i: int) -> None:
         for j, task in enumerate(P.plan.tasks):
@@ -173,7 +177,7 @@ class NNBCD(Solver[NNBCDState]):
             for name, T in new.items():
                 P.replace(layers[name], T, self.tau)
                 if self.project:
-                    P.W[layers[name]] = T.clone()
+                    P.project(layers[name])
 
     def _diagonal(self, W: Tensor, b: Tensor | None, T: Tensor | None) -> Tensor:
         """Diagonal of the W step: alpha + tau (tau = 0 for an uncompressed layer), alpha for the bias."""

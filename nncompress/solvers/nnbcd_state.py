@@ -53,6 +53,7 @@ class Blocks:
     step_sq: Tensor
     theta_sq: Tensor
     guaranteed: Tensor
+    W_old: dict[int, Tensor] = field(default_factory=dict)
     spares: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -137,6 +138,13 @@ class Blocks:
             self.theta_sq += distance_sq(T, old)
             self.guaranteed += tau / 2 * (distance_sq(self.W[i], old) - distance_sq(self.W[i], T))
         self.T[i] = T
+
+    def project(self, i: int) -> None:
+        """Overwrite W_i with T(G_i); the step is counted to where W_i ends up."""
+        T = self.T[i]
+        if T is not None:
+            self.step_sq += distance_sq(T, self.W_old[i]) - distance_sq(self.W[i], self.W_old[i])
+            self.W[i] = T.clone()
 
 
 def inputs_of(problem: Problem) -> Tensor:
