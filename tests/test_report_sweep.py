@@ -126,7 +126,7 @@ def test_the_ratio_plot_names_points_front_and_dense_reference(sweep: Path) -> N
     groups = aggregate(summaries(runs), keys)
     figure = accuracy_ratio_plot(groups, keys, "title")
     assert figure is not None
-    for text in ("rank=4", "rank=8", "Pareto front", "dense weights w of the same runs, mean"):
+    for text in ("rank=4", "rank=8", "Pareto front", "uncompressed weights w of the same runs"):
         assert text in texts(figure)
     assert accuracy_ratio_plot(groups.drop(columns="ratio/params"), keys, "") is None
     assert len(failures(runs)) == 1

@@ -1,6 +1,7 @@
 """The plots of a sweep: accuracy against compression ratio with its Pareto front, and all objectives together."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +117,20 @@ def _draw_front(axes: Axes, ratio: Any, accuracy: Any) -> None:
 
 
 def _draw_dense(axes: Axes, groups: pd.DataFrame) -> None:
-    if "accuracy/dense_test" in groups and groups["accuracy/dense_test"].notna().any():
-        dense = 100 * groups["accuracy/dense_test"].mean()
-        label = f"dense weights w of the same runs, mean: {dense:.2f} %"
-        axes.axhline(dense, color="black", linestyle="--", linewidth=1.1, zorder=1, label=label)
+    points = _dense_points(groups)
+    if points:
+        x, y = zip(*points, strict=True)
+        label = "uncompressed weights w of the same runs, drawn at the ratio of their compression"
+        axes.plot(x, y, "o--", color="black", markerfacecolor="white", markersize=4, linewidth=1, zorder=1, label=label)
+
+
+def _dense_points(groups: pd.DataFrame) -> list[tuple[float, float]]:
+    """Ratio and test accuracy in % of the dense weights of each group, by ratio."""
+    if "accuracy/dense_test" not in groups:
+        return []
+    known = groups[groups["accuracy/dense_test"].notna()].sort_values("ratio/params")
+    dense = 100 * known["accuracy/dense_test"].astype(float)
+    return list(zip(known["ratio/params"].astype(float), dense, strict=True))
 
 
 def _ratio_axis(axes: Axes, ratio: "pd.Series[float]") -> None:
@@ -136,19 +147,16 @@ def _label(figure: Figure, axes: Axes, groups: pd.DataFrame, labels: Sequence[st
     lines = [pair for pair in pairs if pair[1] not in labels]
     figure.legend(*zip(*lines, strict=True), loc="outside lower center", ncols=1)
     few = len(labels) <= MOST_BESIDE and max(map(len, labels)) <= LONGEST_BESIDE
-    if not (few and label_points(figure, axes, _points(groups), labels, _lines(axes, groups))):
+    if not (few and label_points(figure, axes, _points(groups), labels, _lines(groups))):
         figure.set_size_inches(12, 6.2)
         shown = [pair for pair in pairs if pair[1] in labels][:MOST_IN_LEGEND]
         axes.legend(*zip(*shown, strict=True), loc="upper left", bbox_to_anchor=(1.02, 1.0), fontsize=8)
 
 
-def _lines(axes: Axes, groups: pd.DataFrame) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """The error bars and the line of the dense weights."""
+def _lines(groups: pd.DataFrame) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """The error bars and the lines between the points of the dense weights."""
     bars = [((x, y - std), (x, y + std)) for (x, y), std in zip(_points(groups), _std(groups), strict=True)]
-    if "accuracy/dense_test" not in groups or groups["accuracy/dense_test"].isna().all():
-        return bars
-    dense, (left, right) = 100 * float(groups["accuracy/dense_test"].mean()), axes.get_xlim()
-    return [*bars, ((left, dense), (right, dense))]
+    return [*bars, *pairwise(_dense_points(groups))]
 
 
 def _draw_curves(
