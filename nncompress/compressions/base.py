@@ -13,7 +13,7 @@ Theta = TypeVar("Theta")
 FLOAT_BITS = 32
 """Bits of one stored real number (the papers' convention; indices and codes are counted apart)."""
 
-CHUNK = 1 << 16
+CHUNK = 1 << 17
 """Entries whose difference is formed at once: a buffer of the tensors' size would cost more than the arithmetic."""
 
 
@@ -75,8 +75,8 @@ class Compression(ABC, Generic[Theta]):
 
 
 def distance_sq(a: Tensor, b: Tensor) -> Tensor:
-    """‖a - b‖², accumulated in float64, a 0-dimensional tensor."""
+    """‖a - b‖², a 0-dimensional tensor: chunks in their own precision, their sum in float64."""
     size = CHUNK if a.device.type == "cpu" else max(1, a.numel())
     pairs = zip(torch.split(a.reshape(-1), size), torch.split(b.reshape(-1), size), strict=True)
-    norms = [torch.linalg.vector_norm(x - y, dtype=torch.float64) for x, y in pairs]
-    return torch.stack(norms).square().sum()
+    differences = (x - y for x, y in pairs)
+    return torch.stack([torch.dot(d, d) for d in differences]).sum(dtype=torch.float64)

@@ -105,9 +105,13 @@ def _truncate(a: Tensor, r: int, left: Tensor | None, right: Sequence[Tensor] | 
     if m <= n:
         basis = _leading_space(_gram(a), r, left)
         return basis, basis.T @ a
-    rows = _leading_space(_gram(a.T), r, None if right is None else _columns(right).T)
-    basis, triangle = torch.linalg.qr(a @ rows)
-    return basis, triangle @ rows.T
+    gram = _gram(a.T)
+    rows = _leading_space(gram, r, None if right is None else _columns(right).T)
+    rows = rows @ torch.linalg.eigh(rows.T @ gram @ rows).eigenvectors  # now the columns of a @ rows are orthogonal
+    image = a @ rows
+    scale = torch.linalg.vector_norm(image, dim=0)
+    tiny = torch.finfo(a.dtype).eps * scale.max()
+    return image * torch.where(scale > tiny, 1 / scale, 0), scale[:, None] * rows.T
 
 
 def _gram(a: Tensor) -> Tensor:

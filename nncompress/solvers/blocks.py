@@ -75,13 +75,14 @@ def preactivation_step_(
     """
     share, g = rho / (rho + alpha), (rho + alpha) / gamma
     size = CHUNK if U.device.type == "cpu" else U.numel()
-    norms = []
+    squares = []
     for u, a, p in zip(*(torch.split(t.view(-1), size) for t in (U, V, product)), strict=True):
         new = activation_prox(a, torch.lerp(u, p, share), g, slope)
-        norms.append(torch.linalg.vector_norm(u.sub_(new), dtype=torch.float64))
+        u.sub_(new)
+        squares.append(torch.dot(u, u))
         u.copy_(new)
         torch.sub(new, p, out=p)
-    return torch.stack(norms).square().sum()
+    return torch.stack(squares).sum(dtype=torch.float64)
 
 
 def activation_prox(a: Tensor, b: Tensor, g: float, slope: float = 0.0) -> Tensor:
