@@ -178,9 +178,9 @@ CHAIN_WORDS = [word for word in NNBCD_WORDS if not word.startswith("compression"
 def test_resuming_at_any_step_gives_the_unbroken_records(words, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(os.path.dirname(__file__))
     solver = SGD if words[0] == "solver=sgd" else NNBCD
-    assert train(tmp_path / "whole", *words, "solver.num_steps=12") == 0
+    assert train(tmp_path / "whole", *words, "solver.num_steps=9") == 0
     step = solver.step
-    for at in (1, 6, 11):
+    for at in (1, 7):
 
         def struck(self, problem, state, at=at):
             if state.k == at:
@@ -189,7 +189,7 @@ def test_resuming_at_any_step_gives_the_unbroken_records(words, tmp_path, monkey
 
         folder = tmp_path / f"broken{at}"
         monkeypatch.setattr(solver, "step", struck)
-        code = train(folder, *words, "solver.num_steps=12")
+        code = train(folder, *words, "solver.num_steps=9")
         monkeypatch.setattr(solver, "step", step)
         if code:
             assert main(["train", f"resume={folder}"]) == 0
