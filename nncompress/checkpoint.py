@@ -49,11 +49,15 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """Write to a new file, flush it to the disk, then rename: `path` is always a whole checkpoint."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save({"format": FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError):
+        temporary.unlink(missing_ok=True)  # half of it may be what fills the disk
+        raise
 
 
 def load(path: Path) -> dict[str, Any]:

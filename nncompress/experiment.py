@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import math
 import statistics
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,14 @@ from typing import Any
 import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from nncompress import checkpoint, config, environment, metrics
 from nncompress.compact.artefact import save_compact
 from nncompress.compressions.base import Compression
 from nncompress.compressions.plan import Plan, each_layer
 from nncompress.compressions.target import fit_ratio
-from nncompress.errors import ConfigError, Diverged, Unsupported
+from nncompress.errors import ConfigError, Diverged, NNCompressError, Unsupported
 from nncompress.interruption import Interruption
 from nncompress.problem import Dataset, Problem, weights_of, with_weights
 from nncompress.progress import ProgressLog
@@ -45,22 +47,41 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     Writes the files of a run folder, `status.json` whatever happens. Raises an NNCompressError or what else went
     wrong, and SystemExit(130 or 143) after a checkpoint when interrupted.
     """
-    if cfg.resume is None and (folder / RECORDS).exists():
-        raise ConfigError(
-            f"a run needs a folder of its own, found the records of another run in {folder}; "
-            f"continue that one with resume={folder}, or give another hydra.run.dir"
-        )
-    with _status(folder) as status, Interruption() as interruption:
-        saved = OmegaConf.merge(cfg, {"resume": None})
-        (folder / CONFIG).write_text(OmegaConf.to_yaml(saved, resolve=True), encoding="utf-8")
-        summary = _Execution(cfg, folder, interruption, status).run()
-        write_run_report(folder)
+    with _claimed(folder):
+        if cfg.resume is None and (folder / RECORDS).exists():
+            raise ConfigError(
+                f"a run needs a folder of its own, found the records of another run in {folder}; "
+                f"continue that one with resume={folder}, or give another hydra.run.dir"
+            )
+        with _status(folder, cfg.resume is not None) as status, Interruption() as interruption:
+            saved = OmegaConf.merge(cfg, {"resume": None})
+            (folder / CONFIG).write_text(OmegaConf.to_yaml(saved, resolve=True), encoding="utf-8")
+            summary = _Execution(cfg, folder, interruption, status).run()
+            write_run_report(folder)
     return summary
 
 
 @contextmanager
-def _status(folder: Path) -> Iterator[dict[str, Any]]:
-    """Keep `status.json` true: running inside, then done or what ended the run, with its traceback in the log."""
+def _claimed(folder: Path) -> Iterator[None]:
+    """Hold the folder: a second process that wants to run in it is refused. The claim ends with the process."""
+    with open(folder / "run.lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"a run needs a folder of its own, found another process running in {folder}; wait for it, or give "
+                "another hydra.run.dir"
+            ) from error
+        yield
+
+
+@contextmanager
+def _status(folder: Path, resumed: bool) -> Iterator[dict[str, Any]]:
+    """Keep `status.json` true: running inside, then done or what ended the run, with its traceback in the log.
+
+    A run that cannot be taken up again (`resumed`, no step restored) keeps the status it had.
+    """
+    before = read_run(folder).status if resumed else None
     status: dict[str, Any] = {"status": "running", "reason": None, "traceback": None, "step": None}
     write_json(folder / STATUS, status)
     try:
@@ -75,10 +96,18 @@ def _status(folder: Path) -> Iterator[dict[str, Any]]:
         name = kinds.get(type(error), "failed")
         last_line = traceback.format_exception_only(error)[-1].strip()
         status |= {"status": name, "reason": str(error) or last_line, "traceback": last_line}
+        if before is not None and status["step"] is None:
+            status = before
         log.error("%s", error, exc_info=error)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise NNCompressError(
+                f"the disk that holds {folder} is full; free space, then continue with resume={folder} if it holds "
+                f"{CHECKPOINT}, else start the run again"
+            ) from error
         raise
     finally:
-        write_json(folder / STATUS, status)
+        with suppress(OSError):  # a full disk must not hide what went wrong
+            write_json(folder / STATUS, status)
 
 
 def _build(cfg: DictConfig) -> tuple[Problem, Solver[Any]]:
@@ -87,8 +116,14 @@ def _build(cfg: DictConfig) -> tuple[Problem, Solver[Any]]:
     device = environment.choose_device(cfg.device)
     dtype = environment.choose_dtype(cfg.precision, solver.precision)
     environment.make_deterministic(cfg.seed, cfg.deterministic)
-    data: Dataset = config.build(cfg.dataset).to(device, dtype)
-    model = config.build(cfg.model, input_shape=data.input_shape, num_classes=data.num_classes).to(device, dtype)
+    data = config.build(cfg.dataset)
+    if not isinstance(data, Dataset):
+        raise ConfigError(f"dataset: must give an nncompress.problem.Dataset, found {type(data).__name__}")
+    data = data.to(device, dtype)
+    model = config.build(cfg.model, input_shape=data.input_shape, num_classes=data.num_classes)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: must give a torch.nn.Module, found {type(model).__name__}")
+    model = model.to(device, dtype)
     plan = _plan(cfg, weights_of(model), sum(p.numel() for p in model.parameters()))
     return Problem(model, data, plan), solver
 
@@ -232,7 +267,8 @@ class _Execution:
         about = environment.describe(self.problem.device, self.problem.dtype, self.cfg.seed)
         if self.cfg.resume is not None and path.exists():
             began = json.loads(path.read_text(encoding="utf-8"))
-            about = began | {"resumed": [*began.get("resumed", []), about]}
+            earlier = began.get("resumed")
+            about = began | {"resumed": [*(earlier if isinstance(earlier, list) else []), about]}
         write_json(path, about)
 
     def _summary(self, iterate: Iterate) -> dict[str, Any]:

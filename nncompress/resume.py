@@ -27,8 +27,10 @@ def resumed(
         CheckpointError: the folder is not that of a run with a checkpoint.
     """
     folders = [word.partition("=")[2].strip("'\"") for word in arguments if word.startswith("resume=")]
-    if not folders or folders[-1] in ("", "null"):
+    if not folders or folders[-1] == "null":
         return None
+    if not folders[-1]:
+        raise ConfigError("resume= needs the folder of a run, found nothing; give it, or leave resume out")
     changes = [word for word in arguments if not word.startswith("resume=")]
     refused = [word for word in changes if word.partition("=")[0] not in ALLOWED]
     if refused:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -254,6 +256,8 @@ BAD = [
     ([*NNBCD_WORDS, "compression.rank=0"], 2, "rank must be at least 1, found 0"),
     ([*NNBCD_WORDS, "compression.modes=[4,4]"], 2, "must multiply to its 2048 entries"),
     ([*NNBCD_WORDS, "compression.layers=[nothing]"], 2, "found 'nothing'"),
+    ([*NNBCD_WORDS, "compression.modes={fc9:[4,4]}"], 2, "found 'fc9'"),
+    (["dataset._target_=builtins.dict"], 2, "must give an nncompress.problem.Dataset, found dict"),
     ([*NNBCD_WORDS, "dataset.train_size=0"], 2, "train_size"),
     ([*NNBCD_WORDS, "solver.tau=-1"], 2, "tau must be positive, found -1"),
     ([*NNBCD_WORDS, "solver.tau=big"], 2, "solver.tau"),
@@ -272,6 +276,27 @@ def test_bad_input_is_one_sentence_and_the_right_exit_code(words, code, said, tm
     assert said in told
     assert "Traceback" not in told
     assert status(tmp_path / "run")["status"] in ("failed", "unsupported")
+
+
+def test_a_folder_in_use_by_another_process_is_refused(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with open(folder / "run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert train(folder, *NNBCD_WORDS, "solver.num_steps=1") == 2
+    assert "found another process running in" in capsys.readouterr().err
+    assert not (folder / "records.jsonl").exists()
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("nncompress.checkpoint.torch.save", full)
+    assert train(tmp_path / "run", *NNBCD_WORDS, "solver.num_steps=2") == 1
+    assert "is full; free space" in capsys.readouterr().err
+    assert status(tmp_path / "run")["status"] == "failed"
+    assert not list((tmp_path / "run/checkpoints").glob("*.tmp"))
 
 
 def test_the_folder_of_another_run_is_left_alone(tmp_path, capsys):
@@ -299,6 +324,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path, capsys):
     assert main(["train", f"resume={tmp_path / 'run'}", "solver.num_steps=6"]) == 1
     told = capsys.readouterr().err
     assert "last.pt is truncated or damaged, found 1000 bytes" in told
+    assert status(tmp_path / "run")["status"] == "done"  # as it was
     assert len(rows(tmp_path / "run")) == 5
 
 

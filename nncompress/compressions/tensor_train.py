@@ -236,10 +236,11 @@ def tt(
     `layers`: "hidden" (all weights but the output layer's), "all", or name patterns.
     """
     compression = TensorTrain(rank)
-    tasks = [
-        Task((name,), AsTensor(_modes_of(name, weights[name].shape, modes)), compression)
-        for name in choose(weights, layers)
-    ]
+    names = choose(weights, layers)
+    unknown = [key for key in (modes if isinstance(modes, Mapping) else ()) if not any(matches(n, key) for n in names)]
+    if unknown:
+        raise ConfigError(f"compression.modes must name compressed layers ({', '.join(names)}), found {unknown[0]!r}")
+    tasks = [Task((name,), AsTensor(_modes_of(name, weights[name].shape, modes)), compression) for name in names]
     return Plan.of(tasks, weights)
 
 
