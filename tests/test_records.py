@@ -99,9 +99,12 @@ def test_rows_survive_the_process_being_killed(tmp_path: Path) -> None:
 
 def test_sync_and_a_second_close_are_harmless(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "records.jsonl")
+    recorder.write({"step": 0})
     recorder.sync()
     recorder.close()
     recorder.close()
+    assert recorder.count == 1
+    assert (tmp_path / "records.jsonl").read_text() == '{"step": 0}\n'
 
 
 def test_a_half_written_last_line_is_ignored_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
