@@ -36,7 +36,8 @@ format: venv ## format the code and mend what ruff can
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: venv ## time one NN-BCD sweep against the plain form
+bench: venv ## time the compressions and one NN-BCD sweep against their plain forms
+	$(BIN)/python -m benchmarks.compressions
 	$(BIN)/python -m benchmarks.nnbcd_sweep
 
 clean: ## remove caches and builds; .venv and outputs stay

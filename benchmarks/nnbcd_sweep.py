@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import math
 import resource
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import tensorly
@@ -22,6 +20,7 @@ import torch
 from tensorly.decomposition import tensor_train
 from torch import Tensor
 
+from benchmarks.timing import compare
 from nncompress.compressions.tensor_train import tt, tt_ranks
 from nncompress.models.mlp import MLP
 from nncompress.problem import Dataset, Problem, Split, weights_of
@@ -98,23 +97,6 @@ class Ours:
 
     def sweep(self) -> None:
         self.state = self.solver.step(self.problem, self.state)
-
-
-def seconds(function: Callable[[], object]) -> float:
-    time.sleep(0.2)  # until the threads of the other form's library no longer spin
-    function()  # the caches and threads of this form's library are its own again
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def compare(name: str, plain: Callable[[], object], ours: Callable[[], object], repeats: int) -> None:
-    """Print the medians of both, run in turn, and their ratio."""
-    pairs = [(seconds(plain), seconds(ours)) for _ in range(repeats)]
-    p, o = (statistics.median(times) for times in zip(*pairs, strict=True))
-    ratios = sorted(a / b for a, b in pairs)
-    spread = f"pairwise {ratios[0]:.1f} to {ratios[-1]:.1f}"
-    sys.stdout.write(f"{name:<28}{1e3 * p:>10.1f}{1e3 * o:>10.1f}{p / o:>9.1f}x   ({spread}, n={repeats})\n")
 
 
 def tt_steps(plain: Plain, ours: Ours) -> tuple[Callable[[], object], Callable[[], object]]:

@@ -35,9 +35,14 @@ class Downloads:
 
 @dataclass
 class TargetSize:
-    """The size to reach: compressed over dense parameters, for compressions that can choose their rank by it."""
+    """The size to reach, for compressions that can choose their rank, keep or K by it; one of the three.
+
+    ratio: compressed over dense parameters; bits, macs: their ratio when at most 1, else their number.
+    """
 
     ratio: float | None = None
+    bits: float | None = None
+    macs: float | None = None
 
 
 @dataclass
@@ -136,9 +141,13 @@ def _shell_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"device: must be auto, cpu, cuda or cuda:N, found '{cfg.device}'"
     if cfg.precision not in PRECISIONS:
         yield f"precision: must be one of {', '.join(PRECISIONS)}, found '{cfg.precision}'"
-    ratio = cfg.target.ratio
-    if ratio is not None and not 0 < ratio <= 1:
-        yield f"target.ratio: must be above 0 and at most 1 (compressed over dense parameters), found {ratio}"
+    given = {str(key): value for key, value in cfg.target.items() if value is not None}
+    for key, value in given.items():
+        if not value > 0 or (key == "ratio" and value > 1):
+            least = "above 0 and at most 1 (compressed over dense parameters)" if key == "ratio" else "above 0"
+            yield f"target.{key}: must be {least}, found {value}"
+    if len(given) > 1:
+        yield f"target: must be one of ratio, bits, macs, found {' and '.join(given)}"
 
 
 def _group_problems(cfg: DictConfig, group: str) -> Iterator[str]:

@@ -9,22 +9,20 @@ import logging
 import math
 import statistics
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 from nncompress import checkpoint, config, environment, metrics
 from nncompress.compact.artefact import save_compact
-from nncompress.compressions.base import Compression
-from nncompress.compressions.plan import Plan, each_layer
-from nncompress.compressions.target import fit_ratio
+from nncompress.compressions.plan import Plan, plan_of
+from nncompress.compressions.target import Target, fit
 from nncompress.errors import ConfigError, Diverged, NNCompressError, Unsupported
 from nncompress.interruption import Interruption
 from nncompress.problem import Dataset, Problem, weights_of, with_weights
@@ -32,6 +30,7 @@ from nncompress.progress import ProgressLog
 from nncompress.rates import rate_summary
 from nncompress.records import CONFIG, RECORDS, STATUS, SUMMARY, Recorder, read_run, write_json
 from nncompress.report import write_run_report
+from nncompress.signatures import one_line
 from nncompress.solvers.base import Iterate, Observation, Solver
 
 log = logging.getLogger(__name__)
@@ -110,7 +109,7 @@ def _status(folder: Path, resumed: bool) -> Iterator[dict[str, Any]]:
             write_json(folder / STATUS, status)
 
 
-def _build(cfg: DictConfig) -> tuple[Problem, Solver[Any]]:
+def _build(cfg: DictConfig) -> tuple[Problem, Solver[Any], dict[str, Any]]:
     """What the configuration names; the solver first, since it needs no data to refuse a bad value."""
     solver = config.build(cfg.solver)
     device = environment.choose_device(cfg.device)
@@ -124,20 +123,50 @@ def _build(cfg: DictConfig) -> tuple[Problem, Solver[Any]]:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model: must give a torch.nn.Module, found {type(model).__name__}")
     model = model.to(device, dtype)
-    plan = _plan(cfg, weights_of(model), sum(p.numel() for p in model.parameters()))
-    return Problem(model, data, plan), solver
+    plan, target = _plan(cfg, model, data)
+    for words in plan.clipped():
+        log.warning("%s", words)
+    return Problem(model, data, plan), solver, target
 
 
-def _plan(cfg: DictConfig, weights: Mapping[str, Tensor], dense: int) -> Plan:
-    """The plan of the compression's recipe (a Compression is applied to each layer), fitted to a target if any."""
-    node = config.build(cfg.compression)
-    recipe: Callable[..., Plan] = partial(each_layer, compression=node) if isinstance(node, Compression) else node
+def _plan(cfg: DictConfig, model: nn.Module, data: Dataset) -> tuple[Plan, dict[str, Any]]:
+    """The plan of the compression's recipe, fitted to a target if there is one, and what the summary says of that."""
+    weights, recipe = weights_of(model), config.build(cfg.compression)
+    layers = _layers(model, data)
+    uses = metrics.uses_of(layers)
+    given = [(str(name), value) for name, value in cfg.target.items() if value is not None]
     with config.refusals("compression"):
-        if cfg.target.ratio is None:
-            return recipe(weights)
-        plan, setting = fit_ratio(recipe, weights, dense, cfg.target.ratio)
-    log.info("target.ratio=%g: %s", cfg.target.ratio, setting)
-    return plan
+        if not given:
+            return plan_of(recipe, weights, uses), {}
+        name, requested = given[0]
+        key = TARGETS[name][requested > 1]
+
+        def measure(plan: Plan) -> float:
+            theta = plan.compress(plan.select(weights))
+            return (metrics.sizes(Problem(model, data, plan), theta) | metrics.macs(plan, theta, layers))[key]
+
+        found = fit(recipe, weights, Target(name, measure, requested), uses)
+    log.info("target.%s=%g: %s gives %.6g on the initial weights", name, requested, found.setting, found.achieved)
+    return found.plan, {"target/key": key, "target/requested": requested, "target/setting": found.setting}
+
+
+def _layers(model: nn.Module, data: Dataset) -> list[metrics.Layer]:
+    """The layers one sample passes; ConfigError when the network does not take the data."""
+    try:
+        return metrics.layers_of(model, data.train.x[:1])
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ConfigError(
+            f"model: the network must take samples of shape {data.input_shape}, found that its forward pass fails "
+            f"({one_line(error)}); choose another model or data set (dataset.flatten=...)"
+        ) from error
+
+
+TARGETS = {
+    "ratio": ("ratio/params", "ratio/params"),
+    "bits": ("ratio/bits", "bits/compressed"),
+    "macs": ("ratio/macs", "macs/compressed"),
+}
+"""The figure each target sets, for a request of at most 1 and for a larger one."""
 
 
 class _Execution:
@@ -145,7 +174,7 @@ class _Execution:
 
     def __init__(self, cfg: DictConfig, folder: Path, interruption: Interruption, status: dict[str, Any]) -> None:
         self.cfg, self.folder, self.interruption, self.status = cfg, folder, interruption, status
-        self.problem, self.solver = _build(cfg)
+        self.problem, self.solver, self.target = _build(cfg)
         environment.reset_peak_memory(self.problem.device)
         self.step_seconds: list[float] = []
         self.start: dict[str, Any] | None = None
@@ -278,8 +307,13 @@ class _Execution:
         rows = read_run(self.folder).rows
         final = rows.iloc[-1].to_dict()
         kept = ("accuracy/test", "accuracy/train", "accuracy/dense_test", "loss/train", "loss/test", "gap", "sparsity")
-        summary = {key: final[key] for key in kept} | metrics.sizes(problem, observation.theta)
-        summary |= metrics.macs(problem, observation.theta) | rate_summary(rows)
+        theta, weights = observation.theta, problem.plan.select(weights_of(observation.model))
+        layers = _layers(problem.model, problem.data)
+        summary = {key: final[key] for key in kept} | metrics.sizes(problem, theta)
+        summary |= {"huffman/compressed": metrics.huffman_bits(problem, theta)}
+        summary |= metrics.macs(problem.plan, theta, layers) | rate_summary(rows)
+        if self.target:
+            summary |= self.target | {"target/achieved": summary[self.target["target/key"]]}
         summary |= {
             "seconds/total": iterate.seconds,
             "seconds/step_median": statistics.median(self.step_seconds) if self.step_seconds else None,
@@ -289,6 +323,7 @@ class _Execution:
             "device": str(problem.device),
             "seed": self.cfg.seed,
             "status": "done",
+            "tasks": metrics.task_sizes(problem.plan, weights, theta),
         } | {group: choices.get(group) for group in ("solver", "model", "dataset", "compression")}
         save_compact(self.folder / "model", problem, observation, OmegaConf.to_container(self.cfg.model, resolve=True))
         write_json(self.folder / SUMMARY, summary)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nncompress.compressions.base import FLOAT_BITS
-from nncompress.compressions.plan import Plan
+from nncompress.compressions.base import FLOAT_BITS, Use
+from nncompress.compressions.plan import Plan, Task
 from nncompress.params import Params
 from nncompress.problem import Loss, Problem, Split
 
@@ -57,6 +57,12 @@ def sizes(problem: Problem, theta: Sequence[Any]) -> dict[str, float]:
     }
 
 
+def huffman_bits(problem: Problem, theta: Sequence[Any]) -> int:
+    """Bits of the whole network with codes and positions Huffman-coded where that is less: an estimate."""
+    dense = sum(p.numel() for p in problem.model.parameters())
+    return FLOAT_BITS * (dense - problem.plan.numel()) + problem.plan.huffman_bits(theta)
+
+
 def sparsity(weights: dict[str, Tensor]) -> float:
     """Fraction of exact zeros among all weights (parameters of two or more dimensions)."""
     total = sum(w.numel() for w in weights.values())
@@ -69,43 +75,29 @@ def gap(w: Params, compressed: Params) -> float:
     return (float((w - compressed).sq()) / norm) ** 0.5 if norm > 0 else 0.0
 
 
-def macs(problem: Problem, theta: Sequence[Any]) -> dict[str, int]:
-    """Multiply-accumulates of one sample in the Linear and Conv2d layers, dense and compressed.
+class Layer(NamedTuple):
+    """One use of a Linear or Conv2d weight by a network: its name (None for one that is no parameter of its own).
 
-    A compressed weight counts its factorised product or its nonzero entries, whichever is less, times the positions
-    at which it is applied.
+    `use` is None for a grouped convolution, which has no factorised form here.
     """
-    compressed = _compressed_macs(problem.plan, theta)
-    names = {id(p): name for name, p in problem.model.named_parameters()}
-    before = after = 0
-    for weight, positions in _applications(problem.model, problem.data.train.x[:1]):
-        before += positions * weight.numel()
-        after += positions * compressed.get(names.get(id(weight), ""), weight.numel())
-    return {"macs/dense": before, "macs/compressed": after}
 
-
-def _compressed_macs(plan: Plan, theta: Sequence[Any]) -> dict[str, int]:
-    """Multiply-accumulates of one application of each compressed weight."""
-    counts: dict[str, int] = {}
-    for task, t in zip(plan.tasks, theta, strict=True):
-        for name, w in plan.decompress_task(task, t).items():
-            nonzero = int(torch.count_nonzero(w))
-            factorised = task.compression.macs(t, w.shape[0]) if len(task.params) == 1 else None
-            counts[name] = nonzero if factorised is None else min(nonzero, factorised)
-    return counts
+    name: str | None
+    entries: int
+    positions: int
+    use: Use | None
 
 
 @torch.no_grad()
-def _applications(model: nn.Module, x: Tensor) -> list[tuple[Tensor, int]]:
-    """Each use of a Linear or Conv2d weight on one sample x (1 x input_shape), with its number of positions."""
-    found: list[tuple[Tensor, int]] = []
+def layers_of(model: nn.Module, x: Tensor) -> list[Layer]:
+    """The uses of Linear and Conv2d weights on one sample x (1 x input_shape), in their order."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    found: list[Layer] = []
 
-    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-        channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-        found.append((module.weight, output.numel() // int(channels)))  # type: ignore[arg-type]
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        found.append(_layer(module, args[0].shape, output.shape, names))
 
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    handles = [layer.register_forward_hook(hook) for layer in layers]
+    modules = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    handles = [module.register_forward_hook(hook) for module in modules]
     was_training = model.training
     try:
         model.eval()(x)
@@ -114,3 +106,61 @@ def _applications(model: nn.Module, x: Tensor) -> list[tuple[Tensor, int]]:
         for handle in handles:
             handle.remove()
     return found
+
+
+def _layer(module: Any, given: torch.Size, made: torch.Size, names: Mapping[int, str]) -> Layer:
+    """The layer of a Linear or Conv2d that made a tensor of shape `made` of one of shape `given`."""
+    weight: Tensor = module.weight
+    convolution = isinstance(module, nn.Conv2d)
+    inputs, outputs = (given[-2:], made[-2:]) if convolution else (given[1:-1], made[1:-1])
+    use = Use(tuple(weight.shape), tuple(inputs), tuple(outputs))
+    grouped = convolution and module.groups > 1
+    return Layer(names.get(id(weight)), weight.numel(), use.positions, None if grouped else use)
+
+
+def uses_of(layers: Iterable[Layer]) -> dict[str, Use]:
+    """The uses by the names of the weights, for recipes (the first, where a weight is used more than once)."""
+    uses: dict[str, Use] = {}
+    for layer in layers:
+        if layer.name is not None and layer.use is not None:
+            uses.setdefault(layer.name, layer.use)
+    return uses
+
+
+def macs(plan: Plan, theta: Sequence[Any], layers: Iterable[Layer]) -> dict[str, float]:
+    """Multiply-accumulates of one sample in the Linear and Conv2d layers, dense and compressed.
+
+    A compressed weight counts its factorised product or its nonzero entries, whichever is less.
+    """
+    tasks = {name: (task, t) for task, t in zip(plan.tasks, theta, strict=True) for name in task.params}
+    nonzero = {name: int(torch.count_nonzero(w)) for name, w in plan.decompress(theta).items()}
+    before = after = 0
+    for layer in layers:
+        dense = layer.entries * layer.positions
+        before += dense
+        after += _compressed_macs(layer, nonzero[layer.name], *tasks[layer.name]) if layer.name in tasks else dense
+    return {"macs/dense": before, "macs/compressed": after, "ratio/macs": after / before if before else 1.0}
+
+
+def _compressed_macs(layer: Layer, nonzero: int, task: Task, theta: Any) -> int:
+    sparse = nonzero * layer.positions
+    alone = layer.use is not None and len(task.params) == 1  # a joint Θ has no form of its own for one layer
+    factorised = task.compression.macs(theta, layer.use) if alone and layer.use is not None else None
+    return sparse if factorised is None else min(sparse, factorised)
+
+
+def task_sizes(plan: Plan, w: Params, theta: Sequence[Any]) -> list[dict[str, Any]]:
+    """For each task: its weights, compression, sizes, and the relative error ‖w - Δ(Θ)‖ / ‖w‖."""
+    return [
+        {
+            "params": ", ".join(task.params),
+            "compression": str(task.compression),
+            "params/dense": sum(w[name].numel() for name in task.params),
+            "params/compressed": task.compression.num_params(t),
+            "bits/dense": FLOAT_BITS * sum(w[name].numel() for name in task.params),
+            "bits/compressed": task.compression.bits(t),
+            "bits/huffman": min(task.compression.bits(t), task.compression.huffman_bits(t)),
+            "gap": gap(Params({name: w[name] for name in task.params}), plan.decompress_task(task, t)),
+        }
+        for task, t in zip(plan.tasks, theta, strict=True)
+    ]

@@ -11,6 +11,11 @@ from nncompress.problem import Dataset, Problem, Split, weights_of
 F64 = torch.float64
 
 
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> torch.Tensor:
+    """Normal entries, drawn in float64."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
+
+
 def gaussian(n: int = 120, d: int = 12, classes: int = 3, seed: int = 0, dtype: torch.dtype = F64) -> Dataset:
     """Gaussian inputs with random labels; the test split is the training split."""
     g = torch.Generator().manual_seed(seed)

@@ -21,7 +21,7 @@ from nncompress.problem import Problem
 from nncompress.records import write_json
 from nncompress.solvers.base import Observation
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
 
 
@@ -59,33 +59,55 @@ def _described(prefix: str, task: Task, theta: Any, problem: Problem, tensors: d
         "shapes": [list(problem.plan.shapes[name]) for name in task.params],
         "compression": _stored_object(task.compression),
         "view": _stored_object(task.view),
-        "theta": {field: _store(f"{prefix}/{field}", value, tensors) for field, value in theta._asdict().items()},
+        "theta": _store(prefix, theta, tensors),
     }
 
 
-def _stored_object(value: Any) -> dict[str, Any]:
-    """A frozen dataclass of plain values: its class by dotted path and its fields."""
+def _stored_object(value: Any) -> Any:
+    """Plain values as they are; a frozen dataclass as its class by dotted path and its fields."""
+    if isinstance(value, tuple | list):
+        return [_stored_object(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
     kind = type(value)
-    return {"class": f"{kind.__module__}.{kind.__qualname__}", "fields": dataclasses.asdict(value)}
+    fields = {field.name: _stored_object(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", "fields": fields}
 
 
-def _restored_object(stored: dict[str, Any]) -> Any:
-    """The dataclass of `_stored_object`, whatever its constructor takes."""
-    module, _, name = stored["class"].rpartition(".")
-    value = object.__new__(getattr(import_module(module), name))
+def _restored_object(stored: Any) -> Any:
+    """The value of `_stored_object`, whatever its constructor takes."""
+    if isinstance(stored, list):
+        return tuple(_restored_object(item) for item in stored)
+    if not isinstance(stored, dict):
+        return stored
+    value = object.__new__(_located(stored["class"]))
     for field, content in stored["fields"].items():
-        object.__setattr__(value, field, tuple(content) if isinstance(content, list) else content)
+        object.__setattr__(value, field, _restored_object(content))
     return value
 
 
+def _located(path: str) -> type[Any]:
+    """The dataclass or NamedTuple at a dotted path; CheckpointError for anything else."""
+    module, _, name = path.rpartition(".")
+    found = getattr(import_module(module), name, None)
+    if not isinstance(found, type) or not (dataclasses.is_dataclass(found) or hasattr(found, "_fields")):
+        raise CheckpointError(f"a compact model is made of compressions, views and their Θ, found {path}")
+    return found
+
+
 def _store(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Put the tensors of a field of Θ under `name`; what is left is its description in JSON."""
+    """Put the tensors of (a part of) Θ under `name`; what is left is its description in JSON."""
     if isinstance(value, Tensor):
-        dtype = torch.float32 if value.is_floating_point() else value.dtype
+        dtype = torch.float32 if value.dtype == torch.float64 else value.dtype
         if value.dtype == torch.int64 and (value.numel() == 0 or int(value.max()) < 2**31):
             dtype = torch.int32
         tensors[name] = value.detach().to("cpu", dtype).contiguous().clone()
         return {"tensor": name}
+    kind = type(value)
+    names: tuple[str, ...] | None = getattr(kind, "_fields", None)
+    if names is not None:  # a Θ, or one inside another
+        fields = {field: _store(f"{name}/{field}", item, tensors) for field, item in zip(names, value, strict=True)}
+        return {"class": f"{kind.__module__}.{kind.__qualname__}", "fields": fields}
     if isinstance(value, tuple | list):
         return [_store(f"{name}/{i}", item, tensors) for i, item in enumerate(value)]
     return value
@@ -122,13 +144,15 @@ def _read(path: Path) -> dict[str, Any]:
 def _rebuilt(task: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Δ(Θ) of one task: its weights by name."""
     compression, view = _restored_object(task["compression"]), _restored_object(task["view"])
-    theta = compression.theta_type(**{field: _restore(value, tensors) for field, value in task["theta"].items()})
+    theta = _restore(task["theta"], tensors)
     shapes = [torch.Size(shape) for shape in task["shapes"]]
     return dict(zip(task["params"], view.split(compression.decompress(theta), shapes), strict=True))
 
 
 def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, dict) and "tensor" in value:
         tensor = tensors[value["tensor"]]
-        return tensor if tensor.is_floating_point() else tensor.long()
+        return tensor.long() if tensor.dtype == torch.int32 else tensor
+    if isinstance(value, dict):
+        return _located(value["class"])(**{field: _restore(item, tensors) for field, item in value["fields"].items()})
     return tuple(_restore(item, tensors) for item in value) if isinstance(value, list) else value

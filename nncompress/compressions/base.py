@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Generic, TypeVar, final
+from collections.abc import Sequence
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, final
 
 import torch
 from torch import Tensor
+
+from nncompress.errors import Diverged
 
 Theta = TypeVar("Theta")
 
@@ -17,10 +21,29 @@ CHUNK = 1 << 17
 """Entries whose difference is formed at once: a buffer of the tensors' size would cost more than the arithmetic."""
 
 
+class Use(NamedTuple):
+    """How a layer uses its weight on one sample.
+
+    `shape` is the weight's: (outputs, inputs) of Linear or (outputs, inputs, height, width) of an ungrouped Conv2d;
+    `inputs` and `outputs` are the positions of its input and output: () or a sequence's length for Linear, (height,
+    width) for Conv2d.
+    """
+
+    shape: tuple[int, ...]
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+
+    @property
+    def positions(self) -> int:
+        """At how many places of the output the weight is applied."""
+        return math.prod(self.outputs)
+
+
 class Compression(ABC, Generic[Theta]):
     """A set (or penalty) of compressed parameters Θ, without state; subclasses are frozen dataclasses.
 
-    `theta_type` is the NamedTuple (of tensors, numbers and tuples of them) that Θ is an instance of.
+    `theta_type` is the NamedTuple (of tensors, numbers and tuples of them) that Θ is an instance of. A subclass has to
+    give `project`, `decompress`, `bits` and `num_params`; the other methods that are not final have a default.
     Carreira-Perpinan, "Model compression as constrained optimization, Part I", arXiv 1707.01209, section 3.
     """
 
@@ -33,26 +56,49 @@ class Compression(ABC, Generic[Theta]):
         """Π(w) = argmin over Θ of mu/2 ‖w - Δ(Θ)‖² + C(Θ).
 
         `w` is left unchanged; the result is on its device and of its dtype. Where the problem is solved only
-        locally, the result is never worse than a feasible `start`.
+        locally, the result is never worse than a feasible `start`. Raises Diverged when w is not finite.
         """
-        return self.update(w, mu, start)[0]
+        if not torch.isfinite(w).all():
+            raise Diverged(f"the weights to compress must be finite, found {not_finite(w)}")
+        return self.compress_many([w], mu, [start])[0]
+
+    @final
+    @torch.no_grad()
+    def compress_many(self, ws: Sequence[Tensor], mu: float, starts: Sequence[Theta | None]) -> list[Theta]:
+        """Π of several tensors of one shape, all finite."""
+        thetas = self.project_many(ws, mu, starts)
+        return [
+            theta if self.exact or start is None else self._better(w, mu, theta, start, None)[0]
+            for w, theta, start in zip(ws, thetas, starts, strict=True)
+        ]
 
     @final
     @torch.no_grad()
     def update(
         self, w: Tensor, mu: float = 1.0, start: Theta | None = None, dense: Tensor | None = None
     ) -> tuple[Theta, Tensor]:
-        """Θ = Π(w) and Δ(Θ); `dense` is Δ(start), if at hand."""
+        """Θ = Π(w) and Δ(Θ), w being finite; `dense` is Δ(start), if at hand."""
         theta = self.project(w, mu, start)
-        new = self.decompress(theta)
         if self.exact or start is None:
-            return theta, new
+            return theta, self.decompress(theta)
+        return self._better(w, mu, theta, start, dense)
+
+    def _better(
+        self, w: Tensor, mu: float, theta: Theta, start: Theta | None, dense: Tensor | None
+    ) -> tuple[Theta, Tensor]:
+        """`theta`, or `start` where that is better, and its Δ; `dense` is Δ(start), if at hand."""
+        new = self.decompress(theta)
         old = self.decompress(start) if dense is None else dense
-        return (theta, new) if distance_sq(w, new) <= distance_sq(w, old) else (start, old)
+        value = mu / 2 * distance_sq(w, new) + self.penalty(theta)
+        return (theta, new) if value <= mu / 2 * distance_sq(w, old) + self.penalty(start) else (start, old)
 
     @abstractmethod
     def project(self, w: Tensor, mu: float, start: Theta | None) -> Theta:
-        """The minimiser of `compress`, or a good local one, from `start` where that helps."""
+        """The minimiser of `compress`, or a good local one, from `start` where that helps (no gradients are kept)."""
+
+    def project_many(self, ws: Sequence[Tensor], mu: float, starts: Sequence[Theta | None]) -> list[Theta]:
+        """`project` of several tensors of one shape, at once where that is faster. Default: one after the other."""
+        return [self.project(w, mu, start) for w, start in zip(ws, starts, strict=True)]
 
     @abstractmethod
     def decompress(self, theta: Theta) -> Tensor:
@@ -64,14 +110,52 @@ class Compression(ABC, Generic[Theta]):
 
     @abstractmethod
     def num_params(self, theta: Theta) -> int:
-        """How many real numbers Θ holds (positions and codes are not real numbers)."""
+        """How many numbers Θ holds: kept values, codes, codebooks, scales, entries of factors; positions are none."""
 
-    @abstractmethod
-    def macs(self, theta: Theta, rows: int) -> int | None:
-        """Multiply-accumulates of one product Δ(Θ) x without rebuilding Δ(Θ), seen as a matrix of `rows` rows.
+    def penalty(self, theta: Theta) -> float | Tensor:
+        """C(Θ). Default: 0, for a constraint."""
+        return 0.0
 
-        None where Θ offers no such form; the nonzero entries of Δ(Θ) are counted then.
+    def huffman_bits(self, theta: Theta) -> int:
+        """Bits when codes and gaps are Huffman-coded (`coding.huffman_bits`). Default: `bits`, for real numbers."""
+        return self.bits(theta)
+
+    def macs(self, theta: Theta, use: Use) -> int | None:
+        """Multiply-accumulates of a layer on one sample without rebuilding Δ(Θ).
+
+        Default: None, where Θ offers no such form; the nonzero entries of Δ(Θ) are counted then.
         """
+        return None
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Raise ValueError when tensors of this shape cannot be compressed. Default: all can."""
+
+    def clipped(self, shape: Sequence[int]) -> str | None:
+        """What of the settings is larger than this shape allows and what is used instead, in words. Default: None."""
+        return None
+
+
+class Factorised(Compression[Theta]):
+    """A compression whose Θ consists of real numbers alone, in tensors and tuples of tensors."""
+
+    @final
+    def num_params(self, theta: Theta) -> int:
+        return numel(theta)
+
+    @final
+    def bits(self, theta: Theta) -> int:
+        return FLOAT_BITS * numel(theta)
+
+
+def numel(value: Any) -> int:
+    """Entries of the tensors in (nested) tuples."""
+    return value.numel() if isinstance(value, Tensor) else sum(map(numel, value)) if isinstance(value, tuple) else 0
+
+
+def not_finite(w: Tensor) -> str:
+    """What is not finite in w, in words."""
+    nan, count = int(torch.isnan(w).sum()), int((~torch.isfinite(w)).sum())
+    return f"{nan} NaN and {count - nan} infinite of {w.numel()} entries"
 
 
 def distance_sq(a: Tensor, b: Tensor) -> Tensor:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Compression
+from nncompress.compressions.base import Compression, Use, not_finite
 from nncompress.compressions.views import AsVector, View
-from nncompress.errors import ConfigError
+from nncompress.errors import ConfigError, Diverged
 from nncompress.params import Params
+
+
+Recipe = Callable[..., "Plan"]
+"""A function of a network's weights (and, where it has such a keyword, their `uses`) that makes a plan for them."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ class Plan:
     def of(cls, tasks: Iterable[Task], weights: Mapping[str, Tensor]) -> Plan:
         """Tasks bound to the weights of a network: every pattern becomes the names it matches.
 
-        Raises ConfigError for a pattern that matches nothing, a weight in two tasks, a view that does not fit.
+        Raises ConfigError for a pattern that matches nothing, a weight in two tasks, a view or a compression that
+        does not fit.
         """
         bound: list[Task] = []
         shapes: dict[str, torch.Size] = {}
@@ -44,10 +51,13 @@ class Plan:
             names = tuple(dict.fromkeys(name for pattern in task.params for name in matching(weights, pattern)))
             twice = [name for name in names if name in shapes]
             if twice:
-                raise ConfigError(f"a weight belongs to one task at most, found {twice[0]} in two")
-            task.view.check(names, [weights[name].shape for name in names])
+                raise ConfigError(
+                    f"a weight belongs to one task at most, found {twice[0]} in two; "
+                    "give them different layers, or add them up with compression=additive"
+                )
             shapes.update((name, weights[name].shape) for name in names)
             bound.append(Task(names, task.view, task.compression))
+            _check(bound[-1], [weights[name].shape for name in names])
         return cls(tuple(bound), shapes)
 
     def select(self, weights: Mapping[str, Tensor]) -> Params:
@@ -55,12 +65,27 @@ class Plan:
         return Params({name: weights[name] for name in self.shapes})
 
     def compress(self, w: Params, mu: float = 1.0, start: Sequence[Any] | None = None) -> tuple[Any, ...]:
-        """Π of every task: one Θ each."""
+        """Π of every task: one Θ each; tasks of one compression and shape are done together.
+
+        Raises Diverged, naming the weight, when one is not finite.
+        """
+        _check_finite(w)
         starts = start if start is not None else [None] * len(self.tasks)
         joined = [task.view.join([w[name] for name in task.params]) for task in self.tasks]
-        return tuple(
-            task.compression.compress(v, mu, theta) for task, v, theta in zip(self.tasks, joined, starts, strict=True)
-        )
+        thetas: list[Any] = [None] * len(self.tasks)
+        for js in self._alike(joined):
+            compression = self.tasks[js[0]].compression
+            found = compression.compress_many([joined[j] for j in js], mu, [starts[j] for j in js])
+            for j, theta in zip(js, found, strict=True):
+                thetas[j] = theta
+        return tuple(thetas)
+
+    def _alike(self, joined: Sequence[Tensor]) -> list[list[int]]:
+        """Positions of the tasks, those of the same compression and shape together."""
+        groups: dict[Any, list[int]] = {}
+        for j, (task, v) in enumerate(zip(self.tasks, joined, strict=True)):
+            groups.setdefault((task.compression, v.shape, v.dtype), []).append(j)
+        return list(groups.values())
 
     def decompress(self, theta: Sequence[Any]) -> Params:
         """Δ(Θ): the compressed weights, named and shaped as in the network."""
@@ -84,17 +109,56 @@ class Plan:
         tensors = task.view.split(joined, [self.shapes[name] for name in task.params])
         return Params(dict(zip(task.params, tensors, strict=True)))
 
+    def penalty(self, theta: Sequence[Any]) -> float:
+        """C(Θ) of all tasks."""
+        return float(sum(task.compression.penalty(t) for task, t in zip(self.tasks, theta, strict=True)))
+
     def bits(self, theta: Sequence[Any]) -> int:
         """Bits of all tasks."""
         return sum(task.compression.bits(t) for task, t in zip(self.tasks, theta, strict=True))
 
+    def huffman_bits(self, theta: Sequence[Any]) -> int:
+        """Bits of all tasks, codes and positions Huffman-coded where that is less."""
+        pairs = zip(self.tasks, theta, strict=True)
+        return sum(min(task.compression.bits(t), task.compression.huffman_bits(t)) for task, t in pairs)
+
     def num_params(self, theta: Sequence[Any]) -> int:
-        """Stored real numbers of all tasks."""
+        """Stored numbers of all tasks."""
         return sum(task.compression.num_params(t) for task, t in zip(self.tasks, theta, strict=True))
 
     def numel(self) -> int:
         """Entries of all compressed weights."""
         return sum(shape.numel() for shape in self.shapes.values())
+
+    def clipped(self) -> list[str]:
+        """The settings that are larger than a weight allows and what is used instead, one sentence a task."""
+        found = [
+            (task, task.compression.clipped(_joined_shape(task, [self.shapes[name] for name in task.params])))
+            for task in self.tasks
+        ]
+        return [f"{', '.join(task.params)}: {words}" for task, words in found if words]
+
+
+def _joined_shape(task: Task, shapes: Sequence[torch.Size]) -> torch.Size:
+    return task.view.join([torch.empty(shape, device="meta") for shape in shapes]).shape
+
+
+def _check(task: Task, shapes: Sequence[torch.Size]) -> None:
+    """Raise ConfigError, naming the weights, when view or compression does not fit them."""
+    task.view.check(task.params, shapes)
+    try:
+        task.compression.check(_joined_shape(task, shapes))
+    except ValueError as error:
+        raise ConfigError(f"{', '.join(task.params)}: {error}") from error
+
+
+def _check_finite(w: Params) -> None:
+    if not w:
+        return
+    finite = torch.stack([torch.isfinite(tensor).all() for tensor in w.values()])
+    if not finite.all():
+        name = next(name for name, whole in zip(w, finite.tolist(), strict=True) if not whole)
+        raise Diverged(f"the weights to compress must be finite, found {not_finite(w[name])} in {name}")
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -124,10 +188,44 @@ def choose(weights: Mapping[str, Tensor], layers: str | Sequence[str]) -> list[s
 
 
 def each_layer(
-    weights: Mapping[str, Tensor], *, compression: Compression[Any], layers: str | Sequence[str] = "hidden"
+    weights: Mapping[str, Tensor],
+    *,
+    compression: Compression[Any],
+    layers: str | Sequence[str] = "hidden",
+    joint: bool = False,
 ) -> Plan:
-    """The same compression for every chosen weight, each flattened and on its own: how a user's own is applied."""
-    return Plan.of([Task((name,), AsVector(), compression) for name in choose(weights, layers)], weights)
+    """The same compression for every chosen weight, each flattened and on its own, or (`joint`) for all as one vector.
+
+    How a user's own compression is applied.
+    """
+    names = choose(weights, layers)
+    groups = [tuple(names)] if joint else [(name,) for name in names]
+    return Plan.of([Task(group, AsVector(), compression) for group in groups], weights)
+
+
+def plan_of(
+    part: Recipe | Compression[Any],
+    weights: Mapping[str, Tensor],
+    uses: Mapping[str, Use] | None = None,
+    **settings: Any,
+) -> Plan:
+    """The plan of a recipe for these weights, or that of a Compression applied to each layer.
+
+    `settings` replace the recipe's own; `uses` reaches the recipes that take it. Raises ConfigError for what makes no
+    plan.
+    """
+    recipe = partial(each_layer, compression=part) if isinstance(part, Compression) else part
+    if uses is not None and takes(recipe, "uses"):
+        settings["uses"] = uses
+    plan = recipe(weights, **settings)
+    if not isinstance(plan, Plan):
+        raise ConfigError(f"a compression must make a Plan or be a Compression, found {type(plan).__name__}")
+    return plan
+
+
+def takes(recipe: Recipe, keyword: str) -> bool:
+    """Whether a recipe's signature names `keyword`."""
+    return keyword in inspect.signature(recipe).parameters
 
 
 def none(weights: Mapping[str, Tensor]) -> Plan:

@@ -1,17 +1,21 @@
-"""Sparse weights: the l0 constraint ‖Θ‖_0 <= kappa."""
+"""Sparse weights: l0 and l1 as constraints and as penalties.
+
+Carreira-Perpinan and Idelbayev, "Learning-compression algorithms for neural net pruning", CVPR 2018.
+"""
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import FLOAT_BITS, Compression
-from nncompress.compressions.plan import Plan, Task, choose
-from nncompress.compressions.views import AsVector
+from nncompress.compressions.base import FLOAT_BITS, Compression, Use
+from nncompress.compressions.coding import huffman_position_bits, position_bits
+from nncompress.compressions.plan import Plan, each_layer
 
 
 class Sparse(NamedTuple):
@@ -22,57 +26,163 @@ class Sparse(NamedTuple):
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class L0(Compression[Sparse]):
-    """At most a part `keep` of the entries are nonzero; Π keeps the largest |w| and is exact.
-
-    `keep` is a fraction (float, in [0, 1]) or a count (int). Among equal magnitudes the first ones stay.
-    Raises ValueError for a fraction outside [0, 1] or a negative count.
-    """
+class Sparsity(Compression[Sparse], ABC):
+    """A compression that stores the positions and values of the entries it keeps."""
 
     theta_type: ClassVar[type[Sparse]] = Sparse
     exact: ClassVar[bool] = True
 
-    keep: float | int
-
-    def __post_init__(self) -> None:
-        if self.keep < 0 or (isinstance(self.keep, float) and self.keep > 1):
-            raise ValueError(f"keep must be a fraction in [0, 1] or a count of at least 0, found {self.keep}")
-
-    def project(self, w: Tensor, mu: float, start: Sparse | None) -> Sparse:
-        flat = w.reshape(-1)
-        order = torch.sort(flat.abs(), descending=True, stable=True).indices
-        positions = order[: self.count(flat.numel())].sort().values
-        return Sparse(positions, flat[positions], tuple(w.shape))
-
-    def count(self, numel: int) -> int:
-        """kappa: how many of `numel` entries are kept."""
-        return min(numel, self.keep if isinstance(self.keep, int) else round(self.keep * numel))
-
+    @final
     def decompress(self, theta: Sparse) -> Tensor:
         dense = theta.values.new_zeros(torch.Size(theta.shape).numel())
         return dense.index_copy_(0, theta.positions, theta.values).reshape(theta.shape)
 
+    @final
     def bits(self, theta: Sparse) -> int:
         return FLOAT_BITS * self.num_params(theta) + position_bits(theta.positions)
 
+    @final
+    def huffman_bits(self, theta: Sparse) -> int:
+        return FLOAT_BITS * self.num_params(theta) + huffman_position_bits(theta.positions)
+
+    @final
     def num_params(self, theta: Sparse) -> int:
         return theta.values.numel()
 
-    def macs(self, theta: Sparse, rows: int) -> int | None:
-        return None
+    @final
+    def macs(self, theta: Sparse, use: Use) -> int | None:
+        return use.positions * theta.values.numel()
 
 
-def position_bits(positions: Tensor) -> int:
-    """Bits of ascending positions stored as gaps d >= 1 (the first counted from -1) in fields of the best width.
+@dataclass(frozen=True)
+class L0(Sparsity):
+    """‖Θ‖_0 <= kappa, a part `keep` of the entries: Π keeps the largest |w|.
 
-    With b-bit fields a gap costs ceil(d / (2^b - 1)) fields; b runs from 2 to 32 (Han et al., "Deep compression",
-    ICLR 2016, with relative indices; Carreira-Perpinan and Idelbayev, CVPR 2018, for the choice of b).
+    `keep` is a fraction (float, in (0, 1]) or a count (int). Among equal magnitudes the first ones stay.
+    Raises ValueError for another fraction or a negative count.
     """
-    if positions.numel() == 0:
-        return 0
-    gaps = torch.diff(positions, prepend=positions.new_tensor([-1]))
-    return min(b * int((-(-gaps // (2**b - 1))).sum()) for b in range(2, 33))
+
+    keep: float | int
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+
+    def project(self, w: Tensor, mu: float, start: Sparse | None) -> Sparse:
+        flat = w.reshape(-1)
+        positions = largest(flat.abs(), kept(self.keep, flat.numel()))
+        return Sparse(positions, flat[positions], tuple(w.shape))
+
+    def clipped(self, shape: Sequence[int]) -> str | None:
+        return keep_clipped(self.keep, torch.Size(shape).numel(), "entries")
+
+
+@dataclass(frozen=True)
+class L1(Sparsity):
+    """‖Θ‖_1 <= radius: Π is the Euclidean projection on the l1 ball, soft thresholding at the level that meets it.
+
+    Duchi et al., "Efficient projections onto the l1-ball", ICML 2008. Raises ValueError for a radius that is not
+    positive.
+    """
+
+    radius: float
+
+    def __post_init__(self) -> None:
+        if not self.radius > 0:
+            raise ValueError(f"radius must be positive, found {self.radius}")
+
+    def project(self, w: Tensor, mu: float, start: Sparse | None) -> Sparse:
+        return soft_threshold(w, l1_level(w.reshape(-1).abs(), self.radius))
+
+
+@dataclass(frozen=True)
+class L0Penalty(Sparsity):
+    """C(Θ) = alpha ‖Θ‖_0: Π keeps the entries with |w| > sqrt(2 alpha / mu). Raises ValueError for alpha < 0."""
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+
+    def project(self, w: Tensor, mu: float, start: Sparse | None) -> Sparse:
+        flat = w.reshape(-1)
+        positions = (flat.abs() > (2 * self.alpha / mu) ** 0.5).nonzero().squeeze(1)
+        return Sparse(positions, flat[positions], tuple(w.shape))
+
+    def penalty(self, theta: Sparse) -> float | Tensor:
+        return self.alpha * torch.count_nonzero(theta.values).double()
+
+
+@dataclass(frozen=True)
+class L1Penalty(Sparsity):
+    """C(Θ) = alpha ‖Θ‖_1: Π is soft thresholding at alpha / mu. Raises ValueError for alpha < 0."""
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+
+    def project(self, w: Tensor, mu: float, start: Sparse | None) -> Sparse:
+        return soft_threshold(w, w.new_tensor(self.alpha / mu))
+
+    def penalty(self, theta: Sparse) -> float | Tensor:
+        return self.alpha * theta.values.abs().sum(dtype=torch.float64)
+
+
+def check_keep(keep: float | int) -> None:
+    """Raise ValueError for a `keep` that is neither a fraction in (0, 1] nor a count of at least 0."""
+    if keep < 0 or (isinstance(keep, float) and not 0 < keep <= 1):
+        raise ValueError(f"keep must be a fraction in (0, 1] or a count (whole number) of at least 0, found {keep}")
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise ValueError for a negative weight of a penalty."""
+    if not alpha >= 0:
+        raise ValueError(f"alpha must be at least 0, found {alpha}")
+
+
+def kept(keep: float | int, count: int) -> int:
+    """kappa: how many of `count` entries a `keep` leaves."""
+    return min(count, keep if isinstance(keep, int) else round(keep * count))
+
+
+def keep_clipped(keep: float | int, count: int, what: str) -> str | None:
+    """What to say of a count to keep that is above what there is."""
+    above = isinstance(keep, int) and keep > count
+    return f"keep {keep} is above the {count} {what} there are, {count} are kept" if above else None
+
+
+def largest(magnitudes: Tensor, count: int) -> Tensor:
+    """Positions (count,), ascending, of the largest entries of a vector; among equals the first.
+
+    The threshold comes from a selection in linear time; only the entries equal to it need an order.
+    """
+    n = magnitudes.numel()
+    if count in (0, n):
+        return torch.arange(count, device=magnitudes.device)
+    threshold = magnitudes.kthvalue(n - count + 1).values
+    keep = magnitudes > threshold
+    ties = magnitudes == threshold
+    keep |= ties & (ties.cumsum(0) <= count - keep.sum())
+    return torch.nonzero_static(keep, size=count).squeeze(1)
+
+
+def l1_level(magnitudes: Tensor, radius: float) -> Tensor:
+    """The level t >= 0 at which soft thresholding brings magnitudes (n,) to an l1 norm of at most `radius`.
+
+    t_j = (u_1 + ... + u_j - radius) / j of the sorted magnitudes u rises while u_j > t_j and never again: t is their
+    largest.
+    """
+    u = magnitudes.sort(descending=True).values.double()
+    levels = (u.cumsum(0) - radius) / torch.arange(1, len(u) + 1, device=u.device)
+    return levels.max().clamp_min(0).to(magnitudes.dtype)
+
+
+def soft_threshold(w: Tensor, level: Tensor) -> Sparse:
+    """sgn(w) max(|w| - level, 0)."""
+    flat = w.reshape(-1)
+    positions = (flat.abs() > level).nonzero().squeeze(1)
+    values = flat[positions]
+    return Sparse(positions, values - level * values.sign(), tuple(w.shape))
 
 
 def l0(
@@ -86,6 +196,25 @@ def l0(
 
     `layers`: "hidden" (all weights but the output layer's), "all", or name patterns.
     """
-    names = choose(weights, layers)
-    groups = [tuple(names)] if joint else [(name,) for name in names]
-    return Plan.of([Task(group, AsVector(), L0(keep)) for group in groups], weights)
+    return each_layer(weights, compression=L0(keep), layers=layers, joint=joint)
+
+
+def l1(
+    weights: Mapping[str, Tensor],
+    *,
+    radius: float = 100.0,
+    joint: bool = False,
+    layers: str | Sequence[str] = "hidden",
+) -> Plan:
+    """An l1 norm of at most `radius`: of each chosen weight, or (`joint`) of all of them together."""
+    return each_layer(weights, compression=L1(radius), layers=layers, joint=joint)
+
+
+def l0_penalty(weights: Mapping[str, Tensor], *, alpha: float = 1e-3, layers: str | Sequence[str] = "hidden") -> Plan:
+    """alpha times the number of nonzero entries of the chosen weights, added to the loss."""
+    return each_layer(weights, compression=L0Penalty(alpha), layers=layers)
+
+
+def l1_penalty(weights: Mapping[str, Tensor], *, alpha: float = 1e-2, layers: str | Sequence[str] = "hidden") -> Plan:
+    """alpha times the l1 norm of the chosen weights, added to the loss."""
+    return each_layer(weights, compression=L1Penalty(alpha), layers=layers)

@@ -1,55 +1,86 @@
-"""Choosing the size of a compression so that the whole network meets a target ratio."""
+"""Choosing the size of a compression so that the whole network meets a target."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
-from nncompress.compressions.plan import Plan
+from nncompress.compressions.base import Compression, Use
+from nncompress.compressions.plan import Plan, Recipe, plan_of, takes
 from nncompress.errors import ConfigError
 
 KNOBS: Mapping[str, tuple[int, Callable[[int], int | float]]] = {
     "rank": (1 << 16, int),
     "keep": (10_000, lambda n: n / 10_000),
+    "K": (1 << 12, int),
+    "bits": (16, int),
 }
 """The keywords that set a recipe's size: the largest whole number tried and the value it stands for."""
 
 
-def fit_ratio(recipe: Callable[..., Plan], weights: Mapping[str, Tensor], dense: int, ratio: float) -> tuple[Plan, str]:
-    """The largest plan of `recipe` with compressed over dense parameters of the whole network at most `ratio`.
+class Target(NamedTuple):
+    """What a plan is to be at most: the name of a measure (as in the summary), how to take it, and the value."""
 
-    `dense` counts all parameters of the network. The rank or keep of the recipe is found by bisection, each try
-    measured on the given weights. Also returns the setting found, as text. Raises ConfigError for a recipe without
-    such a keyword and for a ratio that its smallest setting exceeds.
+    name: str
+    measure: Callable[[Plan], float]
+    requested: float
+
+
+class Fit(NamedTuple):
+    """The plan found, the setting that made it (`rank=17`) and what it achieves."""
+
+    plan: Plan
+    setting: str
+    achieved: float
+
+
+def fit(recipe: Recipe, weights: Mapping[str, Tensor], target: Target, uses: Mapping[str, Use] | None = None) -> Fit:
+    """The largest plan of `recipe` that measures at most what is requested.
+
+    The rank, the kept part, the codebook's size or the bits of the recipe are found by bisection, each try measured on
+    the given weights. Raises ConfigError for a recipe without such a keyword and for a request that its smallest
+    setting exceeds.
     """
-    names = inspect.signature(recipe).parameters.keys() & KNOBS.keys()
-    if len(names) != 1:
-        raise ConfigError(f"target.ratio needs a compression with one of {', '.join(KNOBS)}; choose such a compression")
-    name = names.pop()
+    name = _knob(recipe)
     high, value = KNOBS[name]
+    tried: dict[int, tuple[Plan, float]] = {}
 
     def achieved(n: int) -> float:
-        plan = recipe(weights, **{name: value(n)})
-        stored = plan.num_params(plan.compress(plan.select(weights)))
-        return (dense - plan.numel() + stored) / dense
+        if n not in tried:
+            plan = plan_of(recipe, weights, uses, **{name: value(n)})
+            tried[n] = plan, target.measure(plan)
+        return tried[n][1]
 
     low = 1
-    if achieved(low) > ratio:
+    if achieved(low) > target.requested:
         raise ConfigError(
-            f"target.ratio must be at least {achieved(low):.4g}, reached at {name}={value(low)}, found {ratio:g}"
+            f"target.{target.name} must be at least {achieved(low):.6g}, reached at {name}={value(low)}, "
+            f"found {target.requested:g}"
         )
-    high = _first_beyond(achieved, ratio, high)
+    high = _first_beyond(lambda n: achieved(n) <= target.requested and not _full(tried[n][0]), high)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if achieved(middle) <= ratio else (low, middle - 1)
-    return recipe(weights, **{name: value(low)}), f"{name}={value(low)} gives ratio/params {achieved(low):.4g}"
+        low, high = (middle, high) if achieved(middle) <= target.requested else (low, middle - 1)
+    return Fit(tried[low][0], f"{name}={value(low)}", achieved(low))
 
 
-def _first_beyond(achieved: Callable[[int], float], ratio: float, highest: int) -> int:
-    """The first power of two that exceeds the ratio (or `highest`)."""
+def _knob(recipe: Recipe) -> str:
+    names = [] if isinstance(recipe, Compression) else [name for name in KNOBS if takes(recipe, name)]
+    if len(names) != 1:
+        raise ConfigError(f"a target needs a compression with one of {', '.join(KNOBS)}; choose such a compression")
+    return names[0]
+
+
+def _full(plan: Plan) -> bool:
+    """Whether no task has a larger setting than this one."""
+    return len(plan.clipped()) == len(plan.tasks)
+
+
+def _first_beyond(goes_on: Callable[[int], bool], highest: int) -> int:
+    """The first power of two from 2 on for which `goes_on` is false (or `highest`)."""
     n = 2
-    while n < highest and achieved(n) <= ratio:
+    while n < highest and goes_on(n):
         n *= 2
     return min(n, highest)

@@ -13,10 +13,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import FLOAT_BITS, Compression
-from nncompress.compressions.plan import Plan, Task, choose, matches
+from nncompress.compressions.base import Factorised, Use
+from nncompress.compressions.modes import Modes, balanced_modes, given_modes, row_modes
+from nncompress.compressions.plan import Plan, Task, choose
 from nncompress.compressions.views import AsTensor
-from nncompress.errors import ConfigError
 
 
 class Cores(NamedTuple):
@@ -26,7 +26,7 @@ class Cores(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TensorTrain(Compression[Cores]):
+class TensorTrain(Factorised[Cores]):
     """Tensors with TT ranks of at most `rank`; Π is TT-SVD, at most sqrt(d-1) times the best error (d modes).
 
     With a `start` the better of TT-SVD and `start` is returned, so that a block that calls `compress` again and
@@ -43,21 +43,31 @@ class TensorTrain(Compression[Cores]):
             raise ValueError(f"rank must be at least 1, found {self.rank}")
 
     def project(self, w: Tensor, mu: float, start: Cores | None) -> Cores:
-        cores = tt_svd(w, tt_ranks(w.shape, self.rank), None if start is None else start.cores)
-        storage = w.untyped_storage().data_ptr()  # a bond that truncates nothing may hand on w itself
-        return Cores(tuple(c.clone() if c.untyped_storage().data_ptr() == storage else c for c in cores))
+        return tt_project(w, self.rank, start)
 
     def decompress(self, theta: Cores) -> Tensor:
         return tt_to_tensor(theta.cores)
 
-    def bits(self, theta: Cores) -> int:
-        return FLOAT_BITS * self.num_params(theta)
+    def clipped(self, shape: Sequence[int]) -> str | None:
+        return rank_clipped(shape, self.rank)
 
-    def num_params(self, theta: Cores) -> int:
-        return sum(core.numel() for core in theta.cores)
+    def macs(self, theta: Cores, use: Use) -> int | None:
+        product = tt_matvec_macs([tuple(core.shape) for core in theta.cores], use.shape[0])
+        return None if product is None else use.positions * product
 
-    def macs(self, theta: Cores, rows: int) -> int | None:
-        return tt_matvec_macs([tuple(core.shape) for core in theta.cores], rows)
+
+def tt_project(w: Tensor, rank: int, start: Cores | None) -> Cores:
+    """The TT-SVD of `w`, in memory of its own."""
+    cores = tt_svd(w, tt_ranks(w.shape, rank), None if start is None else start.cores)
+    storage = w.untyped_storage().data_ptr()  # a bond that truncates nothing may hand on w itself
+    return Cores(tuple(c.clone() if c.untyped_storage().data_ptr() == storage else c for c in cores))
+
+
+def rank_clipped(modes: Sequence[int], rank: int) -> str | None:
+    """What to say of a rank that no bond of a train with these modes reaches."""
+    largest = max(tt_ranks(modes, rank))
+    above = largest < rank
+    return f"rank {rank} is above the largest of modes {list(modes)}, {largest} is used" if above else None
 
 
 def tt_ranks(shape: Sequence[int], rank: int) -> tuple[int, ...]:
@@ -103,9 +113,9 @@ def _truncate(a: Tensor, r: int, left: Tensor | None, right: Sequence[Tensor] | 
     if r == n:
         return a, torch.eye(n, dtype=a.dtype, device=a.device)
     if m <= n:
-        basis = _leading_space(_gram(a), r, left)
+        basis = _leading_space(gram_matrix(a), r, left)
         return basis, basis.T @ a
-    gram = _gram(a.T)
+    gram = gram_matrix(a.T)
     rows = _leading_space(gram, r, None if right is None else _columns(right).T)
     rows = rows @ torch.linalg.eigh(rows.T @ gram @ rows).eigenvectors  # now the columns of a @ rows are orthogonal
     image = a @ rows
@@ -114,7 +124,7 @@ def _truncate(a: Tensor, r: int, left: Tensor | None, right: Sequence[Tensor] | 
     return image * torch.where(scale > tiny, 1 / scale, 0), scale[:, None] * rows.T
 
 
-def _gram(a: Tensor) -> Tensor:
+def gram_matrix(a: Tensor) -> Tensor:
     """a aᵀ; one of its two equal off-diagonal blocks is copied instead of computed."""
     half = len(a) // 2
     gram = a.new_empty(len(a), len(a))
@@ -191,43 +201,18 @@ def tt_matvec_macs(cores: Sequence[tuple[int, ...]], rows: int) -> int | None:
     bond separates the row modes from the column modes.
     """
     modes = [n for _, n, _ in cores]
-    bond = next((k for k in range(len(modes) + 1) if math.prod(modes[:k]) == rows), None)
+    bond = row_modes(modes, rows)
     if bond is None or bond in (0, len(modes)):
         return None
     columns = sum(math.prod(modes[bond:k]) * math.prod(cores[k]) for k in range(bond, len(cores)))
     return columns + sum(math.prod(cores[k]) * math.prod(modes[k + 1 : bond]) for k in range(bond))
 
 
-def balanced_modes(shape: Sequence[int], size: int = 4) -> tuple[int, ...]:
-    """Modes of about `size` for a weight: every dimension is split into factors as equal as its primes allow.
-
-    No mode mixes rows with columns, so one bond of the train separates outputs from inputs.
-    """
-    return tuple(factor for n in shape for factor in _balanced_factors(n, max(1, round(math.log(n, size)))))
-
-
-def _balanced_factors(n: int, count: int) -> list[int]:
-    factors = [1] * count
-    for prime in sorted(_primes(n), reverse=True):
-        factors[factors.index(min(factors))] *= prime
-    return sorted(factor for factor in factors if factor > 1) or [1]
-
-
-def _primes(n: int) -> list[int]:
-    primes, p = [], 2
-    while p * p <= n:
-        while n % p == 0:
-            primes.append(p)
-            n //= p
-        p += 1
-    return primes + [n] * (n > 1)
-
-
 def tt(
     weights: Mapping[str, Tensor],
     *,
     rank: int = 48,
-    modes: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+    modes: Modes = None,
     layers: str | Sequence[str] = "hidden",
 ) -> Plan:
     """One tensor train of rank `rank` for each chosen weight.
@@ -237,21 +222,6 @@ def tt(
     """
     compression = TensorTrain(rank)
     names = choose(weights, layers)
-    unknown = [key for key in (modes if isinstance(modes, Mapping) else ()) if not any(matches(n, key) for n in names)]
-    if unknown:
-        raise ConfigError(f"compression.modes must name compressed layers ({', '.join(names)}), found {unknown[0]!r}")
-    tasks = [Task((name,), AsTensor(_modes_of(name, weights[name].shape, modes)), compression) for name in names]
-    return Plan.of(tasks, weights)
-
-
-def _modes_of(
-    name: str, shape: torch.Size, modes: Sequence[int] | Mapping[str, Sequence[int]] | None
-) -> tuple[int, ...]:
-    if modes is None:
-        return balanced_modes(shape)
-    if not isinstance(modes, Mapping):
-        return tuple(modes)
-    given = [value for pattern, value in modes.items() if matches(name, pattern)]
-    if len(given) > 1:
-        raise ConfigError(f"one entry of `modes` must match {name}, found {len(given)}")
-    return tuple(given[0]) if given else balanced_modes(shape)
+    given = given_modes(names, modes)
+    views = [AsTensor(given.get(name, balanced_modes(weights[name].shape))) for name in names]
+    return Plan.of([Task((name,), view, compression) for name, view in zip(names, views, strict=True)], weights)

@@ -20,10 +20,9 @@ class View(ABC):
     def join(self, weights: Sequence[Tensor]) -> Tensor:
         """The weights as the one tensor to compress."""
 
+    @abstractmethod
     def split(self, joined: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-        """The inverse of `join`: one tensor for each shape, in the same (row-major) order."""
-        parts = torch.split(joined.reshape(-1), [shape.numel() for shape in shapes])
-        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+        """The inverse of `join`: one tensor for each shape, in the same order."""
 
     @abstractmethod
     def check(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> None:
@@ -42,19 +41,49 @@ class AsVector(View):
     def join(self, weights: Sequence[Tensor]) -> Tensor:
         return torch.cat([w.reshape(-1) for w in weights]) if len(weights) > 1 else weights[0].reshape(-1)
 
+    def split(self, joined: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+        parts = torch.split(joined, [shape.numel() for shape in shapes])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
     def check(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> None:
         """Any weights have this view."""
 
 
 @dataclass(frozen=True)
 class AsMatrix(View):
-    """One weight as (outputs) x (everything else)."""
+    """One weight as a matrix.
+
+    Scheme 1: (outputs) x (everything else), for any weight. Scheme 2, for convolutions of height x width:
+    (outputs height) x (inputs width), whose low-rank factors are two one-dimensional convolutions (Idelbayev and
+    Carreira-Perpinan, CVPR 2020). Raises ValueError for another scheme.
+    """
+
+    scheme: int = 1
+
+    def __post_init__(self) -> None:
+        if self.scheme not in (1, 2):
+            raise ValueError(f"scheme must be 1 or 2, found {self.scheme}")
 
     def join(self, weights: Sequence[Tensor]) -> Tensor:
-        return weights[0].reshape(weights[0].shape[0], -1)
+        w = weights[0]
+        if self.scheme == 2:
+            outputs, inputs, height, width = w.shape
+            return w.transpose(1, 2).reshape(outputs * height, inputs * width)
+        return w.reshape(w.shape[0], -1)
+
+    def split(self, joined: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+        if self.scheme == 2:
+            outputs, inputs, height, width = shapes[0]
+            return [joined.reshape(outputs, height, inputs, width).transpose(1, 2).contiguous()]
+        return [joined.reshape(shapes[0])]
 
     def check(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> None:
         _one(names, "matrix")
+        if self.scheme == 2 and len(shapes[0]) != 4:
+            raise ConfigError(
+                f"scheme 2 needs a convolution's weight (outputs, inputs, height, width), found {names[0]} "
+                f"{tuple(shapes[0])}; use scheme 1 for it"
+            )
 
 
 @dataclass(frozen=True)
@@ -65,6 +94,9 @@ class AsTensor(View):
 
     def join(self, weights: Sequence[Tensor]) -> Tensor:
         return weights[0].reshape(self.modes)
+
+    def split(self, joined: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+        return [joined.reshape(shapes[0])]
 
     def check(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> None:
         _one(names, "tensor")

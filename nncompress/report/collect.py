@@ -73,9 +73,10 @@ def setting_of(run: Run, keys: Sequence[str]) -> dict[str, Any]:
 def summaries(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per finished run: job, the varied keys, then the keys of its summary."""
     keys = varied(runs)
-    rows = [
-        {"job": run.folder.name} | setting_of(run, keys) | final(run) for run in runs if run.status["status"] == "done"
-    ]
+    done = [run for run in runs if run.status["status"] == "done"]
+    rows = [{"job": run.folder.name} | setting_of(run, keys) | final(run) for run in done]
+    for row in rows:
+        row.pop("tasks", None)  # a list: for the tables of a run
     return pd.DataFrame(rows, columns=None if rows else ["job", *keys]).astype(dict.fromkeys(keys, object))
 
 
@@ -110,15 +111,6 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     """The last part of each dotted key, or the whole key where that would be ambiguous."""
     ends = [key.split(".")[-1] for key in keys]
     return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
-
-
-def _keys(runs: Sequence[Run]) -> list[str]:
-    return varied_keys([flatten(run.config) for run in runs if run.config])
-
-
-def _setting(run: Run, keys: Sequence[str]) -> dict[str, Any]:
-    flat = flatten(run.config)
-    return {"job": run.folder.name} | {key: flat.get(key) for key in keys}
 
 
 def _differs(configs: Sequence[Mapping[str, Any]], key: str) -> bool:

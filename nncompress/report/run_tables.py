@@ -47,15 +47,20 @@ def compression_table(run: Run, summary: Mapping[str, Any]) -> Table:
     """Size and work of the dense and of the compressed network."""
     raw = pd.DataFrame(_sizes(summary), columns=["quantity", "dense", "compressed", "ratio"])
     raw["times_smaller"] = 1 / raw["ratio"].astype(float).where(raw["ratio"] > 0)
+    raw["huffman"] = raw["quantity"].map(_huffman(summary)).astype(float)
     notes = [
         "Ratio: compressed over dense of the whole network, biases and batch norm included (smaller is more "
         "compression); × is 1/ratio.",
         "Bits count everything needed to rebuild the weights: indices, codebooks, masks, ranks, factors.",
+        "Parameters: every stored number counts one (a kept value, a code, an entry of a codebook or a factor); "
+        "positions count in the bits alone.",
+        "Huffman: the bits if codes and positions were Huffman-coded where that is less, an estimate.",
         "MACs: multiply-accumulates of one sample; FLOPs = 2 MACs. Fewer MACs do not promise less time.",
+        *_target_words(summary),
         *_unfinished(run),
     ]
     shown = pd.DataFrame([_size_shown(row) for _, row in raw.iterrows()], columns=SIZE_COLUMNS)
-    return Table("compression", f"Compression: {name(run)}", raw, shown, notes)
+    return Table("compression", f"Compression: {name(run)}", raw, known(shown), notes)
 
 
 def convergence_table(run: Run) -> Table:
@@ -75,7 +80,7 @@ SHOWN = {
     "step_sq_mean": "mean squared step", "bound": "its bound", "grad_sq_mean": "mean squared subgradient",
     "slack": "slack", "worst_slack": "worst slack",
 }  # fmt: skip
-SIZE_COLUMNS = ["quantity", "dense", "compressed", "ratio", "times smaller"]
+SIZE_COLUMNS = ["quantity", "dense", "compressed", "ratio", "times smaller", "Huffman"]
 
 
 def log_spaced(n: int, most: int) -> list[int]:
@@ -121,7 +126,30 @@ def _sizes(summary: Mapping[str, Any]) -> list[tuple[str, Any, Any, float | None
         rows.append(("parameters of the compressed layers alone", None, None, summary["ratio/tasks"]))
     if "sparsity" in summary:
         rows.append(("sparsity: share of weights that are zero (%)", None, 100 * summary["sparsity"], None))
+    for task in summary.get("tasks", []):
+        dense, compressed = task["bits/dense"], task["bits/compressed"]
+        rows.append((_task_name(task), dense, compressed, compressed / dense))
     return rows
+
+
+def _task_name(task: Mapping[str, Any]) -> str:
+    return f"bits of {task['params']}: {task['compression']}"
+
+
+def _huffman(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The Huffman estimate of each quantity in bits or bytes."""
+    found = {_task_name(task): float(task["bits/huffman"]) for task in summary.get("tasks", [])}
+    bits = summary.get("huffman/compressed")
+    return found if bits is None else found | {"bits": bits, "bytes (bits / 8)": bits / 8}
+
+
+def _target_words(summary: Mapping[str, Any]) -> list[str]:
+    if "target/requested" not in summary:
+        return []
+    return [
+        f"Target: {summary['target/key']} at most {number(summary['target/requested'])} requested, "
+        f"{number(summary['target/achieved'])} achieved by {summary['target/setting']}."
+    ]
 
 
 SIZES = (
@@ -139,7 +167,7 @@ def _scaled(value: Any, factor: float) -> float | None:
 
 def _size_shown(row: "pd.Series[Any]") -> dict[str, str]:
     sizes = [number(row[key]) for key in ("dense", "compressed", "ratio")]
-    return dict(zip(SIZE_COLUMNS, [row["quantity"], *sizes, times(row["ratio"])], strict=True))
+    return dict(zip(SIZE_COLUMNS, [row["quantity"], *sizes, times(row["ratio"]), number(row["huffman"])], strict=True))
 
 
 def _rate_words(table: pd.DataFrame, summary: Mapping[str, Any]) -> list[str]:

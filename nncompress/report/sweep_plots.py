@@ -40,25 +40,26 @@ def save_sweep_plots(figures: dict[str, Figure | None], folder: Path) -> list[Pa
     return [path for key, figure in figures.items() if figure for path in save_figure(figure, folder, key)]
 
 
-def accuracy_ratio_plot(groups: pd.DataFrame, keys: Sequence[str], title: str) -> Figure | None:
-    """Test accuracy against the parameters left, one point a group with its deviation over seeds.
+def accuracy_ratio_plot(groups: pd.DataFrame, keys: Sequence[str], title: str, of: str = "params") -> Figure | None:
+    """Test accuracy against what is left `of` the parameters or bits, one point a group with its deviation over seeds.
 
     None when no group has both figures.
     """
-    wanted = groups.reindex(columns=["ratio/params", "accuracy/test"]).astype(float)
-    drawn = groups[wanted.notna().all(axis=1) & (wanted["ratio/params"] > 0)]
+    wanted = groups.reindex(columns=[f"ratio/{of}", "accuracy/test"]).astype(float)
+    drawn = groups[wanted.notna().all(axis=1) & (wanted[f"ratio/{of}"] > 0)]
     if drawn.empty:
         return None
+    drawn = drawn.assign(ratio=drawn[f"ratio/{of}"].astype(float))
     with matplotlib.rc_context(STYLE):
         figure = new_figure(8.5, 6, f"Test accuracy against compression: {title}")
         several = "\n± standard deviation over seeds" if (drawn["n"] > 1).any() else ""
         axes = figure.add_subplot(xscale="log", ylabel=f"test accuracy of the deployed network (%){several}")
-        axes.set_xlabel("parameters left: compressed / dense, whole network (below: times smaller)")
+        axes.set_xlabel(f"{LEFT[of]} left: compressed / dense, whole network (below: times smaller)")
         labels = [group_label(group, keys) for _, group in drawn.iterrows()]
         _draw_points(axes, drawn, labels)
-        _draw_front(axes, drawn["ratio/params"].to_numpy(float), 100 * drawn["accuracy/test"].to_numpy(float))
+        _draw_front(axes, drawn["ratio"].to_numpy(float), 100 * drawn["accuracy/test"].to_numpy(float))
         _draw_dense(axes, drawn)
-        _ratio_axis(axes, drawn["ratio/params"])
+        _ratio_axis(axes, drawn["ratio"])
         _label(figure, axes, drawn, labels)
     return figure
 
@@ -88,6 +89,7 @@ def objectives_plot(curves: Sequence[tuple[str, pd.DataFrame]], title: str) -> F
     return figure
 
 
+LEFT = {"params": "parameters", "bits": "bits"}
 HORIZONTAL = {"step": "step K", "seconds": "time in the solver (seconds)"}
 
 
@@ -101,7 +103,7 @@ def _draw_points(axes: Axes, groups: pd.DataFrame, labels: Sequence[str]) -> Non
 
 def _points(groups: pd.DataFrame) -> list[tuple[float, float]]:
     """Ratio and test accuracy in % of each group."""
-    return list(zip(groups["ratio/params"].astype(float), 100 * groups["accuracy/test"].astype(float), strict=True))
+    return list(zip(groups["ratio"], 100 * groups["accuracy/test"].astype(float), strict=True))
 
 
 def _std(groups: pd.DataFrame) -> list[float]:
@@ -128,9 +130,9 @@ def _dense_points(groups: pd.DataFrame) -> list[tuple[float, float]]:
     """Ratio and test accuracy in % of the dense weights of each group, by ratio."""
     if "accuracy/dense_test" not in groups:
         return []
-    known = groups[groups["accuracy/dense_test"].notna()].sort_values("ratio/params")
+    known = groups[groups["accuracy/dense_test"].notna()].sort_values("ratio")
     dense = 100 * known["accuracy/dense_test"].astype(float)
-    return list(zip(known["ratio/params"].astype(float), dense, strict=True))
+    return list(zip(known["ratio"], dense, strict=True))
 
 
 def _ratio_axis(axes: Axes, ratio: "pd.Series[float]") -> None:

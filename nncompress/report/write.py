@@ -67,6 +67,7 @@ def write_sweep_report(folder: Path) -> SweepReport:
     paths.append(write_frame(failed, folder / "tables" / "failures.csv"))
     figures = {
         "accuracy_ratio": accuracy_ratio_plot(groups, keys, title),
+        "accuracy_bits": accuracy_ratio_plot(groups, keys, title, of="bits"),
         "objective": objectives_plot([(group_label(setting_of(run, keys), keys), run.rows) for run in runs], title),
     }
     paths += save_sweep_plots(figures, folder / "plots")

@@ -27,13 +27,13 @@ class NNBCD(Solver[NNBCDState]):
     Minimise over P = ({V_i}, {U_i}, {W_i}, {G_i}), with sigma_N the identity and V_0 the input,
 
         L(P) = 1/2 ‖V_N - Y‖² + sum_i gamma/2 ‖V_i - sigma_i(U_i)‖² + sum_i rho/2 ‖U_i - W_i V_{i-1}‖²
-             + sum over compressed layers of tau/2 ‖W_i - T(G_i)‖²
+             + sum over compressed layers of tau/2 ‖W_i - T(G_i)‖² + C(G_i)
 
     by one backward Gauss-Seidel sweep a step: V_N, U_N, W_N, then V_i, U_i, W_i, G_i for i = N-1, ..., 1. Each block
     is minimised exactly, the blocks V_N, W_i and U_i (i < N) with the proximal term alpha/2 ‖block - old‖² added.
     (Written as in the paper, samples as columns; the code keeps them as rows.)
-    T(G_i) stands for Δ(Θ) of any plan: tensor trains, or the kept entries of pruned weights. A layer with a bias has
-    (W_i, b_i) as one block, U_i - b_i 1ᵀ in place of U_i elsewhere.
+    T(G_i) stands for Δ(Θ) of any plan: tensor trains, the kept entries of pruned weights, codebooks, ...; C(G_i) is 0
+    except for penalties. A layer with a bias has (W_i, b_i) as one block, U_i - b_i 1ᵀ in place of U_i elsewhere.
 
     Li et al., arXiv 2303.06815 (2023): sufficient decrease with lambda = min(alpha, gamma)/2 in (V, U, W), and
     O(1/k) for the running mean of the squared subgradients.
@@ -173,7 +173,9 @@ class NNBCD(Solver[NNBCDState]):
             old = {name: T for name, n in layers.items() if (T := P.T[n]) is not None}
             larger = self.initial_rank is not None and P.k == 0  # the first Θ then is no point of the plan's set
             start = None if self.plain or larger else P.theta[j]
-            P.theta[j], new = P.plan.update_task(task, weights, self.tau, start, old)
+            theta, new = P.plan.update_task(task, weights, self.tau, start, old)
+            P.guaranteed += task.compression.penalty(P.theta[j]) - task.compression.penalty(theta)
+            P.theta[j] = theta
             for name, T in new.items():
                 P.replace(layers[name], T, self.tau)
                 if self.project:

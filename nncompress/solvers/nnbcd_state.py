@@ -191,4 +191,7 @@ def figures(P: Blocks, *, tau: float, gamma: float, rho: float) -> dict[str, flo
         "term/linear": rho / 2 * float(linear),
         "term/compression": tau / 2 * float(compression),
     }
+    penalty = P.plan.penalty(P.theta)
+    if penalty:
+        terms["term/penalty"] = penalty
     return {"objective": sum(terms.values()), **terms, "grad_sq": float(grad_sq)}

@@ -1,0 +1,153 @@
+"""Sums of compressions: w ≈ Δ_1(Θ_1) + Δ_2(Θ_2) + ..."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nncompress.compressions.base import Compression, Use
+from nncompress.compressions.plan import Plan, Recipe, Task, choose, plan_of, takes
+from nncompress.compressions.views import AsVector, View
+from nncompress.errors import ConfigError
+
+
+class Parts(NamedTuple):
+    """One Θ for each summand."""
+
+    parts: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One summand: how it sees the weights, and its compression."""
+
+    view: View
+    compression: Compression[Any]
+
+
+@dataclass(frozen=True)
+class Additive(Compression[Parts]):
+    """The sum of several compressions of the same weights; Π by block coordinate descent.
+
+    Each pass minimises over one part after the other, Θ_j <- Π_j(w - sum over i != j of Δ_i(Θ_i)), from a sum of zeros
+    or from `start`; the error never rises from one block to the next. Acts on weights of the given `shapes` put end to
+    end.
+    Idelbayev and Carreira-Perpinan, "More general and effective model compression via an additive combination of
+    compressions", ECML 2021. Raises ValueError for fewer than two parts or no pass.
+    """
+
+    theta_type: ClassVar[type[Parts]] = Parts
+    exact: ClassVar[bool] = False
+
+    parts: tuple[Part, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    passes: int = 10
+
+    def __post_init__(self) -> None:
+        if len(self.parts) < 2:
+            raise ValueError(f"a sum needs at least 2 parts, found {len(self.parts)}")
+        if self.passes < 1:
+            raise ValueError(f"passes must be at least 1, found {self.passes}")
+
+    def project(self, w: Tensor, mu: float, start: Parts | None) -> Parts:
+        thetas: list[Any] = [None] * len(self.parts) if start is None else list(start.parts)
+        deltas = [torch.zeros_like(w) if theta is None else self._delta(j, theta) for j, theta in enumerate(thetas)]
+        residual = w - torch.stack(deltas).sum(dim=0)
+        for _ in range(self.passes):
+            for j, part in enumerate(self.parts):
+                target = residual + deltas[j]
+                seen, old = self._seen(part, target), self._seen(part, deltas[j])
+                theta, dense = part.compression.update(seen, mu, thetas[j], None if thetas[j] is None else old)
+                thetas[j], deltas[j] = theta, self._flat(part, dense)
+                residual = target - deltas[j]
+        return Parts(tuple(thetas))
+
+    def decompress(self, theta: Parts) -> Tensor:
+        return torch.stack([self._delta(j, t) for j, t in enumerate(theta.parts)]).sum(dim=0)
+
+    def bits(self, theta: Parts) -> int:
+        return sum(part.compression.bits(t) for part, t in zip(self.parts, theta.parts, strict=True))
+
+    def num_params(self, theta: Parts) -> int:
+        return sum(part.compression.num_params(t) for part, t in zip(self.parts, theta.parts, strict=True))
+
+    def penalty(self, theta: Parts) -> float | Tensor:
+        return sum(part.compression.penalty(t) for part, t in zip(self.parts, theta.parts, strict=True))
+
+    def huffman_bits(self, theta: Parts) -> int:
+        pairs = zip(self.parts, theta.parts, strict=True)
+        return sum(min(part.compression.bits(t), part.compression.huffman_bits(t)) for part, t in pairs)
+
+    def macs(self, theta: Parts, use: Use) -> int | None:
+        """The parts' products and the additions of their results."""
+        found = [part.compression.macs(t, use) for part, t in zip(self.parts, theta.parts, strict=True)]
+        return None if None in found else sum(count for count in found if count is not None)
+
+    def check(self, shape: Sequence[int]) -> None:
+        for part in self.parts:
+            part.compression.check(self._seen(part, torch.empty(tuple(shape), device="meta")).shape)
+
+    def clipped(self, shape: Sequence[int]) -> str | None:
+        flat = torch.empty(tuple(shape), device="meta")
+        found = [part.compression.clipped(self._seen(part, flat).shape) for part in self.parts]
+        return "; ".join(words for words in found if words) or None
+
+    def _delta(self, j: int, theta: Any) -> Tensor:
+        return self._flat(self.parts[j], self.parts[j].compression.decompress(theta))
+
+    def _seen(self, part: Part, flat: Tensor) -> Tensor:
+        """The weights, end to end, as a part sees them."""
+        return part.view.join(AsVector().split(flat, self._sizes()))
+
+    def _flat(self, part: Part, joined: Tensor) -> Tensor:
+        return AsVector().join(part.view.split(joined, self._sizes()))
+
+    def _sizes(self) -> list[torch.Size]:
+        return [torch.Size(shape) for shape in self.shapes]
+
+    def __str__(self) -> str:
+        return " + ".join(str(part.compression) for part in self.parts)
+
+
+def additive(
+    weights: Mapping[str, Tensor],
+    *,
+    parts: Mapping[str, Recipe | Compression[Any]],
+    passes: int = 10,
+    joint: bool = False,
+    layers: str | Sequence[str] = "hidden",
+    uses: Mapping[str, Use] | None = None,
+) -> Plan:
+    """The sum of `parts` (recipes by a name of your choice) for each chosen weight, or (`joint`) for all as one vector.
+
+    Raises ConfigError for a part that cannot take its weights as one task.
+    """
+    names = choose(weights, layers)
+    groups = [tuple(names)] if joint else [(name,) for name in names]
+
+    def total(group: Sequence[str]) -> Additive:
+        chosen = {name: weights[name] for name in group}
+        summands = tuple(_part(key, part, chosen, uses) for key, part in parts.items())
+        return Additive(summands, tuple(tuple(w.shape) for w in chosen.values()), passes)
+
+    return Plan.of([Task(group, AsVector(), total(group)) for group in groups], weights)
+
+
+def _part(
+    key: str, recipe: Recipe | Compression[Any], weights: Mapping[str, Tensor], uses: Mapping[str, Use] | None
+) -> Part:
+    """The one task a recipe makes of these weights."""
+    settings: dict[str, Any] = {"layers": "all"}
+    if len(weights) > 1 and not isinstance(recipe, Compression):
+        settings |= {"joint": True} if takes(recipe, "joint") else {"per": "shared"} if takes(recipe, "per") else {}
+    tasks = plan_of(recipe, weights, uses, **settings).tasks
+    if len(tasks) != 1:
+        raise ConfigError(
+            f"parts.{key}: a part of a joint sum must see {', '.join(weights)} as one vector, found {len(tasks)} tasks; "
+            "use such a compression (l0, codebook, ...) or joint=false"
+        )
+    return Part(tasks[0].view, tasks[0].compression)

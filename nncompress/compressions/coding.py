@@ -1,0 +1,71 @@
+"""Counting the bits of positions and codes; nothing is written here."""
+
+from __future__ import annotations
+
+import heapq
+
+import torch
+from torch import Tensor
+
+TABLE_BITS = 8
+"""Bits of one entry of a Huffman table: the length of a symbol's (canonical) code."""
+
+
+def index_bits(count: int) -> int:
+    """ceil(log2 count): bits of an index below `count` >= 1."""
+    return (count - 1).bit_length()
+
+
+def position_bits(positions: Tensor) -> int:
+    """Bits of ascending positions stored as gaps d >= 1 (the first counted from -1) in fields of the best width.
+
+    With b-bit fields a gap costs ceil(d / (2^b - 1)) fields; b runs from 2 to 32 (Han et al., "Deep compression",
+    ICLR 2016, with relative indices; Carreira-Perpinan and Idelbayev, CVPR 2018, for the choice of b).
+    """
+    gaps = _gaps(positions)
+    return min((b * int(_fields(gaps, b).sum()) for b in range(2, 33)), default=0) if gaps.numel() else 0
+
+
+def huffman_position_bits(positions: Tensor) -> int:
+    """Bits of the gaps' fields Huffman-coded with their table, at the width from 2 to 16 where that is least.
+
+    A field is 0 (go on by 2^b - 1 positions) or what is left of the gap, 1 to 2^b - 1.
+    """
+    gaps = _gaps(positions)
+    if gaps.numel() == 0:
+        return 0
+    return min(huffman_bits(_field_counts(gaps, b)) for b in range(2, 17))
+
+
+def huffman_bits(counts: Tensor) -> int:
+    """Bits of a text whose symbols occur `counts` times, in the best prefix code, with the table of its code lengths.
+
+    Huffman, "A method for the construction of minimum-redundancy codes", Proc. IRE 40(9), 1952. An estimate of what
+    entropy coding would give: a text of one symbol costs its table alone.
+    """
+    heap = [count for count in counts.tolist() if count > 0]
+    total = TABLE_BITS * len(heap)
+    heapq.heapify(heap)
+    while len(heap) > 1:  # each merger adds a bit to every occurrence below it
+        merged = heapq.heappop(heap) + heapq.heappop(heap)
+        total += merged
+        heapq.heappush(heap, merged)
+    return total
+
+
+def _gaps(positions: Tensor) -> Tensor:
+    return torch.diff(positions, prepend=positions.new_tensor([-1]))
+
+
+def _fields(gaps: Tensor, b: int) -> Tensor:
+    """How many b-bit fields each gap costs."""
+    whole: Tensor = (gaps + 2**b - 2) // (2**b - 1)
+    return whole
+
+
+def _field_counts(gaps: Tensor, b: int) -> Tensor:
+    """How often each b-bit field 0, 1, ..., 2^b - 1 is written."""
+    fields = _fields(gaps, b)
+    counts = torch.bincount(gaps - (fields - 1) * (2**b - 1), minlength=2**b)
+    counts[0] = (fields - 1).sum()
+    return counts

@@ -1,0 +1,216 @@
+"""CP: W(i_1, ..., i_d) = sum over r of A_1[i_1, r] A_2[i_2, r] ... A_d[i_d, r], with `rank` terms.
+
+Kolda and Bader, "Tensor decompositions and applications", SIAM Review 51(3), 2009, section 3.4 (alternating least
+squares). For convolutions: Lebedev et al., "Speeding-up convolutional neural networks using fine-tuned
+CP-decomposition", ICLR 2015.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nncompress.compressions.base import Factorised, Use
+from nncompress.compressions.modes import Modes, given_modes, kernel_modes, row_modes
+from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.tucker import leading_vectors
+from nncompress.compressions.views import AsTensor
+
+
+class Factors(NamedTuple):
+    """The factor matrices A_k (n_k x rank); the r-th columns of all of them have equal norms."""
+
+    factors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class CP(Factorised[Factors]):
+    """Sums of at most `rank` tensors that are products of one vector for each mode.
+
+    Π is alternating least squares from `start` or the higher-order SVD, at most `sweeps` sweeps (a tenth of them from
+    a start), until one takes less than `tolerance` of the squared error away: a local minimum at best, never worse
+    than `start`. Raises ValueError for a rank or sweeps below 1.
+    """
+
+    theta_type: ClassVar[type[Factors]] = Factors
+    exact: ClassVar[bool] = False
+
+    rank: int
+    sweeps: int = 100
+    tolerance: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, found {self.rank}")
+        if self.sweeps < 1 or not self.tolerance >= 0:
+            raise ValueError(f"sweeps must be positive, tolerance at least 0, found {self.sweeps} and {self.tolerance}")
+
+    def project(self, w: Tensor, mu: float, start: Factors | None) -> Factors:
+        peak = w.abs().max()
+        scale = torch.where(peak > 0, peak, 1)  # squares of tiny or huge entries would leave the range
+        unit = w / scale
+        if start is None:
+            terms = _terms(first_factors(unit, min(self.rank, largest_rank(w.shape))))
+        else:
+            terms = _terms(start.factors)
+            terms = terms._replace(weights=terms.weights / scale)
+        terms = self._iterate(unit, terms, self.sweeps if start is None else -(-self.sweeps // 10))
+        share = (terms.weights * scale) ** (1 / w.dim())
+        return Factors(tuple(factor * share for factor in terms.factors))
+
+    def _iterate(self, x: Tensor, terms: Terms, sweeps: int) -> Terms:
+        """Sweeps over the modes; half of them is contracted with x at once, for all modes of the other half."""
+        rows, columns = _halves(x.shape)
+        flat = x.reshape(math.prod(x.shape[: len(rows)]), -1)
+        norm_sq = flat.square().sum(dtype=torch.float64)
+        before = torch.inf
+        for _ in range(sweeps):
+            terms = _sweep(flat @ khatri_rao(terms.factors, columns), terms, rows)
+            terms = _sweep(flat.T @ khatri_rao(terms.factors, rows), terms, columns)
+            error_sq = norm_sq - 2 * terms.product + _norm_sq(terms)
+            if before - error_sq <= self.tolerance * error_sq:  # one scalar read a sweep
+                break
+            before = error_sq
+        return terms
+
+    def decompress(self, theta: Factors) -> Tensor:
+        shape = [len(factor) for factor in theta.factors]
+        rows, columns = _halves(shape)
+        return (khatri_rao(theta.factors, rows) @ khatri_rao(theta.factors, columns).T).reshape(shape)
+
+    def macs(self, theta: Factors, use: Use) -> int | None:
+        modes, rank = tuple(len(factor) for factor in theta.factors), theta.factors[0].shape[1]
+        if len(use.shape) == 4 and modes == use.shape:
+            return rank * _convolution_macs(use)
+        bond = row_modes(modes, use.shape[0])
+        return None if bond is None else use.positions * rank * (_chain_macs(modes[bond:]) + _chain_macs(modes[:bond]))
+
+    def clipped(self, shape: Sequence[int]) -> str | None:
+        largest = largest_rank(shape)
+        above = self.rank > largest
+        return f"rank {self.rank} is above the largest of modes {list(shape)}, {largest} is used" if above else None
+
+
+def largest_rank(shape: Sequence[int]) -> int:
+    """No tensor of this shape has a larger rank: its longest fibres as one term each."""
+    return math.prod(shape) // max(shape)
+
+
+class Terms(NamedTuple):
+    """An iterate: factors with columns of norm 1 (or 0), their Gram matrices, weights (rank,), <x, sum of terms>."""
+
+    factors: tuple[Tensor, ...]
+    grams: tuple[Tensor, ...]
+    weights: Tensor
+    product: Tensor
+
+
+def _terms(factors: Sequence[Tensor]) -> Terms:
+    norms = [torch.linalg.vector_norm(factor, dim=0) for factor in factors]
+    units = tuple(factor / torch.where(norm > 0, norm, 1) for factor, norm in zip(factors, norms, strict=True))
+    weights = math.prod(norms[1:], start=norms[0])
+    return Terms(units, tuple(unit.T @ unit for unit in units), weights, weights.new_zeros(()))
+
+
+def first_factors(x: Tensor, rank: int) -> list[Tensor]:
+    """The leading singular vectors of the unfoldings; columns beyond their number are random, from a fixed seed."""
+    random = torch.Generator().manual_seed(0)
+    factors = []
+    for k, n in enumerate(x.shape):
+        vectors = leading_vectors(x, k, min(rank, n)).flip(1)
+        more = torch.randn(n, rank - vectors.shape[1], generator=random).to(x)
+        factors.append(torch.cat([vectors, more], dim=1))
+    return factors
+
+
+def _halves(shape: Sequence[int]) -> tuple[range, range]:
+    """The modes in two runs with the smallest sum of sizes."""
+    middle = min(range(1, len(shape) + 1), key=lambda k: math.prod(shape[:k]) + math.prod(shape[k:]))
+    return range(middle), range(middle, len(shape))
+
+
+def _sweep(t: Tensor, terms: Terms, modes: range) -> Terms:
+    """The terms with the factors of `modes` updated in turn; t (n_a ... n_b, rank) is x contracted with all others."""
+    if len(modes) < 2:
+        return _updated(t, terms, modes[0]) if modes else terms
+    first, second = modes[: len(modes) // 2], modes[len(modes) // 2 :]
+    t = t.reshape(math.prod(len(terms.factors[k]) for k in first), -1, t.shape[1])
+    terms = _sweep((t * khatri_rao(terms.factors, second)).sum(1), terms, first)
+    return _sweep((t * khatri_rao(terms.factors, first)[:, None]).sum(0), terms, second)
+
+
+def _updated(mttkrp: Tensor, terms: Terms, k: int) -> Terms:
+    """The terms with A_k the minimiser of ‖x - terms‖² + lam ‖A_k - old A_k‖², lam of the order of rounding errors.
+
+    With G the entrywise product of the other Gram matrices, A_k (G + lam I) = mttkrp + lam old A_k. The proximal term
+    keeps the step defined and the error falling where terms have become parallel (G singular).
+    """
+    others = [gram for j, gram in enumerate(terms.grams) if j != k]
+    g = math.prod(others[1:], start=others[0]) if others else torch.ones_like(terms.grams[0])
+    lam = 8 * len(g) * torch.finfo(g.dtype).eps
+    old = terms.factors[k] * terms.weights
+    shifted = g + lam * torch.eye(len(g), dtype=g.dtype, device=g.device)
+    new = torch.linalg.solve_ex(shifted, (mttkrp + lam * old).T).result.T
+    weights = torch.linalg.vector_norm(new, dim=0)
+    unit = new / torch.where(weights > 0, weights, 1)
+    return Terms(
+        (*terms.factors[:k], unit, *terms.factors[k + 1 :]),
+        (*terms.grams[:k], unit.T @ unit, *terms.grams[k + 1 :]),
+        weights,
+        (mttkrp * new).sum(dtype=torch.float64),
+    )
+
+
+def _norm_sq(terms: Terms) -> Tensor:
+    """‖sum of terms‖²."""
+    g = math.prod(terms.grams[1:], start=terms.grams[0])
+    return (terms.weights * (g @ terms.weights)).sum(dtype=torch.float64)
+
+
+def khatri_rao(factors: Sequence[Tensor], modes: Sequence[int]) -> Tensor:
+    """(product of n_k, rank): the columns' outer products over `modes`, row-major; ones (1, rank) for no modes."""
+    product = factors[0].new_ones(1, factors[0].shape[1])
+    for k in modes:
+        product = (product[:, None] * factors[k]).reshape(-1, product.shape[1])
+    return product
+
+
+def _convolution_macs(use: Use) -> int:
+    """Of one term: 1 x 1 from the inputs, height x 1, 1 x width, 1 x 1 to the outputs (Lebedev et al., section 3.2)."""
+    outputs, inputs, height, width = use.shape
+    between = use.outputs[0] * use.inputs[1]  # positions after the vertical convolution
+    return inputs * math.prod(use.inputs) + height * between + (width + outputs) * use.positions
+
+
+def _chain_macs(modes: Sequence[int]) -> int:
+    """Of one term: contracting a tensor with a vector for each mode, or its reverse; the largest mode comes first."""
+    total, entries = 0, math.prod(modes)
+    for n in sorted(modes, reverse=True):
+        total += entries
+        entries //= n
+    return total
+
+
+def cp(
+    weights: Mapping[str, Tensor],
+    *,
+    rank: int = 64,
+    modes: Modes = None,
+    layers: str | Sequence[str] = "hidden",
+) -> Plan:
+    """One sum of `rank` terms for each chosen weight.
+
+    `modes`: None for a convolution's own dimensions and about 16 a mode of a matrix, one list for all chosen weights,
+    or a mapping from a name pattern to a list. `layers`: "hidden" (all weights but the output layer's), "all", or name
+    patterns.
+    """
+    compression = CP(rank)
+    names = choose(weights, layers)
+    given = given_modes(names, modes)
+    views = [AsTensor(given.get(name, kernel_modes(weights[name].shape))) for name in names]
+    return Plan.of([Task((name,), view, compression) for name, view in zip(names, views, strict=True)], weights)

@@ -1,0 +1,72 @@
+"""Modes: the sizes into which a weight, row-major, is split to become a tensor of higher order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from nncompress.compressions.plan import matches
+from nncompress.errors import ConfigError
+
+Modes = Sequence[int] | Mapping[str, Sequence[int]] | None
+"""What a recipe takes: None for its default, one list for all chosen weights, or lists by name pattern."""
+
+
+def given_modes(names: Sequence[str], modes: Modes, key: str = "modes") -> dict[str, tuple[int, ...]]:
+    """The modes of those of the named weights for which `modes` gives some.
+
+    Raises ConfigError, speaking of `compression.<key>`, for a pattern that fits no name, two that fit the same, and
+    for anything but whole numbers from 1.
+    """
+    lists = modes if isinstance(modes, Mapping) else {} if modes is None else {"*": modes}
+    unknown = [pattern for pattern in lists if not any(matches(name, pattern) for name in names)]
+    if unknown:
+        raise ConfigError(f"compression.{key} must name compressed layers ({', '.join(names)}), found {unknown[0]!r}")
+    found: dict[str, tuple[int, ...]] = {}
+    for name in names:
+        fitting = [tuple(value) for pattern, value in lists.items() if matches(name, pattern)]
+        if len(fitting) > 1:
+            raise ConfigError(f"one entry of compression.{key} must match {name}, found {len(fitting)}")
+        if fitting and not (fitting[0] and all(isinstance(n, int) and n > 0 for n in fitting[0])):
+            raise ConfigError(
+                f"compression.{key} of {name} must be whole numbers from 1, found {list(fitting[0])}; give such a "
+                f"list, or null for the default"
+            )
+        found.update((name, given) for given in fitting)
+    return found
+
+
+def balanced_modes(shape: Sequence[int], size: int = 4) -> tuple[int, ...]:
+    """Modes of about `size` for a weight: every dimension is split into factors as equal as its primes allow.
+
+    No mode mixes rows with columns, so one bond of the train separates outputs from inputs.
+    """
+    return tuple(factor for n in shape for factor in balanced_factors(n, max(1, round(math.log(n, size)))))
+
+
+def kernel_modes(shape: Sequence[int]) -> tuple[int, ...]:
+    """A convolution's own dimensions; for a matrix modes of about 16, in which rows and columns have two or three."""
+    return tuple(shape) if len(shape) > 2 else balanced_modes(shape, 16)
+
+
+def balanced_factors(n: int, count: int) -> list[int]:
+    """At most `count` factors of n, as equal as its primes allow, ascending and above 1; [1] for n = 1."""
+    factors = [1] * count
+    for prime in sorted(_primes(n), reverse=True):
+        factors[factors.index(min(factors))] *= prime
+    return sorted(factor for factor in factors if factor > 1) or [1]
+
+
+def _primes(n: int) -> list[int]:
+    primes, p = [], 2
+    while p * p <= n:
+        while n % p == 0:
+            primes.append(p)
+            n //= p
+        p += 1
+    return primes + [n] * (n > 1)
+
+
+def row_modes(modes: Sequence[int], rows: int) -> int | None:
+    """How many of the first modes multiply to `rows`; None when a mode mixes rows with columns."""
+    return next((k for k in range(len(modes) + 1) if math.prod(modes[:k]) == rows), None)

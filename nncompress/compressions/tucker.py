@@ -1,0 +1,206 @@
+"""Tucker: a core with r_k entries a mode, and a matrix n_k x r_k for every mode that is made smaller.
+
+De Lathauwer, De Moor and Vandewalle, "On the best rank-1 and rank-(R1, ..., RN) approximation of higher-order
+tensors", SIAM J. Matrix Anal. Appl. 21(4), 2000 (HOOI: algorithm 4.2). For convolutions: Kim et al., "Compression of
+deep convolutional neural networks for fast and low power mobile applications", ICLR 2016.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nncompress.compressions.base import Factorised, Use
+from nncompress.compressions.modes import Modes, given_modes, kernel_modes, row_modes
+from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.tensor_train import gram_matrix
+from nncompress.compressions.views import AsTensor
+
+
+class CoreFactors(NamedTuple):
+    """The core (r_1, ..., r_d) and factors U_k (n_k x r_k), orthonormal; no entries stand for an identity (r_k = n_k)."""
+
+    core: Tensor
+    factors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Tucker(Factorised[CoreFactors]):
+    """Tensors with multilinear ranks of at most `ranks` (one for each mode, or one for all).
+
+    Π is higher-order orthogonal iteration from `start` or the truncated higher-order SVD, at most `sweeps` sweeps,
+    until one takes less than `tolerance` ‖w‖² off the squared error. At most sqrt(d) times the best error without a
+    start, never worse than `start`. Raises ValueError for ranks below 1.
+    """
+
+    theta_type: ClassVar[type[CoreFactors]] = CoreFactors
+    exact: ClassVar[bool] = False
+
+    ranks: int | tuple[int, ...]
+    sweeps: int = 20
+    tolerance: float = 1e-5
+
+    def __post_init__(self) -> None:
+        ranks = self.ranks if isinstance(self.ranks, tuple) else (self.ranks,)
+        if not ranks or min(ranks) < 1:
+            raise ValueError(f"ranks must be at least 1, found {self.ranks}")
+        if self.sweeps < 1 or not self.tolerance >= 0:
+            raise ValueError(f"sweeps must be positive, tolerance at least 0, found {self.sweeps} and {self.tolerance}")
+
+    def project(self, w: Tensor, mu: float, start: CoreFactors | None) -> CoreFactors:
+        ranks = tucker_ranks(w.shape, self.ranks)
+        modes = [k for k, (n, r) in enumerate(zip(w.shape, ranks, strict=True)) if r < n]
+        if start is not None:
+            factors = list(start.factors)
+        else:
+            factors = [leading_vectors(w, k, r) if k in modes else w.new_empty(0) for k, r in enumerate(ranks)]
+        core = self._iterate(w, factors, modes) if modes else w.clone()
+        return CoreFactors(core.contiguous(), tuple(factors))
+
+    def _iterate(self, w: Tensor, factors: list[Tensor], modes: Sequence[int]) -> Tensor:
+        """Sweeps over the modes, changing `factors`; returns the core, whose norm grows as the error falls."""
+        enough, before = self.tolerance * w.square().sum(), w.new_zeros(())
+        for _ in range(self.sweeps if len(modes) > 1 else 1):
+            core = _sweep(w, factors, modes)
+            value = core.square().sum()
+            if value - before <= enough:  # one scalar read a sweep
+                break
+            before = value
+        return core
+
+    def decompress(self, theta: CoreFactors) -> Tensor:
+        w = theta.core
+        for k, factor in enumerate(theta.factors):
+            w = mode_product(w, factor, k) if factor.numel() else w
+        return w
+
+    def macs(self, theta: CoreFactors, use: Use) -> int | None:
+        ranks = tuple(theta.core.shape)
+        modes = tuple(len(f) if f.numel() else r for f, r in zip(theta.factors, ranks, strict=True))
+        if len(use.shape) == 4 and modes == use.shape:
+            return _convolution_macs(ranks, use)
+        bond = row_modes(modes, use.shape[0])
+        if bond is None:
+            return None
+        columns, rows = chain_macs(modes[bond:], ranks[bond:]), chain_macs(modes[:bond], ranks[:bond])
+        return use.positions * (columns + math.prod(ranks) + rows)
+
+    def check(self, shape: Sequence[int]) -> None:
+        if isinstance(self.ranks, tuple) and len(self.ranks) != len(shape):
+            raise ValueError(
+                f"ranks must be one number, or one for each of the modes {list(shape)}, found {list(self.ranks)}"
+            )
+
+    def clipped(self, shape: Sequence[int]) -> str | None:
+        used = tucker_ranks(shape, self.ranks)
+        if isinstance(self.ranks, int):
+            above = max(used) < self.ranks
+            return (
+                f"rank {self.ranks} is above the largest of modes {list(shape)}, {max(used)} is used" if above else None
+            )
+        said = f"ranks {list(self.ranks)} are above what modes {list(shape)} allow, {list(used)} are used"
+        return said if used != self.ranks else None
+
+
+def tucker_ranks(shape: Sequence[int], ranks: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The ranks that tensors of this shape can use: r_k <= n_k and r_k <= product of the other ranks."""
+    wanted = (ranks,) * len(shape) if isinstance(ranks, int) else ranks
+    used = tuple(map(min, wanted, shape))
+    while True:
+        fewer = tuple(min(r, math.prod(used[:k]) * math.prod(used[k + 1 :])) for k, r in enumerate(used))
+        if fewer == used:
+            return used
+        used = fewer
+
+
+def _sweep(t: Tensor, factors: list[Tensor], modes: Sequence[int]) -> Tensor:
+    """Update the factors of `modes` in turn, each the best given the others, and return the core.
+
+    `t` is w times the transposed factors of all other modes. The product with one half of the modes serves the whole
+    other half (a dimension tree: w is read twice a sweep, not once a mode).
+    """
+    if len(modes) == 1:
+        k = modes[0]
+        factors[k] = leading_vectors(t, k, factors[k].shape[1])
+        return mode_product(t, factors[k].T, k)
+    first, second = modes[: len(modes) // 2], modes[len(modes) // 2 :]
+    _sweep(_shrunk(t, factors, second), factors, first)
+    return _sweep(_shrunk(t, factors, first), factors, second)
+
+
+def _shrunk(t: Tensor, factors: Sequence[Tensor], modes: Sequence[int]) -> Tensor:
+    for k in modes:
+        t = mode_product(t, factors[k].T, k)
+    return t
+
+
+def mode_product(t: Tensor, matrix: Tensor, k: int) -> Tensor:
+    """t times `matrix` (m x n_k) along mode k."""
+    return torch.tensordot(matrix, t, ([1], [k])).movedim(0, k)
+
+
+def leading_vectors(t: Tensor, k: int, r: int) -> Tensor:
+    """The r leading left singular vectors of the unfolding of mode k, from its Gram matrix."""
+    vectors: Tensor = torch.linalg.eigh(gram_matrix(t.movedim(k, 0).reshape(t.shape[k], -1))).eigenvectors
+    return vectors[:, -r:].contiguous()
+
+
+def _convolution_macs(ranks: tuple[int, ...], use: Use) -> int:
+    """Inputs to r_2 channels, a convolution of the core to r_1 channels, those to the outputs; a full rank is free.
+
+    Factors of the kernel's own modes are part of the middle convolution.
+    """
+    outputs, inputs, height, width = use.shape
+    before = inputs * ranks[1] * math.prod(use.inputs) if ranks[1] < inputs else 0
+    after = outputs * ranks[0] if ranks[0] < outputs else 0
+    return before + use.positions * (ranks[0] * ranks[1] * height * width + after)
+
+
+def chain_macs(modes: Sequence[int], ranks: Sequence[int]) -> int:
+    """Multiply-accumulates of taking a tensor (n_1, ..., n_d) to (r_1, ..., r_d), or back, mode by mode.
+
+    A mode costs r_k times the entries at that moment and leaves r_k / n_k of them; exchanging two neighbours shows
+    that the modes with the largest 1 / r_k - 1 / n_k come first in the cheapest order. Modes of full rank are free.
+    """
+    total, entries = 0, math.prod(modes)
+    pairs = [(n, r) for n, r in zip(modes, ranks, strict=True) if r < n]
+    for n, r in sorted(pairs, key=lambda pair: 1 / pair[0] - 1 / pair[1]):
+        total += entries * r
+        entries = entries // n * r
+    return total
+
+
+def tucker(
+    weights: Mapping[str, Tensor],
+    *,
+    rank: int | Sequence[int] = 12,
+    modes: Modes = None,
+    layers: str | Sequence[str] = "hidden",
+) -> Plan:
+    """One Tucker decomposition for each chosen weight.
+
+    `rank`: one for all modes, or a list with one for each; for a convolution in its own modes (outputs, inputs,
+    kernel) it is for the two of channels, the kernel stays whole. `modes`: None for these, and for about 16 a mode of
+    a matrix, one list for all chosen weights, or a mapping from a name pattern to a list. `layers`: "hidden" (all
+    weights but the output layer's), "all", or name patterns.
+    """
+    names = choose(weights, layers)
+    given = given_modes(names, modes)
+    tasks = []
+    for name in names:
+        shape = weights[name].shape
+        sizes = given.get(name, kernel_modes(shape))
+        tasks.append(Task((name,), AsTensor(sizes), Tucker(_ranks(rank, sizes, shape))))
+    return Plan.of(tasks, weights)
+
+
+def _ranks(rank: int | Sequence[int], modes: tuple[int, ...], shape: Sequence[int]) -> int | tuple[int, ...]:
+    whole = tuple(shape[2:]) if modes == tuple(shape) else ()
+    if isinstance(rank, int):
+        return (rank, rank, *whole) if whole else rank
+    return (*rank, *whole) if len(rank) == 2 else tuple(rank)
