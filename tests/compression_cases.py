@@ -3,9 +3,14 @@
 import pytest
 
 from nncompress.compressions.additive import Additive, Part
+from nncompress.compressions.cp import CP
+from nncompress.compressions.low_rank import LowRank
+from nncompress.compressions.rank_selection import RankSelection
 from nncompress.compressions.sparsity import L0, L1, L0Penalty, L1Penalty
 from nncompress.compressions.structured import NM, GroupL0
 from nncompress.compressions.tensor_train import TensorTrain
+from nncompress.compressions.tt_matrix import TTMatrix
+from nncompress.compressions.tucker import Tucker
 from nncompress.compressions.views import AsMatrix, AsVector
 
 CASES = [
@@ -25,6 +30,17 @@ CASES = [
     pytest.param(GroupL0(2, ((5, 4),)), (20,), True, id="group-l0"),
     pytest.param(NM(2, 4), (3, 8), True, id="n-m"),
     pytest.param(NM(1, 3), (2, 7, 2, 1), True, id="n-m-of-a-convolution"),
+    pytest.param(LowRank(2), (7, 5), True, id="low-rank"),
+    pytest.param(LowRank(9), (3, 8), True, id="low-rank-full"),
+    pytest.param(RankSelection(0.05), (6, 7), True, id="rank-selection"),
+    pytest.param(RankSelection(0.05, capped=True), (6, 7), True, id="rank-selection-capped"),
+    pytest.param(TTMatrix(3, (2, 3), (4, 2)), (6, 8), True, id="tt-matrix-two-pairs"),
+    pytest.param(TTMatrix(2, (2, 2, 3), (1, 4, 2)), (12, 8), False, id="tt-matrix"),
+    pytest.param(Tucker(2), (4, 3, 5), False, id="tucker"),
+    pytest.param(Tucker((3, 2, 3, 3)), (6, 5, 3, 3), False, id="tucker-2"),
+    pytest.param(Tucker(9), (3, 4), True, id="tucker-full"),
+    pytest.param(CP(3), (4, 3, 5), False, id="cp"),
+    pytest.param(CP(6), (3, 2, 2, 3), False, id="cp-overcomplete"),
     pytest.param(
         Additive((Part(AsVector(), L0(3)), Part(AsMatrix(), TensorTrain(1))), ((5, 4),)), (20,), False, id="additive"
     ),

@@ -120,6 +120,8 @@ def test_all_problems_are_told_at_once() -> None:
         ("checkpoint_every", 0),
         ("target.ratio", 0.0),
         ("target.ratio", 1.5),
+        ("target.bits", 0.0),
+        ("target.macs", -1.0),
         ("device", "gpu"),
         ("device", "cuda:x"),
         ("precision", "half"),

@@ -29,6 +29,7 @@ from nncompress.solvers.sgd import SGD
 
 NNBCD_WORDS = ["solver=nnbcd", "model=tt_mlp", "model.widths=[32,32]", "compression.rank=8", "dataset.train_size=200"]
 SGD_WORDS = ["solver=sgd", "model.widths=[32]", "compression=l0", "compression.keep=0.3", "dataset.train_size=200"]
+CODEBOOK_WORDS = ["solver=nnbcd", "model.widths=[16,16]", "model.bias=false", "compression=codebook"]
 SUMMARY_KEYS = {
     "accuracy/test", "accuracy/train", "accuracy/dense_test", "params/dense", "params/compressed", "bits/dense",
     "bits/compressed", "ratio/params", "ratio/bits", "ratio/tasks", "macs/dense", "macs/compressed", "seconds/total",
@@ -38,6 +39,15 @@ ROW_KEYS = {
     "step", "seconds", "objective", "loss/train", "accuracy/train", "loss/test", "accuracy/test",
     "accuracy/dense_test", "gap", "step_sq", "ratio/params", "ratio/bits", "sparsity",
 }  # fmt: skip
+
+
+class NaN(nn.Sequential):
+    """A network with a weight that is no number."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes))
+        with torch.no_grad():
+            self[1].weight[0, 0] = torch.nan
 
 
 class Conv(nn.Sequential):
@@ -262,6 +272,19 @@ BAD = [
     ([*NNBCD_WORDS, "solver.tau=-1"], 2, "tau must be positive, found -1"),
     ([*NNBCD_WORDS, "solver.tau=big"], 2, "solver.tau"),
     ([*NNBCD_WORDS, "target.ratio=0.0001"], 2, "target.ratio must be at least"),
+    ([*NNBCD_WORDS, "target.bits=0.0001"], 2, "target.bits must be at least"),
+    ([*NNBCD_WORDS, "target.macs=0.5", "target.ratio=0.5"], 2, "target: must be one of ratio, bits, macs"),
+    ([*CODEBOOK_WORDS, "compression.K=0"], 2, "K must be at least 1, found 0"),
+    ([*CODEBOOK_WORDS, "compression=l0", "compression.keep=1.5"], 2,
+     "keep must be a fraction in (0, 1] or a count (whole number) of at least 0, found 1.5"),
+    ([*CODEBOOK_WORDS, "compression=l0", "compression.keep=0.0"], 2, "found 0.0"),
+    ([*CODEBOOK_WORDS, "compression=mixed", "compression.parts.second.layers=[fc1]"], 2,
+     "a weight belongs to one task at most, found fc1.weight in two"),
+    ([*CODEBOOK_WORDS, "compression=additive", "compression.parts.codebook.K=0"], 2, "K must be at least 1, found 0"),
+    (["solver=sgd", "model._target_=test_experiment.NaN", "compression=l0", "compression.layers=all"], 1,
+     "the weights to compress must be finite, found 1 NaN and 0 infinite of 640 entries in 1.weight"),
+    (["solver=sgd", "model._target_=test_experiment.Conv", "dataset.flatten=true"], 2,
+     "the network must take samples of shape (64,)"),
     (["model=lenet5"], 2, "lenet5 needs images"),
     (["dataset=mnist", "data.download=false", "data_dir=nowhere"], 1, "nowhere"),
     (["device=cuda:7"], 2, "device=cuda:7 needs that GPU"),
@@ -275,7 +298,7 @@ def test_bad_input_is_one_sentence_and_the_right_exit_code(words, code, said, tm
     told = capsys.readouterr().err
     assert said in told
     assert "Traceback" not in told
-    assert status(tmp_path / "run")["status"] in ("failed", "unsupported")
+    assert status(tmp_path / "run")["status"] in ("failed", "unsupported", "diverged")
 
 
 def test_a_folder_in_use_by_another_process_is_refused(tmp_path, capsys):
@@ -350,9 +373,37 @@ def test_a_damaged_compact_network_is_named(tmp_path):
         load_compact(tmp_path / "run/model")
 
 
-def test_a_target_ratio_is_met_and_achieved_ratio_recorded(tmp_path):
-    assert train(tmp_path / "run", *NNBCD_WORDS, "target.ratio=0.5", "solver.num_steps=1") == 0
-    assert 0.4 < summary(tmp_path / "run")["ratio/params"] <= 0.5
+@pytest.mark.parametrize(
+    ("target", "key", "requested"),
+    [("ratio", "ratio/params", 0.5), ("bits", "ratio/bits", 0.5), ("bits", "bits/compressed", 60_000.0),
+     ("macs", "ratio/macs", 0.9), ("macs", "macs/compressed", 3000.0)],
+)  # fmt: skip
+def test_a_target_is_met_and_what_was_requested_and_achieved_recorded(target, key, requested, tmp_path):
+    assert train(tmp_path / "run", *NNBCD_WORDS, f"target.{target}={requested}", "solver.num_steps=1") == 0
+    found = summary(tmp_path / "run")
+    assert 0.8 * requested < found[key] <= requested
+    assert (found["target/key"], found["target/requested"], found["target/achieved"]) == (key, requested, found[key])
+    assert found["target/setting"].startswith("rank=")
+
+
+def test_a_target_chooses_the_codebook(tmp_path):
+    assert train(tmp_path / "run", *CODEBOOK_WORDS, "target.bits=0.25", "solver.num_steps=1") == 0
+    found = summary(tmp_path / "run")
+    assert found["ratio/bits"] <= 0.25
+    assert found["target/setting"] == f"K={int(found['target/setting'][2:])}"
+
+
+def test_a_rank_above_the_shape_is_said_once(tmp_path):
+    assert train(tmp_path / "run", *NNBCD_WORDS, "compression.rank=1000", "solver.num_steps=2") == 0
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert log.count("fc1.weight: rank 1000 is above the largest") == 1
+
+
+def test_the_summary_lists_every_task(tmp_path):
+    assert train(tmp_path / "run", *CODEBOOK_WORDS, "compression=mixed", "solver.num_steps=1") == 0
+    tasks = json.loads((tmp_path / "run/summary.json").read_text())["tasks"]
+    assert [task["params"] for task in tasks] == ["fc1.weight", "fc2.weight"]
+    assert [task["bits/compressed"] for task in tasks] == [32 * 16 * (64 + 16), 2 * 256 + 32 * 4]
 
 
 def test_a_users_model_compression_and_data_are_taken_by_their_dotted_paths(tmp_path, monkeypatch):

@@ -73,7 +73,10 @@ def test_plan_leaves_other_weights_alone_and_counts_its_tasks():
         (lambda: mixed(weights(), parts={"one": l0, "two": tt}), "a.weight in two; give them different layers"),
         (lambda: fit(none, weights(), ratio_target(weights(), 0.5)), "needs a compression with one of"),
         (lambda: fit(L0(3), weights(), ratio_target(weights(), 0.5)), "needs a compression with one of"),
-        (lambda: fit(tt, weights(), ratio_target(weights(), 0.01)), "target.ratio must be at least 0.352941, reached at rank=1, found 0.01"),
+        (
+            lambda: fit(tt, weights(), ratio_target(weights(), 0.01)),
+            "target.ratio must be at least 0.352941, reached at rank=1, found 0.01",
+        ),
         (lambda: plan_of(lambda w: 3, weights()), "must make a Plan or be a Compression, found int"),
     ],
 )

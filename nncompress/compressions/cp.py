@@ -51,16 +51,12 @@ class CP(Factorised[Factors]):
             raise ValueError(f"sweeps must be positive, tolerance at least 0, found {self.sweeps} and {self.tolerance}")
 
     def project(self, w: Tensor, mu: float, start: Factors | None) -> Factors:
-        peak = w.abs().max()
-        scale = torch.where(peak > 0, peak, 1)  # squares of tiny or huge entries would leave the range
-        unit = w / scale
         if start is None:
-            terms = _terms(first_factors(unit, min(self.rank, largest_rank(w.shape))))
+            terms = _terms(first_factors(w, min(self.rank, largest_rank(w.shape))))
         else:
             terms = _terms(start.factors)
-            terms = terms._replace(weights=terms.weights / scale)
-        terms = self._iterate(unit, terms, self.sweeps if start is None else -(-self.sweeps // 10))
-        share = (terms.weights * scale) ** (1 / w.dim())
+        terms = self._iterate(w, terms, self.sweeps if start is None else -(-self.sweeps // 10))
+        share = terms.weights ** (1 / w.dim())
         return Factors(tuple(factor * share for factor in terms.factors))
 
     def _iterate(self, x: Tensor, terms: Terms, sweeps: int) -> Terms:
@@ -72,8 +68,8 @@ class CP(Factorised[Factors]):
         for _ in range(sweeps):
             terms = _sweep(flat @ khatri_rao(terms.factors, columns), terms, rows)
             terms = _sweep(flat.T @ khatri_rao(terms.factors, rows), terms, columns)
-            error_sq = norm_sq - 2 * terms.product + _norm_sq(terms)
-            if before - error_sq <= self.tolerance * error_sq:  # one scalar read a sweep
+            error_sq = float(norm_sq - 2 * terms.product + _norm_sq(terms))  # one scalar read a sweep
+            if before - error_sq <= self.tolerance * error_sq:
                 break
             before = error_sq
         return terms

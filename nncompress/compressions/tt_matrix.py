@@ -44,10 +44,9 @@ class TTMatrix(Factorised[Cores]):
                 f"row_modes and column_modes must be equally many, found {list(self.row_modes)} and "
                 f"{list(self.column_modes)}; pad the shorter with ones"
             )
-        if min(*self.row_modes, *self.column_modes) < 1:
-            raise ValueError(
-                f"modes must be at least 1, found {list(self.row_modes)} for rows, {list(self.column_modes)} for columns"
-            )
+        for modes in (self.row_modes, self.column_modes):
+            if min(modes) < 1:
+                raise ValueError(f"modes must be at least 1, found {list(modes)}")
 
     def project(self, w: Tensor, mu: float, start: Cores | None) -> Cores:
         order = [axis for pair in enumerate(range(self._pairs, 2 * self._pairs)) for axis in pair]

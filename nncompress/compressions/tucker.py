@@ -23,7 +23,7 @@ from nncompress.compressions.views import AsTensor
 
 
 class CoreFactors(NamedTuple):
-    """The core (r_1, ..., r_d) and factors U_k (n_k x r_k), orthonormal; no entries stand for an identity (r_k = n_k)."""
+    """The core (r_1, ..., r_d) and orthonormal factors U_k (n_k x r_k); empty where r_k = n_k, for the identity."""
 
     core: Tensor
     factors: tuple[Tensor, ...]
@@ -33,9 +33,10 @@ class CoreFactors(NamedTuple):
 class Tucker(Factorised[CoreFactors]):
     """Tensors with multilinear ranks of at most `ranks` (one for each mode, or one for all).
 
+    A mode that its rank does not restrict (see `tucker_ranks`) is left whole.
     Π is higher-order orthogonal iteration from `start` or the truncated higher-order SVD, at most `sweeps` sweeps,
-    until one takes less than `tolerance` ‖w‖² off the squared error. At most sqrt(d) times the best error without a
-    start, never worse than `start`. Raises ValueError for ranks below 1.
+    until one takes less than `tolerance` of the squared error away: at most sqrt(d) times the best error without a
+    start (d modes), never worse than `start`. Raises ValueError for ranks or sweeps below 1.
     """
 
     theta_type: ClassVar[type[CoreFactors]] = CoreFactors
@@ -43,7 +44,7 @@ class Tucker(Factorised[CoreFactors]):
 
     ranks: int | tuple[int, ...]
     sweeps: int = 20
-    tolerance: float = 1e-5
+    tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
         ranks = self.ranks if isinstance(self.ranks, tuple) else (self.ranks,)
@@ -55,22 +56,22 @@ class Tucker(Factorised[CoreFactors]):
     def project(self, w: Tensor, mu: float, start: CoreFactors | None) -> CoreFactors:
         ranks = tucker_ranks(w.shape, self.ranks)
         modes = [k for k, (n, r) in enumerate(zip(w.shape, ranks, strict=True)) if r < n]
-        if start is not None:
+        if start is not None and len(modes) > 1:
             factors = list(start.factors)
         else:
             factors = [leading_vectors(w, k, r) if k in modes else w.new_empty(0) for k, r in enumerate(ranks)]
-        core = self._iterate(w, factors, modes) if modes else w.clone()
-        return CoreFactors(core.contiguous(), tuple(factors))
+        core = self._iterate(w, factors, modes) if len(modes) > 1 else _shrunk(w, factors, modes)
+        return CoreFactors(core.clone(memory_format=torch.contiguous_format), tuple(factors))
 
     def _iterate(self, w: Tensor, factors: list[Tensor], modes: Sequence[int]) -> Tensor:
-        """Sweeps over the modes, changing `factors`; returns the core, whose norm grows as the error falls."""
-        enough, before = self.tolerance * w.square().sum(), w.new_zeros(())
-        for _ in range(self.sweeps if len(modes) > 1 else 1):
+        """Sweeps over the modes, changing `factors`; returns the core: ‖w‖² - ‖core‖² is the squared error."""
+        norm_sq, before = w.square().sum(dtype=torch.float64), torch.inf
+        for _ in range(self.sweeps):
             core = _sweep(w, factors, modes)
-            value = core.square().sum()
-            if value - before <= enough:  # one scalar read a sweep
+            error_sq = float(norm_sq - core.square().sum(dtype=torch.float64))  # one scalar read a sweep
+            if before - error_sq <= self.tolerance * error_sq:
                 break
-            before = value
+            before = error_sq
         return core
 
     def decompress(self, theta: CoreFactors) -> Tensor:
@@ -97,25 +98,27 @@ class Tucker(Factorised[CoreFactors]):
             )
 
     def clipped(self, shape: Sequence[int]) -> str | None:
-        used = tucker_ranks(shape, self.ranks)
         if isinstance(self.ranks, int):
-            above = max(used) < self.ranks
+            above, largest = self.ranks > max(shape), max(shape)
             return (
-                f"rank {self.ranks} is above the largest of modes {list(shape)}, {max(used)} is used" if above else None
+                f"rank {self.ranks} is above the largest of modes {list(shape)}, {largest} is used" if above else None
             )
-        said = f"ranks {list(self.ranks)} are above what modes {list(shape)} allow, {list(used)} are used"
-        return said if used != self.ranks else None
+        used = [min(r, n) for r, n in zip(self.ranks, shape, strict=True)]
+        above = used != list(self.ranks)
+        return f"ranks {list(self.ranks)} are above the modes {list(shape)}, {used} are used" if above else None
 
 
 def tucker_ranks(shape: Sequence[int], ranks: int | tuple[int, ...]) -> tuple[int, ...]:
-    """The ranks that tensors of this shape can use: r_k <= n_k and r_k <= product of the other ranks."""
-    wanted = (ranks,) * len(shape) if isinstance(ranks, int) else ranks
-    used = tuple(map(min, wanted, shape))
-    while True:
-        fewer = tuple(min(r, math.prod(used[:k]) * math.prod(used[k + 1 :])) for k, r in enumerate(used))
-        if fewer == used:
-            return used
-        used = fewer
+    """The ranks stored for tensors of this shape: at most n_k, and n_k for a mode that its rank does not restrict.
+
+    No tensor has a rank in mode k above the product of its other ranks: leaving such a mode whole allows the same
+    tensors and takes fewer numbers. A matrix of rank r then has two factors, r (m + n) numbers.
+    """
+    used = list(map(min, (ranks,) * len(shape) if isinstance(ranks, int) else ranks, shape))
+    for k, n in enumerate(shape):
+        if used[k] >= math.prod(used[:k]) * math.prod(used[k + 1 :]):
+            used[k] = n
+    return tuple(used)
 
 
 def _sweep(t: Tensor, factors: list[Tensor], modes: Sequence[int]) -> Tensor:
@@ -141,12 +144,17 @@ def _shrunk(t: Tensor, factors: Sequence[Tensor], modes: Sequence[int]) -> Tenso
 
 def mode_product(t: Tensor, matrix: Tensor, k: int) -> Tensor:
     """t times `matrix` (m x n_k) along mode k."""
-    return torch.tensordot(matrix, t, ([1], [k])).movedim(0, k)
+    before, after = t.shape[:k], t.shape[k + 1 :]
+    if math.prod(after) < 32:  # a product for each of the entries before would be many small ones
+        product: Tensor = torch.tensordot(matrix, t, ([1], [k]))
+        return product.movedim(0, k)
+    return (matrix @ t.reshape(math.prod(before), t.shape[k], -1)).reshape(*before, len(matrix), *after)
 
 
 def leading_vectors(t: Tensor, k: int, r: int) -> Tensor:
     """The r leading left singular vectors of the unfolding of mode k, from its Gram matrix."""
-    vectors: Tensor = torch.linalg.eigh(gram_matrix(t.movedim(k, 0).reshape(t.shape[k], -1))).eigenvectors
+    unfolding = t.movedim(k, 0).reshape(t.shape[k], -1)
+    vectors: Tensor = torch.linalg.eigh(gram_matrix(unfolding)).eigenvectors
     return vectors[:, -r:].contiguous()
 
 

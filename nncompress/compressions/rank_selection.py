@@ -1,0 +1,109 @@
+"""Rank selection: a low rank that is learned, at a price for each number stored or each operation.
+
+Idelbayev and Carreira-Perpinan, "Low-rank compression of neural nets: learning the rank of each layer", CVPR 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from nncompress.compressions.base import Use, numel
+from nncompress.compressions.low_rank import Factorisation, Factors, matrix_view, split_evenly
+from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.sparsity import check_alpha
+from nncompress.compressions.truncated_svd import SVD, exact_svd
+from nncompress.compressions.views import AsMatrix
+from nncompress.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RankSelection(Factorisation):
+    """C(Θ) = alpha positions (m + n) r, or with `capped` alpha positions min(r (m + n), m n): no more than dense.
+
+    Π keeps the singular values s_i > sqrt(2 alpha positions (m + n) / mu), or with `capped` the best rank of all, the
+    smaller of equals; where dense is as cheap Θ is the matrix itself. r = 0 leaves Δ(Θ) = 0. Raises ValueError for
+    alpha < 0 or positions < 1.
+    """
+
+    exact: ClassVar[bool] = True
+
+    alpha: float
+    positions: int = 1
+    capped: bool = False
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+        if self.positions < 1:
+            raise ValueError(f"positions must be at least 1, found {self.positions}")
+
+    def project(self, w: Tensor, mu: float, start: Factors | None) -> Factors:
+        return self.project_many([w], mu, [start])[0]
+
+    def project_many(self, ws: Sequence[Tensor], mu: float, starts: Sequence[Factors | None]) -> list[Factors]:
+        m, n = ws[0].shape
+        svds = exact_svd(torch.stack(list(ws)), min(m, n))
+        ranks = self._ranks(svds.s.double(), mu, m, n).tolist()  # the one read from the device
+        return [
+            Factors(w.clone(), w.new_empty(0, n))
+            if self.capped and r * (m + n) >= m * n
+            else split_evenly(SVD(U[:, :r], s[:r], V[:r]))
+            for w, r, U, s, V in zip(ws, ranks, *svds, strict=True)
+        ]
+
+    def _ranks(self, s: Tensor, mu: float, m: int, n: int) -> Tensor:
+        """The best rank for each row of singular values s (..., min(m, n))."""
+        if not self.capped:
+            return (s > (2 * self.alpha * self.positions * (m + n) / mu) ** 0.5).sum(-1)
+        size = (torch.arange(s.shape[-1] + 1, device=s.device) * (m + n)).clamp_max(m * n)
+        tails = torch.nn.functional.pad(s.square().flip(-1).cumsum(-1).flip(-1), (0, 1))
+        value = self.alpha * self.positions * size + mu / 2 * tails  # of the ranks 0, 1, ..., min(m, n)
+        return (value == value.amin(-1, keepdim=True)).int().argmax(-1)
+
+    def penalty(self, theta: Factors) -> float | Tensor:
+        return self.alpha * self.positions * numel(theta)
+
+
+def rank_selection(
+    weights: Mapping[str, Tensor],
+    *,
+    alpha: float = 1e-6,
+    criterion: Literal["storage", "flops"] = "storage",
+    capped: bool = False,
+    normalised: bool = False,
+    scheme: int = 1,
+    uses: Mapping[str, Use] | None = None,
+    layers: str | Sequence[str] = "hidden",
+) -> Plan:
+    """alpha times the numbers stored ("storage") or the multiply-accumulates ("flops") of the factors, for each weight.
+
+    FLOPs are two for a multiply-accumulate: an alpha for FLOPs is half of ours. They are counted at every position of
+    the output, from `uses`. `normalised` multiplies the alpha of a layer by ‖W‖² of the given weights. The released
+    code divides mu by ‖W‖² in the C step alone, so that its two steps minimise different functions; with the price
+    scaled once and for all, both belong to the one problem min L(w) + alpha sum_l ‖W_l‖² C_l, mu unchanged.
+    `scheme`: how a convolution is a matrix, 1 or 2 (`AsMatrix`). `layers`: "hidden" (all weights but the output
+    layer's), "all", or name patterns. Raises ConfigError for another criterion, and for "flops" without uses.
+    """
+    AsMatrix(scheme)  # refused even where no convolution would use it
+    tasks = []
+    for name in choose(weights, layers):
+        w = weights[name].detach()
+        price = alpha * float(torch.linalg.vector_norm(w, dtype=torch.float64)) ** 2 if normalised else alpha
+        compression = RankSelection(price, _positions(criterion, uses, name), capped)
+        tasks.append(Task((name,), matrix_view(w, scheme), compression))
+    return Plan.of(tasks, weights)
+
+
+def _positions(criterion: str, uses: Mapping[str, Use] | None, name: str) -> int:
+    """What one number of a factor costs: 1 to store, the positions of the output to use."""
+    if criterion == "storage":
+        return 1
+    if criterion != "flops":
+        raise ConfigError(f"criterion must be storage or flops, found {criterion}")
+    if not uses or name not in uses:
+        raise ConfigError(f"criterion=flops needs the network's uses of {name}, found none; give uses or use storage")
+    return uses[name].positions

@@ -1,0 +1,172 @@
+"""The best approximation of low rank of a matrix: exact for small ones, certified to TOLERANCE for large ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-3
+"""Of a large matrix: by how much the error may exceed the least possible one, relative to it."""
+
+LARGE = 512
+"""Below this many rows or columns an eigendecomposition is as fast as an iteration."""
+
+OVERSAMPLING = 16
+"""Columns of a Krylov block beyond the rank."""
+
+ROUND = 3
+"""Krylov blocks between two tests of the result."""
+
+
+class SVD(NamedTuple):
+    """U diag(s) V with U (..., m, r), s (..., r) falling, V (..., r, n)."""
+
+    U: Tensor
+    s: Tensor
+    V: Tensor
+
+
+def truncated_svd(a: Tensor, rank: int, start: tuple[Tensor, Tensor] | None = None) -> SVD:
+    """The approximation of `a` (m x n) of rank `rank` <= min(m, n), within TOLERANCE of the least Frobenius error.
+
+    A matrix that is large against its rank takes a block Krylov iteration (Musco and Musco, NeurIPS 2015), whose
+    result is returned when `_optimal` proves it; every other one takes `exact_svd`. Factors `start` (m x rank,
+    rank x n) of a nearby matrix make the iteration faster. Deterministic: the random start has a fixed seed.
+    """
+    if not is_large(a.shape, rank):
+        return exact_svd(a, rank)
+    if a.shape[0] > a.shape[1]:
+        left, s, right = truncated_svd(a.T, rank, None if start is None else (start[1].T, start[0].T))
+        return SVD(right.T, s, left.T)
+    guess = start[1].T if start is not None and len(start[1]) == rank else None
+    found = _krylov_svd(a, rank, guess)
+    return exact_svd(a, rank) if found is None else found
+
+
+def is_large(shape: Sequence[int], rank: int) -> bool:
+    """Whether the iteration pays: two rounds of blocks span at most half of the smaller side."""
+    return min(shape) >= LARGE and 2 * ROUND * (rank + OVERSAMPLING) <= min(shape) // 2
+
+
+def exact_svd(a: Tensor, rank: int) -> SVD:
+    """The `rank` leading singular triplets of a (..., m, n), to working accuracy.
+
+    Below double precision the eigenvectors of the Gram matrix of the smaller side, in double precision, serve: what
+    squaring loses, singular values below 1e-8 of the largest, is below the rounding of `a`.
+    """
+    if a.dtype == torch.float64:
+        U, s, V = torch.linalg.svd(a, full_matrices=False)
+        return SVD(U[..., :rank], s[..., :rank], V[..., :rank, :])
+    if a.shape[-2] > a.shape[-1]:
+        left, s, right = exact_svd(a.mT, rank)
+        return SVD(right.mT, s, left.mT)
+    wide = a.double()
+    U = torch.linalg.eigh(wide @ wide.mT).eigenvectors[..., -rank:].flip(-1)
+    image = U.mT @ wide
+    s = torch.linalg.vector_norm(image, dim=-1)
+    V = image / torch.where(s > 0, s, 1).unsqueeze(-1)
+    return SVD(U.to(a.dtype), s.to(a.dtype), V.to(a.dtype))
+
+
+def singular_values(a: Tensor) -> Tensor:
+    """All singular values of `a` (m x n), falling, in float64 and to the accuracy of `exact_svd`."""
+    if a.dtype == torch.float64:
+        values: Tensor = torch.linalg.svdvals(a)
+        return values
+    wide = (a if a.shape[0] <= a.shape[1] else a.T).double()
+    return torch.linalg.eigvalsh(wide @ wide.T).flip(0).clamp_min(0).sqrt()
+
+
+def _krylov_svd(a: Tensor, rank: int, guess: Tensor | None) -> SVD | None:
+    """The approximation of `a` (m <= n) in the Krylov space of aᵀa and a block; None unless proved to be good.
+
+    The block is random but for its first columns, which are the `guess` (n x rank), if any.
+    """
+    total, limits = torch.linalg.vector_norm(a) ** 2, torch.finfo(a.dtype)
+    if not limits.tiny ** (1 / 3) < total < limits.max ** (1 / 3):
+        return None  # products of squares would leave the range of the numbers
+    basis = _block(a, rank, guess)
+    width = basis.shape[1]
+    image = a @ basis
+    for blocks in count(1):
+        if blocks % ROUND == 0 or (blocks == 1 and guess is not None):
+            found = _rayleigh_ritz(a, basis, image, rank, total)
+            if found is not None:
+                return found
+        if (blocks + 1) * width > len(a) // 2:
+            return None
+        block = a.T @ image[:, -width:]
+        for _ in range(2):  # once loses orthogonality where the space is nearly exhausted
+            block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
+        basis, image = torch.cat([basis, block], 1), torch.cat([image, a @ block], 1)
+    return None
+
+
+def _block(a: Tensor, rank: int, guess: Tensor | None) -> Tensor:
+    """The orthonormal first block (n x (rank + OVERSAMPLING))."""
+    generator = torch.Generator(a.device).manual_seed(0)
+    size = (a.shape[1], rank + OVERSAMPLING)
+    block = torch.randn(size, generator=generator, device=a.device, dtype=a.dtype)
+    if guess is not None:
+        block[:, :rank] = guess
+    basis: Tensor = torch.linalg.qr(block).Q
+    return basis
+
+
+def _rayleigh_ritz(a: Tensor, basis: Tensor, image: Tensor, rank: int, total: Tensor) -> SVD | None:
+    """The best approximation whose rows lie in the span of `basis`, improved by half a step; None unless proved good.
+
+    `image` is a @ basis and `total` ‖a‖².
+    """
+    combine = torch.linalg.svd(torch.linalg.qr(image, mode="r").R).Vh[:rank].T
+    Q = basis @ combine
+    U = torch.linalg.qr(image @ combine).Q
+    L = a.T @ U  # n x r: U Lᵀ is the best approximation with columns in the span of U
+    V, s, Z = torch.linalg.svd(L, full_matrices=False)
+    rest = torch.addmm(a, U, L.T, alpha=-1)
+    coupling = rest @ (L - Q @ (Q.T @ L))  # = rest @ L, as rest @ Q = 0, without its rounding errors
+    return SVD(U @ Z.T, s, V.T) if _optimal(s, rest, coupling, total) else None
+
+
+def _optimal(s: Tensor, rest: Tensor, coupling: Tensor, total: Tensor) -> bool:
+    """Whether ‖rest‖ is certainly within TOLERANCE of the least error, up to rounding.
+
+    With C = rest = a - U Lᵀ, UᵀC = 0, X = coupling = C L and a basis that starts with U, a aᵀ = [[LᵀL, Xᵀ], [X, CCᵀ]].
+    For any t above the eigenvalues of CCᵀ it is at most diag(LᵀL + Xᵀ (t - CCᵀ)⁻¹ X, t I) (Schur complement), so no r
+    of its eigenvalues sum to more than ‖L‖² + tr Xᵀ (t - CCᵀ)⁻¹ X + sum_i max(t - s_i², 0): the least error squared is
+    at least ‖C‖² minus the last two terms. This is duality for the sum of the largest eigenvalues (Overton and
+    Womersley, Math. Programming 62, 1993). t is the largest that leaves half of the budget to each term; a Cholesky
+    factor of t - CCᵀ exists only if t is large enough. Each bool is one read from the device.
+    """
+    error = torch.linalg.vector_norm(rest) ** 2
+    if error <= (16 * torch.finfo(s.dtype).eps) ** 2 * total:
+        return True  # nothing is left but rounding errors
+    budget = (1 - (1 + TOLERANCE) ** -2) * error / 2
+    rising = (s**2).flip(0)
+    t = ((budget + rising.cumsum(0)) / torch.arange(1, len(s) + 1, device=s.device)).min()
+    outside = torch.linalg.vector_norm(coupling) ** 2
+    if outside <= (t - error) * budget:
+        return True  # ‖C‖² bounds the eigenvalues of CCᵀ
+    if outside > t * budget / 4:
+        return False  # at best (t - CCᵀ)⁻¹ is 1 / t; hardly ever four times as good as on average
+    gap = _lower_gram(rest).neg_()
+    gap.diagonal().add_(t)
+    factor, failed = torch.linalg.cholesky_ex(gap)
+    inside = torch.linalg.solve_triangular(factor, coupling, upper=False)
+    return bool((failed == 0) & (torch.linalg.vector_norm(inside) ** 2 <= budget))
+
+
+def _lower_gram(c: Tensor) -> Tensor:
+    """c cᵀ on and below its diagonal, in half of the operations; what is above is not to be read."""
+    half = len(c) // 2
+    if half < LARGE // 4:
+        return c @ c.T
+    gram = c.new_zeros(len(c), len(c))
+    gram[:half, :half] = _lower_gram(c[:half])
+    gram[half:, :half] = c[half:] @ c[:half].T
+    gram[half:, half:] = _lower_gram(c[half:])
+    return gram
