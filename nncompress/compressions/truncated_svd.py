@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -15,11 +14,8 @@ TOLERANCE = 1e-3
 LARGE = 512
 """Below this many rows or columns an eigendecomposition is as fast as an iteration."""
 
-OVERSAMPLING = 16
-"""Columns of a Krylov block beyond the rank."""
-
-ROUND = 3
-"""Krylov blocks between two tests of the result."""
+FIRST_TEST = 4
+"""Krylov blocks before the result of a cold start is tested; every second block afterwards."""
 
 
 class SVD(NamedTuple):
@@ -48,8 +44,13 @@ def truncated_svd(a: Tensor, rank: int, start: tuple[Tensor, Tensor] | None = No
 
 
 def is_large(shape: Sequence[int], rank: int) -> bool:
-    """Whether the iteration pays: two rounds of blocks span at most half of the smaller side."""
-    return min(shape) >= LARGE and 2 * ROUND * (rank + OVERSAMPLING) <= min(shape) // 2
+    """Whether the iteration pays: the blocks of two tests span at most half of the smaller side."""
+    return min(shape) >= LARGE and (FIRST_TEST + 2) * _width(rank) <= min(shape) // 2
+
+
+def _width(rank: int) -> int:
+    """Columns of a Krylov block; those beyond the rank make up for the flattest spectra, those of noise."""
+    return rank + max(16, 3 * rank // 8)
 
 
 def exact_svd(a: Tensor, rank: int) -> SVD:
@@ -89,32 +90,24 @@ def _krylov_svd(a: Tensor, rank: int, guess: Tensor | None) -> SVD | None:
     total, limits = torch.linalg.vector_norm(a) ** 2, torch.finfo(a.dtype)
     if not limits.tiny ** (1 / 3) < total < limits.max ** (1 / 3):
         return None  # products of squares would leave the range of the numbers
-    basis = _block(a, rank, guess)
-    width = basis.shape[1]
+    generator = torch.Generator(a.device).manual_seed(0)
+    block = torch.randn((a.shape[1], _width(rank)), generator=generator, device=a.device, dtype=a.dtype)
+    test = FIRST_TEST
+    if guess is not None:
+        block[:, :rank], test = guess, 1
+    basis = torch.linalg.qr(block).Q
     image = a @ basis
-    for blocks in count(1):
-        if blocks % ROUND == 0 or (blocks == 1 and guess is not None):
+    for blocks in range(1, len(a) // 2 // _width(rank) + 1):
+        if blocks == test:
             found = _rayleigh_ritz(a, basis, image, rank, total)
             if found is not None:
                 return found
-        if (blocks + 1) * width > len(a) // 2:
-            return None
-        block = a.T @ image[:, -width:]
-        for _ in range(2):  # once loses orthogonality where the space is nearly exhausted
-            block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
+            test += 2
+        block = a.T @ image[:, -_width(rank) :]
+        block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
+        block -= basis @ (basis.T @ block)  # once is not enough where the space is nearly exhausted
         basis, image = torch.cat([basis, block], 1), torch.cat([image, a @ block], 1)
     return None
-
-
-def _block(a: Tensor, rank: int, guess: Tensor | None) -> Tensor:
-    """The orthonormal first block (n x (rank + OVERSAMPLING))."""
-    generator = torch.Generator(a.device).manual_seed(0)
-    size = (a.shape[1], rank + OVERSAMPLING)
-    block = torch.randn(size, generator=generator, device=a.device, dtype=a.dtype)
-    if guess is not None:
-        block[:, :rank] = guess
-    basis: Tensor = torch.linalg.qr(block).Q
-    return basis
 
 
 def _rayleigh_ritz(a: Tensor, basis: Tensor, image: Tensor, rank: int, total: Tensor) -> SVD | None:
@@ -122,7 +115,7 @@ def _rayleigh_ritz(a: Tensor, basis: Tensor, image: Tensor, rank: int, total: Te
 
     `image` is a @ basis and `total` ‖a‖².
     """
-    combine = torch.linalg.svd(torch.linalg.qr(image, mode="r").R).Vh[:rank].T
+    combine = _leading(image, rank)
     Q = basis @ combine
     U = torch.linalg.qr(image @ combine).Q
     L = a.T @ U  # n x r: U Lᵀ is the best approximation with columns in the span of U
@@ -130,6 +123,14 @@ def _rayleigh_ritz(a: Tensor, basis: Tensor, image: Tensor, rank: int, total: Te
     rest = torch.addmm(a, U, L.T, alpha=-1)
     coupling = rest @ (L - Q @ (Q.T @ L))  # = rest @ L, as rest @ Q = 0, without its rounding errors
     return SVD(U @ Z.T, s, V.T) if _optimal(s, rest, coupling, total) else None
+
+
+def _leading(a: Tensor, rank: int) -> Tensor:
+    """The leading right singular vectors (n x rank), from the Gram matrix where squaring the singular values is safe."""
+    values, vectors = torch.linalg.eigh(a.T @ a)
+    if values[-rank] > 1e3 * torch.finfo(a.dtype).eps * values[-1]:
+        return vectors[:, -rank:]
+    return torch.linalg.svd(torch.linalg.qr(a, mode="r").R).Vh[:rank].T
 
 
 def _optimal(s: Tensor, rest: Tensor, coupling: Tensor, total: Tensor) -> bool:

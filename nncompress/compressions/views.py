@@ -100,8 +100,8 @@ class AsTensor(View):
 
     def check(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> None:
         _one(names, "tensor")
-        if math.prod(self.modes) != shapes[0].numel() or min(self.modes) < 1:
+        if math.prod(self.modes) != shapes[0].numel() or min(self.modes, default=0) < 1:
             raise ConfigError(
                 f"the modes of {names[0]} must multiply to its {shapes[0].numel()} entries {tuple(shapes[0])}, "
-                f"found {list(self.modes)} = {math.prod(self.modes)}"
+                f"found {list(self.modes)} = {math.prod(self.modes)}; give modes with that product, or null for the default"
             )
