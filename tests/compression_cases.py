@@ -3,14 +3,17 @@
 import pytest
 
 from nncompress.compressions.additive import Additive, Part
+from nncompress.compressions.codebook import Codebook
 from nncompress.compressions.cp import CP
 from nncompress.compressions.low_rank import LowRank
+from nncompress.compressions.quantization import FixedCodebook, ScaledBinary, ScaledCodebook, ScaledTernary
 from nncompress.compressions.rank_selection import RankSelection
 from nncompress.compressions.sparsity import L0, L1, L0Penalty, L1Penalty
 from nncompress.compressions.structured import NM, GroupL0
 from nncompress.compressions.tensor_train import TensorTrain
 from nncompress.compressions.tt_matrix import TTMatrix
 from nncompress.compressions.tucker import Tucker
+from nncompress.compressions.uniform import LowPrecision, Uniform
 from nncompress.compressions.views import AsMatrix, AsVector
 
 CASES = [
@@ -48,6 +51,29 @@ CASES = [
     pytest.param(CP(2), (4, 3, 5, 2), False, id="cp"),
     pytest.param(CP(3), (6, 7), True, id="cp-of-a-matrix"),
     pytest.param(CP(9), (5,), True, id="cp-of-a-vector"),
+    pytest.param(Codebook(3), (5, 4), True, id="codebook"),
+    pytest.param(Codebook(1), (7,), True, id="codebook-of-one"),
+    pytest.param(Codebook(30), (12,), True, id="codebook-of-all"),
+    pytest.param(Codebook(2, per_channel=True), (3, 9), True, id="codebook-per-channel"),
+    pytest.param(FixedCodebook((-1.0, 0.25, 2.0)), (5, 4), True, id="fixed-codebook"),
+    pytest.param(FixedCodebook((-1.0, 1.0)), (9,), True, id="binary"),
+    pytest.param(ScaledBinary(), (5, 4), True, id="scaled-binary"),
+    pytest.param(ScaledBinary(per_channel=True), (5, 4), True, id="scaled-binary-per-channel"),
+    pytest.param(ScaledTernary(), (5, 4), True, id="scaled-ternary"),
+    pytest.param(ScaledTernary(per_channel=True), (3, 2, 2, 3), True, id="scaled-ternary-per-channel"),
+    pytest.param(ScaledCodebook((-2.0, -1.0, 0.0, 1.0, 2.0)), (5, 4), True, id="scaled-codebook"),
+    pytest.param(ScaledCodebook((0.0, 1.0, 2.0), per_channel=True), (3, 8), True, id="scaled-codebook-one-sided"),
+    pytest.param(Uniform(3), (5, 4), False, id="uniform"),
+    pytest.param(Uniform(1), (5, 4), True, id="uniform-one-bit"),
+    pytest.param(Uniform(4, symmetric=False, per_channel=True), (3, 9), False, id="uniform-affine-per-channel"),
+    pytest.param(LowPrecision("float16"), (5, 4), True, id="float16"),
+    pytest.param(LowPrecision("float8_e4m3fn"), (5, 4), True, id="float8"),
+    pytest.param(
+        Additive((Part(AsVector(), L0(3)), Part(AsVector(), Codebook(2))), ((5, 4),)),
+        (20,),
+        False,
+        id="additive-codebook",
+    ),
     pytest.param(
         Additive((Part(AsVector(), L0(3)), Part(AsMatrix(), TensorTrain(1))), ((5, 4),)), (20,), False, id="additive"
     ),

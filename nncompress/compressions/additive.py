@@ -147,7 +147,7 @@ def _part(
     tasks = plan_of(recipe, weights, uses, **settings).tasks
     if len(tasks) != 1:
         raise ConfigError(
-            f"parts.{key}: a part of a joint sum must see {', '.join(weights)} as one vector, found {len(tasks)} tasks; "
-            "use such a compression (l0, codebook, ...) or joint=false"
+            f"parts.{key}: a part of a joint sum must see {', '.join(weights)} as one vector, found {len(tasks)} "
+            "tasks; use such a compression (l0, codebook, ...) or joint=false"
         )
     return Part(tasks[0].view, tasks[0].compression)

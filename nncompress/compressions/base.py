@@ -83,9 +83,7 @@ class Compression(ABC, Generic[Theta]):
             return theta, self.decompress(theta)
         return self._better(w, mu, theta, start, dense)
 
-    def _better(
-        self, w: Tensor, mu: float, theta: Theta, start: Theta | None, dense: Tensor | None
-    ) -> tuple[Theta, Tensor]:
+    def _better(self, w: Tensor, mu: float, theta: Theta, start: Theta, dense: Tensor | None) -> tuple[Theta, Tensor]:
         """`theta`, or `start` where that is better, and its Δ; `dense` is Δ(start), if at hand."""
         new = self.decompress(theta)
         old = self.decompress(start) if dense is None else dense

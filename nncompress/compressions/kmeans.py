@@ -20,7 +20,7 @@ class Points(NamedTuple):
     """The distinct numbers x (R, U) of R rows, ascending, and running sums (R, U + 1) over those before a position.
 
     n counts them with their multiplicity, s sums them, q their squares. A row with fewer distinct numbers than U
-    repeats its last one with multiplicity zero. Float64, relative to the rows' means.
+    repeats its last one with multiplicity zero. All float64.
     """
 
     x: Tensor
@@ -37,11 +37,8 @@ class Clusters(NamedTuple):
     error: Tensor
 
 
-def points_of(rows: Tensor) -> tuple[Points, Tensor]:
-    """The points of rows (R, P), and the rows' means (R, 1) in float64."""
-    x = sort_rows(rows).double()
-    mean = x.mean(1, keepdim=True)
-    x = x - mean
+def points_of(x: Tensor) -> Points:
+    """The points of rows (R, P) in ascending order, float64."""
     ends = torch.ones_like(x, dtype=torch.bool)
     ends[:, :-1] = x[:, 1:] != x[:, :-1]
     slot = ends.cumsum(1)
@@ -50,7 +47,7 @@ def points_of(rows: Tensor) -> tuple[Points, Tensor]:
     n[:, 0] = 0
     n[row, slot[row, at]] = at + 1
     s, q = (pad(sums, (1, 0)).gather(1, n) for sums in (x.cumsum(1), x.square().cumsum(1)))
-    return Points(x.gather(1, n[:, 1:] - 1), n.double(), s, q), mean
+    return Points(x.gather(1, n[:, 1:] - 1), n.double(), s, q)
 
 
 def sort_rows(rows: Tensor) -> Tensor:

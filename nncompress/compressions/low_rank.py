@@ -99,14 +99,16 @@ class LowRank(Factorisation):
 def split_evenly(svd: SVD) -> Factors:
     """U diag(s)^1/2 and diag(s)^1/2 V, in memory of their own."""
     root = svd.s.sqrt()
-    return Factors(svd.U * root, root[:, None] * svd.V)
+    return Factors((svd.U * root).contiguous(), (root[:, None] * svd.V).contiguous())
 
 
 def energy_rank(a: Tensor, energy: float) -> int:
     """The smallest rank whose singular values hold the part `energy` of their sum of squares; at least 1.
 
-    Singular values of the size of rounding errors count as zero.
+    Singular values of the size of rounding errors count as zero. Raises ConfigError for an energy outside (0, 1].
     """
+    if not 0 < energy <= 1:
+        raise ConfigError(f"energy must be in (0, 1], found {energy}")
     s = singular_values(a)
     s = s / s[0] if s[0] > 0 else s
     held = torch.where(s > max(a.shape) * torch.finfo(a.dtype).eps, s, 0).square().cumsum(0)
@@ -130,16 +132,21 @@ def low_rank(
 
     The rank of an energy is that of the given weights and stays fixed. `scheme`: how a convolution is a matrix, 1 or 2
     (`AsMatrix`). `layers`: "hidden" (all weights but the output layer's), "all", or name patterns. Raises ConfigError
-    unless exactly one of rank and energy is given, and for an energy outside (0, 1].
+    unless exactly one of rank and energy is given.
     """
-    if (rank is None) == (energy is None):
-        raise ConfigError(f"one of rank and energy must be given and the other null, found {rank} and {energy}")
-    if energy is not None and not 0 < energy <= 1:
-        raise ConfigError(f"energy must be in (0, 1], found {energy}")
     AsMatrix(scheme)  # refused even where no convolution would use it
     tasks = []
     for name in choose(weights, layers):
         view = matrix_view(weights[name], scheme)
-        found = rank if energy is None else energy_rank(view.join([weights[name].detach()]), energy)
-        tasks.append(Task((name,), view, LowRank(found)))
+        compression = LowRank(_rank(view.join([weights[name].detach()]), rank, energy))
+        tasks.append(Task((name,), view, compression))
     return Plan.of(tasks, weights)
+
+
+def _rank(a: Tensor, rank: int | None, energy: float | None) -> int:
+    """The rank given, or that of the energy given."""
+    if rank is not None and energy is None:
+        return rank
+    if energy is not None and rank is None:
+        return energy_rank(a, energy)
+    raise ConfigError(f"one of rank and energy must be given and the other be null, found {rank} and {energy}")

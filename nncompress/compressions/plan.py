@@ -17,7 +17,6 @@ from nncompress.compressions.views import AsVector, View
 from nncompress.errors import ConfigError, Diverged
 from nncompress.params import Params
 
-
 Recipe = Callable[..., "Plan"]
 """A function of a network's weights (and, where it has such a keyword, their `uses`) that makes a plan for them."""
 

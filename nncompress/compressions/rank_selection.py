@@ -5,6 +5,7 @@ Idelbayev and Carreira-Perpinan, "Low-rank compression of neural nets: learning 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -25,9 +26,9 @@ from nncompress.errors import ConfigError
 class RankSelection(Factorisation):
     """C(Θ) = alpha positions (m + n) r, or with `capped` alpha positions min(r (m + n), m n): no more than dense.
 
-    Π keeps the singular values s_i > sqrt(2 alpha positions (m + n) / mu), or with `capped` the best rank of all, the
-    smaller of equals; where dense is as cheap Θ is the matrix itself. r = 0 leaves Δ(Θ) = 0. Raises ValueError for
-    alpha < 0 or positions < 1.
+    Π keeps the singular values s_i > sqrt(2 alpha positions (m + n) / mu), the best of all ranks and of equals the
+    smallest; with `capped` it keeps the matrix itself where that is better still. r = 0 leaves Δ(Θ) = 0. Raises
+    ValueError for alpha < 0 or positions < 1.
     """
 
     exact: ClassVar[bool] = True
@@ -47,22 +48,27 @@ class RankSelection(Factorisation):
     def project_many(self, ws: Sequence[Tensor], mu: float, starts: Sequence[Factors | None]) -> list[Factors]:
         m, n = ws[0].shape
         svds = exact_svd(torch.stack(list(ws)), min(m, n))
-        ranks = self._ranks(svds.s.double(), mu, m, n).tolist()  # the one read from the device
+        ranks = self._ranks(svds.s, mu, m, n).tolist()  # the one read from the device
         return [
             Factors(w.clone(), w.new_empty(0, n))
-            if self.capped and r * (m + n) >= m * n
+            if self.capped and r * (m + n) > m * n
             else split_evenly(SVD(U[:, :r], s[:r], V[:r]))
             for w, r, U, s, V in zip(ws, ranks, *svds, strict=True)
         ]
 
     def _ranks(self, s: Tensor, mu: float, m: int, n: int) -> Tensor:
-        """The best rank for each row of singular values s (..., min(m, n))."""
+        """The best rank for each row of singular values s (..., min(m, n)); dense counts as full rank.
+
+        What exceeds the threshold by rounding errors alone is a tie.
+        """
+        price = self.alpha * self.positions
+        rounding = 4 * torch.finfo(s.dtype).eps * s[..., :1]
+        keep = s > math.sqrt(2 * price * (m + n) / mu) + rounding
+        ranks = keep.sum(-1)
         if not self.capped:
-            return (s > (2 * self.alpha * self.positions * (m + n) / mu) ** 0.5).sum(-1)
-        size = (torch.arange(s.shape[-1] + 1, device=s.device) * (m + n)).clamp_max(m * n)
-        tails = torch.nn.functional.pad(s.square().flip(-1).cumsum(-1).flip(-1), (0, 1))
-        value = self.alpha * self.positions * size + mu / 2 * tails  # of the ranks 0, 1, ..., min(m, n)
-        return (value == value.amin(-1, keepdim=True)).int().argmax(-1)
+            return ranks
+        value = price * (m + n) * ranks + mu / 2 * s.double().square().masked_fill(keep, 0).sum(-1)
+        return torch.where(price * m * n < value, min(m, n), ranks)
 
     def penalty(self, theta: Factors) -> float | Tensor:
         return self.alpha * self.positions * numel(theta)
@@ -71,7 +77,7 @@ class RankSelection(Factorisation):
 def rank_selection(
     weights: Mapping[str, Tensor],
     *,
-    alpha: float = 1e-6,
+    alpha: float = 2e-4,
     criterion: Literal["storage", "flops"] = "storage",
     capped: bool = False,
     normalised: bool = False,

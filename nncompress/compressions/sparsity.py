@@ -210,7 +210,7 @@ def l1(
     return each_layer(weights, compression=L1(radius), layers=layers, joint=joint)
 
 
-def l0_penalty(weights: Mapping[str, Tensor], *, alpha: float = 1e-3, layers: str | Sequence[str] = "hidden") -> Plan:
+def l0_penalty(weights: Mapping[str, Tensor], *, alpha: float = 3e-4, layers: str | Sequence[str] = "hidden") -> Plan:
     """alpha times the number of nonzero entries of the chosen weights, added to the loss."""
     return each_layer(weights, compression=L0Penalty(alpha), layers=layers)
 

@@ -29,9 +29,10 @@ class SVD(NamedTuple):
 def truncated_svd(a: Tensor, rank: int, start: tuple[Tensor, Tensor] | None = None) -> SVD:
     """The approximation of `a` (m x n) of rank `rank` <= min(m, n), within TOLERANCE of the least Frobenius error.
 
-    A matrix that is large against its rank takes a block Krylov iteration (Musco and Musco, NeurIPS 2015), whose
-    result is returned when `_optimal` proves it; every other one takes `exact_svd`. Factors `start` (m x rank,
-    rank x n) of a nearby matrix make the iteration faster. Deterministic: the random start has a fixed seed.
+    That is up to rounding errors, of some eps ‖a‖. A matrix that is large against its rank takes a block Krylov
+    iteration (Musco and Musco, NeurIPS 2015), whose result is returned when `_optimal` proves it; every other one takes
+    `exact_svd`. Factors `start` (m x rank, rank x n) of a nearby matrix make the iteration faster. Deterministic: the
+    random start has a fixed seed.
     """
     if not is_large(a.shape, rank):
         return exact_svd(a, rank)
@@ -44,8 +45,13 @@ def truncated_svd(a: Tensor, rank: int, start: tuple[Tensor, Tensor] | None = No
 
 
 def is_large(shape: Sequence[int], rank: int) -> bool:
-    """Whether the iteration pays: the blocks of two tests span at most half of the smaller side."""
-    return min(shape) >= LARGE and (FIRST_TEST + 2) * _width(rank) <= min(shape) // 2
+    """Whether the iteration pays: there is room for two tests."""
+    return min(shape) >= LARGE and _blocks(min(shape), rank) >= FIRST_TEST + 2
+
+
+def _blocks(rows: int, rank: int) -> int:
+    """The most Krylov blocks that are tried: more than five eighths of the rows are no faster than all."""
+    return 5 * rows // (8 * _width(rank))
 
 
 def _width(rank: int) -> int:
@@ -79,7 +85,8 @@ def singular_values(a: Tensor) -> Tensor:
         values: Tensor = torch.linalg.svdvals(a)
         return values
     wide = (a if a.shape[0] <= a.shape[1] else a.T).double()
-    return torch.linalg.eigvalsh(wide @ wide.T).flip(0).clamp_min(0).sqrt()
+    squares: Tensor = torch.linalg.eigvalsh(wide @ wide.T)
+    return squares.flip(0).clamp_min(0).sqrt()
 
 
 def _krylov_svd(a: Tensor, rank: int, guess: Tensor | None) -> SVD | None:
@@ -97,7 +104,7 @@ def _krylov_svd(a: Tensor, rank: int, guess: Tensor | None) -> SVD | None:
         block[:, :rank], test = guess, 1
     basis = torch.linalg.qr(block).Q
     image = a @ basis
-    for blocks in range(1, len(a) // 2 // _width(rank) + 1):
+    for blocks in range(1, _blocks(len(a), rank) + 1):
         if blocks == test:
             found = _rayleigh_ritz(a, basis, image, rank, total)
             if found is not None:
@@ -115,45 +122,49 @@ def _rayleigh_ritz(a: Tensor, basis: Tensor, image: Tensor, rank: int, total: Te
 
     `image` is a @ basis and `total` ‖a‖².
     """
-    combine = _leading(image, rank)
-    Q = basis @ combine
-    U = torch.linalg.qr(image @ combine).Q
+    values, vectors = _gram_eigen(image, rank)
+    Q = basis @ vectors[:, -rank:]
+    U = torch.linalg.qr(image @ vectors[:, -rank:]).Q
     L = a.T @ U  # n x r: U Lᵀ is the best approximation with columns in the span of U
     V, s, Z = torch.linalg.svd(L, full_matrices=False)
     rest = torch.addmm(a, U, L.T, alpha=-1)
     coupling = rest @ (L - Q @ (Q.T @ L))  # = rest @ L, as rest @ Q = 0, without its rounding errors
-    return SVD(U @ Z.T, s, V.T) if _optimal(s, rest, coupling, total) else None
+    # a aᵀ = image imageᵀ + a (I - basis basisᵀ) aᵀ: the next Ritz value and the trace that the basis misses bound the
+    # eigenvalues of rest restᵀ (up to the rounding of the sums)
+    bound = values[-rank - 1] + total - values.sum() + 16 * torch.finfo(a.dtype).eps * total
+    return SVD(U @ Z.T, s, V.T) if _optimal(s, rest, coupling, bound, total) else None
 
 
-def _leading(a: Tensor, rank: int) -> Tensor:
-    """The leading right singular vectors (n x rank), from the Gram matrix where squaring the singular values is safe."""
+def _gram_eigen(a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, rising, and eigenvectors of aᵀa; by the slower way when the `rank` last would not be accurate."""
     values, vectors = torch.linalg.eigh(a.T @ a)
     if values[-rank] > 1e3 * torch.finfo(a.dtype).eps * values[-1]:
-        return vectors[:, -rank:]
-    return torch.linalg.svd(torch.linalg.qr(a, mode="r").R).Vh[:rank].T
+        return values, vectors
+    svd = torch.linalg.svd(torch.linalg.qr(a, mode="r").R)
+    return svd.S.square().flip(0), svd.Vh.flip(0).T
 
 
-def _optimal(s: Tensor, rest: Tensor, coupling: Tensor, total: Tensor) -> bool:
+def _optimal(s: Tensor, rest: Tensor, coupling: Tensor, bound: Tensor, total: Tensor) -> bool:
     """Whether ‖rest‖ is certainly within TOLERANCE of the least error, up to rounding.
 
     With C = rest = a - U Lᵀ, UᵀC = 0, X = coupling = C L and a basis that starts with U, a aᵀ = [[LᵀL, Xᵀ], [X, CCᵀ]].
     For any t above the eigenvalues of CCᵀ it is at most diag(LᵀL + Xᵀ (t - CCᵀ)⁻¹ X, t I) (Schur complement), so no r
     of its eigenvalues sum to more than ‖L‖² + tr Xᵀ (t - CCᵀ)⁻¹ X + sum_i max(t - s_i², 0): the least error squared is
     at least ‖C‖² minus the last two terms. This is duality for the sum of the largest eigenvalues (Overton and
-    Womersley, Math. Programming 62, 1993). t is the largest that leaves half of the budget to each term; a Cholesky
-    factor of t - CCᵀ exists only if t is large enough. Each bool is one read from the device.
+    Womersley, Math. Programming 62, 1993). t is the largest that leaves half of the budget to each term. The
+    eigenvalues of CCᵀ are at most ‖C‖², and at most `bound`; if that does not do, a Cholesky factor of t - CCᵀ, which
+    exists only for t above them, gives the exact trace. Each condition is one read from the device.
     """
     error = torch.linalg.vector_norm(rest) ** 2
     if error <= (16 * torch.finfo(s.dtype).eps) ** 2 * total:
         return True  # nothing is left but rounding errors
     budget = (1 - (1 + TOLERANCE) ** -2) * error / 2
-    rising = (s**2).flip(0)
-    t = ((budget + rising.cumsum(0)) / torch.arange(1, len(s) + 1, device=s.device)).min()
+    t = ((budget + s.square().flip(0).cumsum(0)) / torch.arange(1, len(s) + 1, device=s.device)).min()
     outside = torch.linalg.vector_norm(coupling) ** 2
-    if outside <= (t - error) * budget:
-        return True  # ‖C‖² bounds the eigenvalues of CCᵀ
+    if outside <= (t - torch.minimum(error, bound)) * budget:
+        return True
     if outside > t * budget / 4:
-        return False  # at best (t - CCᵀ)⁻¹ is 1 / t; hardly ever four times as good as on average
+        return False  # (t - CCᵀ)⁻¹ is at least 1 / t and mostly several times that: a factor would be in vain
     gap = _lower_gram(rest).neg_()
     gap.diagonal().add_(t)
     factor, failed = torch.linalg.cholesky_ex(gap)

@@ -103,5 +103,6 @@ class AsTensor(View):
         if math.prod(self.modes) != shapes[0].numel() or min(self.modes, default=0) < 1:
             raise ConfigError(
                 f"the modes of {names[0]} must multiply to its {shapes[0].numel()} entries {tuple(shapes[0])}, "
-                f"found {list(self.modes)} = {math.prod(self.modes)}; give modes with that product, or null for the default"
+                f"found {list(self.modes)} = {math.prod(self.modes)}; give modes with that product, or null for the "
+                "default"
             )

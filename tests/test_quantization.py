@@ -1,0 +1,226 @@
+"""Quantised weights: the card's numbers, brute force, storage."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from problems import F64, randn
+
+from nncompress.compressions import quantization
+from nncompress.compressions.codebook import Codebook, codebook
+from nncompress.compressions.plan import Plan
+from nncompress.compressions.quantization import (
+    FixedCodebook,
+    Quantization,
+    ScaledBinary,
+    ScaledCodebook,
+    ScaledTernary,
+    binary,
+    fixed_codebook,
+    power_entries,
+    powers_of_two,
+    scaled_binary,
+    scaled_ternary,
+    ternary,
+)
+from nncompress.compressions.uniform import FORMATS, LowPrecision, Uniform, low_precision, uniform
+
+V = torch.tensor([-1.1, -0.9, -0.2, 0.05, 0.3, 0.8, 1.2, 1.3], dtype=F64)
+BINARY, TERNARY = FixedCodebook((-1.0, 1.0)), FixedCodebook((-1.0, 0.0, 1.0))
+
+
+def error(compression, w) -> float:
+    return float((w - compression.decompress(compression.compress(w))).square().sum())
+
+
+@pytest.mark.parametrize(
+    ("compression", "expected"),
+    [
+        (Codebook(1), 5.659688), (Codebook(2), 1.526875), (Codebook(3), 0.285), (Codebook(4), 0.15),
+        (BINARY, 2.2225), (ScaledBinary(), 1.644688), (TERNARY, 0.3225), (ScaledTernary(), 0.3045),
+        (ScaledCodebook((-1.0, 1.0)), 1.644688), (ScaledCodebook((-1.0, 0.0, 1.0)), 0.3045),
+        (Uniform(1), 1.644688), (Uniform(2), 0.3045),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_errors_by_hand(compression, expected, dtype):
+    assert error(compression, V.to(dtype)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_values_by_hand():
+    assert Codebook(2).compress(V).table[0].tolist() == pytest.approx([-0.5375, 0.9])
+    assert Codebook(3).compress(V).table[0].tolist() == pytest.approx([-1, 0.05, 1.1])
+    assert Codebook(4).compress(V).table[0].tolist() == pytest.approx([-1, 0.05, 0.8, 1.25])
+    assert ScaledBinary().compress(V).table.item() == pytest.approx(0.73125)
+    dense = ScaledTernary().decompress(ScaledTernary().compress(V))
+    assert dense.tolist() == pytest.approx([-1.06, -1.06, 0, 0, 0, 1.06, 1.06, 1.06])
+
+
+def test_powers_of_two_by_hand_and_by_the_closed_form():
+    compression = FixedCodebook(power_entries(3))
+    w = torch.tensor([0.9, 0.76, 0.74, 0.3, 0.19, 0.18, 0.06, 0.03, -0.4], dtype=F64)
+    expected = [1, 1, 0.5, 0.25, 0.25, 0.125, 0, 0, -0.5]
+    assert compression.decompress(compression.compress(w)).tolist() == expected
+    v = randn(500)
+    dense = compression.decompress(compression.compress(v))
+    for value, found in zip(v.tolist(), dense.tolist(), strict=True):
+        f = -math.log2(abs(value))
+        size = 0.0 if f > 4 else 1.0 if f <= 0 else 0.125 if f > 3 else 2.0 ** -math.floor(f + math.log2(1.5))
+        assert found == math.copysign(size, value) or size == found == 0
+
+
+def test_ties_go_away_from_zero_and_the_sign_of_zero_is_one():
+    w = torch.tensor([0.0, 0.5, -0.5], dtype=F64)
+    assert BINARY.decompress(BINARY.compress(w)).tolist() == [1, 1, -1]
+    assert TERNARY.decompress(TERNARY.compress(w)).tolist() == [0, 1, -1]
+    assert ScaledBinary().compress(w[:1]).codes.tolist() == [1]
+
+
+@pytest.mark.parametrize("entries", [(-1.0, 1.0), (-1.0, 0.0, 1.0), (-2.0, 0.5, 1.0), (0.0, 1.0), (1.0, 3.0)])
+def test_scaled_codebooks_beat_every_assignment(entries):
+    for seed in range(6):
+        w = randn(6, seed=seed)
+        best = min(
+            float(w @ w - (w @ c).square() / (c @ c)) if c.any() else float(w @ w)
+            for c in (torch.tensor(chosen, dtype=F64) for chosen in itertools.product(entries, repeat=6))
+        )
+        assert error(ScaledCodebook(entries), w) == pytest.approx(best, abs=1e-10)
+
+
+def test_many_weights_are_fitted_from_several_scales_nearly_as_well(monkeypatch):
+    w, compression = randn(4, 500), ScaledCodebook((-2.0, -1.0, 0.0, 1.0, 2.0), per_channel=True)
+    exact = error(compression, w)
+    monkeypatch.setattr(quantization, "MAX_BREAKPOINTS", 0)
+    assert exact <= error(compression, w) <= 1.02 * exact
+
+
+@pytest.mark.parametrize("compression", [ScaledBinary(), ScaledTernary()])
+def test_scaled_signs_equal_the_scaled_codebook(compression):
+    entries = (-1.0, 1.0) if isinstance(compression, ScaledBinary) else (-1.0, 0.0, 1.0)
+    for seed in range(20):
+        w = randn(50, seed=seed).round(decimals=1)
+        assert error(compression, w) == pytest.approx(error(ScaledCodebook(entries), w), abs=1e-10)
+
+
+@pytest.mark.parametrize("make", [Codebook, ScaledBinary, ScaledTernary, Uniform, ScaledCodebook])
+def test_channels_have_tables_of_their_own(make):
+    settings = {Codebook: (3,), Uniform: (3,), ScaledCodebook: ((-2.0, 0.0, 1.0),)}.get(make, ())
+    w = randn(5, 40)
+    whole = make(*settings, per_channel=True)
+    dense = whole.decompress(whole.compress(w))
+    for row, found in zip(w, dense, strict=True):
+        alone = make(*settings)
+        torch.testing.assert_close(found, alone.decompress(alone.compress(row)), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_uniform_grids_are_uniform_and_better_than_the_full_range(symmetric):
+    w = randn(2000)
+    for b in (2, 3, 4, 8):
+        compression = Uniform(b, symmetric)
+        theta = compression.compress(w)
+        levels = compression.levels(theta.table)[0]
+        assert len(levels) == 2**b - symmetric
+        torch.testing.assert_close(levels.diff(), levels.diff()[:1].expand(len(levels) - 1), rtol=0, atol=1e-12)
+        low, high = (-w.abs().max(), w.abs().max()) if symmetric else (w.min(), w.max())
+        grid = torch.linspace(float(low), float(high), len(levels), dtype=F64)
+        assert error(compression, w) <= float((w[:, None] - grid).abs().amin(1).square().sum())
+        assert compression.bits(theta) == 2000 * b + 32 * (1 if symmetric else 2)
+
+
+def test_uniform_never_loses_to_its_start_over_many_steps():
+    compression, w = Uniform(3, symmetric=False), randn(300)
+    theta, errors = None, []
+    for _ in range(8):
+        theta = compression.compress(w, start=theta)
+        errors.append(float((w - compression.decompress(theta)).square().sum()))
+    assert all(after <= before + 1e-12 for before, after in itertools.pairwise(errors))
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_low_precision_takes_the_nearest_number_of_its_format(name):
+    compression = LowPrecision(name)
+    numbers = torch.arange(256 if "8" in name.removeprefix("b") and "float8" in name else 65536).to(torch.int32)
+    narrow = numbers.to(torch.uint8) if "float8" in name else numbers.to(torch.int16)
+    every = narrow.view(FORMATS[name]).double()
+    every = every[every.isfinite()].unique()
+    w = torch.cat([randn(300), 1e-3 * randn(50, seed=1), torch.tensor([1e6, -1e6, 0.0], dtype=F64)])
+    dense = compression.decompress(compression.compress(w))
+    k = torch.searchsorted(every, w).clamp(1, len(every) - 1)
+    best = torch.minimum((w - every[k - 1]).abs(), (w - every[k]).abs())
+    torch.testing.assert_close((w - dense).abs(), best, rtol=1e-6, atol=0)
+    assert compression.bits(compression.compress(w)) == w.numel() * (8 if "float8" in name else 16)
+
+
+LENET300 = {"fc1.weight": (300, 784), "fc2.weight": (100, 300), "fc3.weight": (10, 100)}
+
+
+def lenet300_ratio(recipe, **settings):
+    w = {name: randn(*shape) for name, shape in LENET300.items()}
+    plan: Plan = recipe(w, layers="all", **settings)
+    return 8_531_520 / (plan.bits(plan.compress(plan.select(w))) + 32 * 410)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "ratio"),
+    [
+        (codebook, {"K": 2}, 30.52), (codebook, {"K": 3}, 15.63), (codebook, {"K": 4}, 15.63),
+        (codebook, {"K": 8}, 10.50), (codebook, {"K": 16}, 7.90), (codebook, {"K": 32}, 6.33),
+        (codebook, {"K": 64}, 5.28), (binary, {}, 30.54), (scaled_ternary, {}, 15.64), (ternary, {}, 15.64),
+    ],
+)  # fmt: skip
+def test_storage_of_lenet300(recipe, settings, ratio):
+    assert lenet300_ratio(recipe, **settings) == pytest.approx(ratio, abs=0.0051)
+
+
+def test_two_entries_a_layer_take_279512_bits():
+    w = {name: randn(*shape) for name, shape in LENET300.items()}
+    plan = codebook(w, K=2, layers="all")
+    assert plan.bits(plan.compress(plan.select(w))) + 32 * 410 == 279_512
+
+
+@pytest.mark.parametrize("recipe", [codebook, scaled_binary, scaled_ternary, uniform])
+def test_tables_are_of_a_layer_a_channel_or_all_layers(recipe):
+    w = {"a.weight": randn(4, 6), "b.weight": randn(3, 4, seed=1), "out.weight": randn(2, 3)}
+    tables = {}
+    for per in ("layer", "channel", "shared"):
+        plan = recipe(w, per=per)
+        tables[per] = [len(theta.table) for theta in plan.compress(plan.select(w))]
+    assert tables == {"layer": [1, 1], "channel": [4, 3], "shared": [1]}
+
+
+def test_huffman_estimate_of_codes_by_hand():
+    theta = TERNARY.compress(torch.tensor([0.0, 0, 0, 0, 1, 1, -1, 0], dtype=F64))
+    assert TERNARY.bits(theta) == 16
+    assert TERNARY.huffman_bits(theta) == 5 + 2 * 2 + 2 + 3 * 8
+    assert isinstance(TERNARY, Quantization)
+
+
+def test_large_codes_take_more_than_a_byte():
+    theta = Uniform(9).compress(randn(10_000))
+    assert theta.codes.dtype == torch.int32
+    assert int(theta.codes.max()) > 255
+    assert Uniform(8).compress(randn(100)).codes.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Codebook(0), lambda: Uniform(0), lambda: Uniform(17), lambda: LowPrecision("float4"),
+        lambda: FixedCodebook(()), lambda: FixedCodebook((1.0, 1.0)), lambda: ScaledCodebook((0.0,)),
+        lambda: power_entries(-1), lambda: powers_of_two({"a": randn(2, 2)}, C=-1, layers="all"),
+        lambda: codebook({"a": randn(2, 2)}, per="row", layers="all"),
+        lambda: fixed_codebook({"a": randn(2, 2)}, entries=[2, 1], layers="all"),
+        lambda: low_precision({"a": randn(2, 2)}, format="half", layers="all"),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(make):
+    with pytest.raises(ValueError, match="found"):
+        make()
+
+
+def test_a_codebook_larger_than_its_weights_is_clipped_and_said():
+    plan = codebook({"a": randn(2, 3)}, K=9, layers="all")
+    assert plan.clipped() == ["a: K 9 is above the 6 weights of a codebook, 6 is used"]
+    assert plan.compress(plan.select({"a": randn(2, 3)}))[0].table.shape == (1, 6)
