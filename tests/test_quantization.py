@@ -7,7 +7,7 @@ import pytest
 import torch
 from problems import F64, randn
 
-from nncompress.compressions import quantization
+from nncompress.compressions import codes, quantization
 from nncompress.compressions.codebook import Codebook, codebook
 from nncompress.compressions.plan import Plan
 from nncompress.compressions.quantization import (
@@ -55,6 +55,72 @@ def test_values_by_hand():
     assert ScaledBinary().compress(V).table.item() == pytest.approx(0.73125)
     dense = ScaledTernary().decompress(ScaledTernary().compress(V))
     assert dense.tolist() == pytest.approx([-1.06, -1.06, 0, 0, 0, 1.06, 1.06, 1.06])
+
+
+@pytest.mark.parametrize("K", [1, 2, 3])
+def test_no_codebook_of_few_weights_is_better(K):
+    for seed in range(2):
+        w = randn(7, seed=seed).round(decimals=1)
+        errors = []
+        for chosen in itertools.product(range(K), repeat=6):
+            parts = [w[torch.tensor((0, *chosen)) == k] for k in range(K)]
+            errors.append(sum(float((part - part.mean()).square().sum()) for part in parts if len(part)))
+        assert error(Codebook(K), w) == pytest.approx(min(errors), abs=1e-12)
+
+
+EVERY = [
+    Codebook(2), Codebook(40), BINARY, TERNARY, ScaledBinary(), ScaledTernary(), ScaledCodebook((0.5, 1.0)),
+    Uniform(1), Uniform(4), Uniform(4, symmetric=False), Uniform(16, symmetric=False), LowPrecision("bfloat16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("compression", EVERY, ids=str)
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_zeros_constants_and_single_weights_are_taken(compression, dtype):
+    for w in (torch.zeros(5, dtype=dtype), torch.full((3, 2), -0.5, dtype=dtype), torch.full((1,), 2.0, dtype=dtype)):
+        theta = compression.compress(w)
+        dense = compression.decompress(theta)
+        assert dense.shape == w.shape
+        assert dense.dtype == dtype
+        assert dense.isfinite().all()
+        if compression not in (BINARY, TERNARY) and not isinstance(compression, ScaledCodebook):
+            torch.testing.assert_close(dense, w, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [3, 40, 300])
+def test_few_thresholds_are_passed_like_many(count, monkeypatch):
+    rows, thresholds = randn(4, 200).round(decimals=1), randn(4, count, seed=1).round(decimals=1).sort(1).values
+    expected = (rows[:, :, None] >= thresholds[:, None]).sum(2)
+    for few in (0, 1000):
+        monkeypatch.setattr(codes, "FEW", few)
+        if count <= 255 or few == 0:
+            found = codes.passed(rows, thresholds)
+            assert torch.equal(found.long(), expected)
+            assert found.dtype == (torch.uint8 if count <= 255 else torch.int32)
+
+
+def test_a_large_codebook_with_a_scale_for_each_channel_takes_the_nearest_entries():
+    entries = tuple(torch.linspace(-1, 1, 41, dtype=F64).tolist())
+    w, compression = randn(3, 60), ScaledCodebook(entries, per_channel=True)
+    theta = compression.compress(w)
+    distances = (w[:, :, None] - compression.levels(theta.table)[:, None]).abs().amin(2)
+    torch.testing.assert_close((w - compression.decompress(theta)).abs(), distances, rtol=0, atol=1e-14)
+
+
+def test_codebooks_of_several_weights_are_those_of_each_alone():
+    ws, compression = [randn(3, 50, seed=seed) for seed in range(4)], Codebook(5, per_channel=True)
+    for w, theta in zip(ws, compression.project_many(ws, 1.0, [None] * 4), strict=True):
+        alone = compression.compress(w)
+        assert torch.equal(theta.codes, alone.codes)
+        torch.testing.assert_close(theta.table, alone.table, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_integers_times_the_scale_are_the_levels(symmetric):
+    compression, w = Uniform(5, symmetric, per_channel=True), randn(3, 100)
+    theta = compression.compress(w)
+    looked_up = compression.levels(theta.table).gather(1, theta.codes.long())
+    torch.testing.assert_close(compression.decompress(theta), looked_up, rtol=0, atol=1e-15)
 
 
 def test_powers_of_two_by_hand_and_by_the_closed_form():

@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from nncompress.compressions.codes import Coded, Per, Quantization, check_per, passed, quantized, rows_of
 from nncompress.compressions.kmeans import better, companded, lloyd, points_of, sort_rows
 from nncompress.compressions.kmeans_search import search
 from nncompress.compressions.plan import Plan
-from nncompress.compressions.quantization import Coded, Per, Quantization, check_per, packed, quantized, rows_of
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,9 @@ class Codebook(Quantization):
         rows = torch.cat([rows_of(w, self.per_channel) for w in ws])
         known = [start.table for start in starts if start is not None]
         centres = nearest_centres(rows, self.K, torch.cat(known) if len(known) == len(ws) else None)
-        codes = torch.searchsorted((centres[:, 1:] + centres[:, :-1]) / 2, rows.contiguous())
+        codes = passed(rows, (centres[:, 1:] + centres[:, :-1]) / 2)
         parts = zip(codes.chunk(len(ws)), centres.chunk(len(ws)), strict=True)
-        return [
-            Coded(packed(own, self.K).reshape(w.shape), table.clone())
-            for w, (own, table) in zip(ws, parts, strict=True)
-        ]
+        return [Coded(own.reshape(w.shape).clone(), table.clone()) for w, (own, table) in zip(ws, parts, strict=True)]
 
     def levels(self, table: Tensor) -> Tensor:
         return table
@@ -57,9 +54,7 @@ class Codebook(Quantization):
     def clipped(self, shape: Sequence[int]) -> str | None:
         entries = torch.Size(shape[self.per_channel :]).numel()
         return (
-            f"K {self.K} is above the {entries} weights of a codebook, {entries} is used"
-            if (self.K > entries)
-            else None
+            f"K {self.K} is above the {entries} weights of a codebook, {entries} is used" if entries < self.K else None
         )
 
 

@@ -97,7 +97,7 @@ def companded(points: Points, K: int) -> Tensor:
 
     Panter and Dite, "Quantization distortion in pulse-count modulation", Proc. IRE 39, 1951.
     """
-    share = pad(points.x.diff(dim=1), (1, 0)).pow(2 / 3) * points.n.diff(dim=1).pow(1 / 3)
+    share = (pad(points.x.diff(dim=1), (1, 0)).square() * points.n.diff(dim=1)).pow(1 / 3)
     total = share.cumsum(1)
     at = (torch.arange(K, device=total.device) + 0.5) / K * total[:, -1:]
     return points.x.gather(1, torch.searchsorted(total, at).clamp_max(total.shape[1] - 1))

@@ -10,8 +10,11 @@ from torch.nn.functional import pad
 
 from nncompress.compressions.kmeans import Clusters, Points
 
-CHUNK = 1 << 15
-"""Pairs treated at once on the CPU: their temporaries stay in its cache."""
+CHUNK = (1 << 15) - 1
+"""Pairs treated at once on the CPU: in its cache, and few enough for PyTorch not to share them out between threads.
+
+Waiting for another thread costs more than such short work, and milliseconds where the cores are busy.
+"""
 
 
 class Blocks(NamedTuple):
@@ -104,7 +107,7 @@ def bounds(points: Points, blocks: Blocks, best: Clusters) -> Tensor:
     right, left, rest = _ends(points, blocks, best)
     m = rest.new_empty(R, G, width)
     offset, own = torch.arange(width, device=m.device), torch.arange(G, device=m.device) - blocks.low
-    for v in chunks(m):
+    for v in chunks(m, 0, G):
         ends = _Ends(*(t[:, v, None] for t in right)), _Ends(*(blocks.sources(t, v, width) for t in left))
         n, s = ends[0].n - ends[1].n, ends[0].s - ends[1].s
         mean = s / n.clamp_min(1)
@@ -131,7 +134,7 @@ def _end_bound(end: _Ends, n: Tensor, mean: Tensor) -> Tensor:
     return torch.where((n > 0) & (2 * near >= chord), torch.maximum(convex, free), free)
 
 
-def chunks(m: Tensor) -> list[slice]:
-    """Slices of the blocks of m (R, G, width), of about CHUNK pairs each on the CPU."""
+def chunks(m: Tensor, begin: int, end: int) -> list[slice]:
+    """Slices of the blocks begin, ..., end - 1 of m (R, G, width), of at most about CHUNK pairs each on the CPU."""
     size = max(1, CHUNK // (m.shape[0] * m.shape[2])) if m.device.type == "cpu" else m.shape[1]
-    return [slice(at, at + size) for at in range(0, m.shape[1], size)]
+    return [slice(at, min(at + size, end)) for at in range(begin, end, size)]

@@ -140,8 +140,8 @@ def _forward(m: Tensor, blocks: Blocks) -> Tensor:
     F = m.new_full((len(blocks.windows), *m.shape[:2]), torch.inf)
     F[0, :, 0] = 0
     for k in range(1, len(F)):
-        v = slice(*blocks.windows[k])
-        F[k, :, v] = (blocks.sources(F[k - 1], v, m.shape[2]) + m[:, v]).amin(2)
+        for v in chunks(m, *blocks.windows[k]):
+            F[k, :, v] = (blocks.sources(F[k - 1], v, m.shape[2]) + m[:, v]).amin(2)
     return F
 
 
@@ -151,9 +151,9 @@ def _backward(m: Tensor, blocks: Blocks) -> Tensor:
     B[-1, :, -1] = 0
     offset = torch.arange(m.shape[2], device=m.device)
     for k in range(len(B) - 1, 0, -1):
-        v = slice(*blocks.windows[k])
-        u = (blocks.low[:, v, None] + offset).clamp_max(m.shape[1] - 1)
-        B[k - 1].scatter_reduce_(1, u.flatten(1), (m[:, v] + B[k, :, v, None]).flatten(1), "amin")
+        for v in chunks(m, *blocks.windows[k]):
+            u = (blocks.low[:, v, None] + offset).clamp_max(m.shape[1] - 1)
+            B[k - 1].scatter_reduce_(1, u.flatten(1), (m[:, v] + B[k, :, v, None]).flatten(1), "amin")
     return B
 
 
@@ -174,7 +174,7 @@ def _alive(m: Tensor, F: Tensor, B: Tensor, holds: Tensor, blocks: Blocks, limit
     width = m.shape[2]
     rank = torch.arange(1, width + 1, device=m.device, dtype=torch.int32)
     first, last = torch.empty_like(blocks.low), torch.empty_like(blocks.low)
-    for v in chunks(m):
+    for v in chunks(m, 0, m.shape[1]):
         within = blocks.sources(F, v, width) + m[:, v] + B[:, v, None] <= limit[:, None, None]
         first[:, v] = width - (within * rank.flip(0)).amax(2)
         last[:, v] = (within * rank).amax(2) - 1

@@ -1,4 +1,4 @@
-"""Quantised weights: a code for each weight, and few real numbers that say what the codes stand for.
+"""Weights from a given set, as it is or times a scale: binary, ternary, powers of two, any other.
 
 Carreira-Perpinan and Idelbayev, "Model compression as constrained optimization, with application to neural nets. Part
 II: quantization", arXiv 1707.04319 (2017).
@@ -6,71 +6,19 @@ II: quantization", arXiv 1707.04319 (2017).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal, NamedTuple, final
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from nncompress.compressions.base import FLOAT_BITS, Compression
-from nncompress.compressions.coding import huffman_bits, index_bits
-from nncompress.compressions.kmeans import sort_rows
-from nncompress.compressions.plan import Plan, Task, choose, each_layer
-from nncompress.compressions.views import AsMatrix
-
-Per = Literal["layer", "channel", "shared"]
-"""What has a codebook or a scale of its own: each layer, each output channel of each layer, or all layers together."""
-
-
-class Coded(NamedTuple):
-    """Codes, shaped like w, and the real numbers they refer to: one row of the table for each channel, or one row.
-
-    A table (channels, 0) has the dtype of w and nothing to store.
-    """
-
-    codes: Tensor
-    table: Tensor
-
-
-class Quantization(Compression[Coded], ABC):
-    """Δ(Θ)[i] = levels[channel of i, codes[i]]; channels are the rows of w, or there is one."""
-
-    theta_type: ClassVar[type[Coded]] = Coded
-
-    @abstractmethod
-    def levels(self, table: Tensor) -> Tensor:
-        """The values (channels, L) that the codes 0, ..., L-1 stand for."""
-
-    @final
-    def decompress(self, theta: Coded) -> Tensor:
-        levels = self.levels(theta.table)
-        return levels.gather(1, theta.codes.reshape(len(levels), -1).long()).reshape(theta.codes.shape)
-
-    @final
-    def bits(self, theta: Coded) -> int:
-        length = index_bits(self.levels(theta.table).shape[1])
-        return theta.codes.numel() * length + FLOAT_BITS * theta.table.numel()
-
-    @final
-    def huffman_bits(self, theta: Coded) -> int:
-        return huffman_bits(theta.codes.flatten().long().bincount()) + FLOAT_BITS * theta.table.numel()
-
-    @final
-    def num_params(self, theta: Coded) -> int:
-        return theta.codes.numel() + theta.table.numel()
-
-
-def packed(codes: Tensor, levels: int) -> Tensor:
-    """Codes below `levels` in the smallest whole numbers."""
-    return codes.to(torch.uint8 if levels <= 256 else torch.int32)
-
-
-def rows_of(w: Tensor, per_channel: bool) -> Tensor:
-    """w as (channels, entries): one row for each of its first dimension, or one row."""
-    return w.reshape(len(w) if per_channel else 1, -1)
+from nncompress.compressions.codes import Coded, Per, Quantization, check_per, passed, quantized, rows_of
+from nncompress.compressions.kmeans import points_of, sort_rows
+from nncompress.compressions.plan import Plan, each_layer
 
 
 @dataclass(frozen=True)
@@ -89,7 +37,7 @@ class FixedCodebook(Quantization):
 
     def project(self, w: Tensor, mu: float, start: Coded | None) -> Coded:
         table = w.new_empty(1, 0)
-        return Coded(packed(nearest(w, self.levels(table)[0]), len(self.entries)), table)
+        return Coded(nearest(w.reshape(1, -1), self.levels(table)[0]).reshape(w.shape), table)
 
     def levels(self, table: Tensor) -> Tensor:
         return table.new_tensor([self.entries])
@@ -138,7 +86,8 @@ class ScaledTernary(Quantization):
 MAX_BREAKPOINTS = 1 << 22
 """Changes of the assignment that are sorted; above, a scaled codebook is fitted from several starts."""
 
-STARTS, ALTERNATIONS = (1.0, 0.75, 0.5, 0.35, 0.25), 20
+STARTS, SMALLEST_START, ALTERNATIONS = 32, 1 / 64, 20
+"""How many scales to start from, evenly spread on a logarithmic axis down to this part of the largest useful one."""
 
 
 @dataclass(frozen=True)
@@ -162,23 +111,19 @@ class ScaledCodebook(Quantization):
             raise ValueError(f"a scaled codebook needs an entry that is not zero, found {list(self.entries)}")
 
     def project(self, w: Tensor, mu: float, start: Coded | None) -> Coded:
-        rows = rows_of(w, self.per_channel).double()
-        entries = rows.new_tensor(self.entries)
+        rows = rows_of(w, self.per_channel)
+        entries = torch.tensor(self.entries, dtype=torch.float64, device=w.device)
         fit = _best_scale if rows.numel() * len(entries) <= MAX_BREAKPOINTS else _alternated_scale
         scale, gain = fit(rows, entries)
         if not torch.equal(entries, -entries.flip(0)):
             mirrored, gain_mirrored = fit(rows, -entries.flip(0))
             scale = torch.where(gain_mirrored > gain, -mirrored, scale)
         table = scale[:, None].to(w.dtype)
-        return Coded(packed(_scaled_codes(rows, scale[:, None], entries), len(entries)).reshape(w.shape), table)
+        codes = nearest(rows / torch.where(table == 0, 1, table), entries.to(w.dtype))
+        return Coded(codes.reshape(w.shape), table)
 
     def levels(self, table: Tensor) -> Tensor:
         return table * table.new_tensor(self.entries)
-
-
-def _scaled_codes(rows: Tensor, scale: Tensor, entries: Tensor) -> Tensor:
-    """The code of the entry nearest to each row's numbers over its scale (rows, 1)."""
-    return nearest(rows / torch.where(scale == 0, 1, scale), entries)
 
 
 def _best_scale(rows: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,6 +133,7 @@ def _best_scale(rows: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
     passes from entry c_{k+1} to c_k (w > 0) or back (w < 0) at a = w / m_k, m_k being the middle of the two: all
     assignments are met in the order of these breakpoints.
     """
+    rows = rows.double()
     middles, zero = (entries[1:] + entries[:-1]) / 2, entries[entries.abs().argmin()]
     first = torch.where(rows > 0, entries[-1], torch.where(rows < 0, entries[0], zero))
     at = rows[:, :, None] / middles
@@ -206,18 +152,23 @@ def _best_scale(rows: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _alternated_scale(rows: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
-    """A scale a >= 0 (R,) that no alternation improves, the best of several, and by how much it lowers ‖row‖², (R,)."""
-    largest = rows.abs().amax(1, keepdim=True) / entries.abs().max()
-    best, best_gain = torch.zeros_like(largest), torch.zeros_like(largest)
-    for share in STARTS:
-        scale = share * largest
-        for _ in range(ALTERNATIONS):
-            chosen = entries[_scaled_codes(rows, scale, entries)]
-            A, B = (rows * chosen).sum(1, keepdim=True), chosen.square().sum(1, keepdim=True)
-            scale = torch.where(B > 0, A / torch.where(B > 0, B, 1), 0).clamp_min(0)
-        gain = torch.where(B > 0, A.square() / torch.where(B > 0, B, 1), 0)
-        best, best_gain = torch.where(gain > best_gain, scale, best), torch.maximum(gain, best_gain)
-    return best.squeeze(1), best_gain.squeeze(1)
+    """A scale a >= 0 (R,) that no alternation improves, the best of several, and by how much it lowers ‖row‖², (R,).
+
+    All starts take their steps together on the sorted rows, where the weights of an entry are an interval.
+    """
+    points = points_of(sort_rows(rows).double())
+    U, middles = points.x.shape[1], (entries[1:] + entries[:-1]) / 2
+    shares = torch.logspace(0, math.log10(SMALLEST_START), STARTS, dtype=torch.float64, device=rows.device)
+    scale = points.x[:, [0, -1]].abs().amax(1, keepdim=True) / entries.abs().max() * shares  # (R, starts)
+    for _ in range(ALTERNATIONS):
+        inner = torch.searchsorted(points.x, (scale[:, :, None] * middles).flatten(1))
+        cuts = pad(pad(inner.view(*scale.shape, -1), (1, 0)), (0, 1), value=U)
+        n, s = (sums.gather(1, cuts.flatten(1)).view(cuts.shape).diff(dim=2) for sums in (points.n, points.s))
+        A, B = (s * entries).sum(2), (n * entries.square()).sum(2)
+        scale = (A / torch.where(B > 0, B, 1)).clamp_min(0)
+    gain = A * scale
+    best = gain.argmax(1, keepdim=True)
+    return scale.gather(1, best).squeeze(1), gain.gather(1, best).squeeze(1)
 
 
 def check_entries(entries: Sequence[float]) -> None:
@@ -226,25 +177,11 @@ def check_entries(entries: Sequence[float]) -> None:
         raise ValueError(f"the entries of a codebook must ascend, found {list(entries)}")
 
 
-def nearest(values: Tensor, entries: Tensor) -> Tensor:
-    """The index of the nearest of ascending entries (L,); of two equally near the one away from zero."""
+def nearest(rows: Tensor, entries: Tensor) -> Tensor:
+    """The packed index of the nearest of ascending entries (L,); of two equally near the one away from zero."""
     middles = (entries[1:] + entries[:-1]) / 2
-    upper = torch.bucketize(values, middles, right=True)
-    return torch.where(values < 0, torch.bucketize(values, middles), upper)
-
-
-def quantized(weights: Mapping[str, Tensor], compression: Quantization, per: Per, layers: str | Sequence[str]) -> Plan:
-    """The plan of a quantisation whose own field `per_channel` agrees with `per`."""
-    if per != "channel":
-        return each_layer(weights, compression=compression, layers=layers, joint=per == "shared")
-    return Plan.of([Task((name,), AsMatrix(), compression) for name in choose(weights, layers)], weights)
-
-
-def check_per(per: str) -> bool:
-    """Whether `per` asks for channels; ValueError for a word that is none of the three."""
-    if per not in ("layer", "channel", "shared"):
-        raise ValueError(f"per must be layer, channel or shared, found {per!r}")
-    return per == "channel"
+    above = torch.nextafter(middles, torch.full_like(middles, torch.inf))
+    return passed(rows, torch.where(middles < 0, above, middles).expand(len(rows), -1))
 
 
 def fixed_codebook(

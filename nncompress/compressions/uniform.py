@@ -13,20 +13,24 @@ import torch
 from torch import Tensor
 
 from nncompress.compressions.base import Compression
+from nncompress.compressions.codes import Coded, Per, Quantization, check_per, packed, quantized, rows_of
 from nncompress.compressions.coding import huffman_bits
 from nncompress.compressions.plan import Plan, each_layer
-from nncompress.compressions.quantization import Coded, Per, Quantization, check_per, packed, quantized, rows_of
 
-RANGES, ALTERNATIONS = (1.0, 0.85, 0.7, 0.5, 0.35), 4
+RANGES, ALTERNATIONS = (1.0, 0.85, 0.7, 0.5, 0.35, 0.25), 6
+"""The parts of the range of the weights that the grid spans at the start, and the rounds after the best of them."""
+
+EQUAL = 1e-12
+"""Integers that vary less, relative to their sum of squares, are all the same."""
 
 
 @dataclass(frozen=True)
 class Uniform(Quantization):
-    """Weights s q + z on a uniform grid of b-bit integers q; one scale s, or one for each row.
+    """Weights s q + z on a uniform grid of b-bit integers q; one scale s (and offset z), or one for each row.
 
     Symmetric: z = 0 and |q| <= 2^(b-1) - 1 (b = 1: q is -1 or 1). Affine: 0 <= q < 2^b and an offset z. Π alternates
-    between rounding and the least-squares scale and offset, from several ranges or from `start`: a local minimum.
-    Raises ValueError for bits outside 1 to 16.
+    between rounding and the least-squares scale and offset, neither of which increases the error, from the best of
+    several ranges and `start`: a local minimum. Raises ValueError for bits outside 1 to 16.
     """
 
     exact: ClassVar[bool] = False
@@ -41,63 +45,63 @@ class Uniform(Quantization):
 
     def project(self, w: Tensor, mu: float, start: Coded | None) -> Coded:
         rows = rows_of(w, self.per_channel)
-        tables = [self._spread(rows, share) for share in RANGES] if start is None else [start.table]
-        fitted = torch.stack([self._alternated(rows, table) for table in tables])  # starts x channels x numbers
-        errors = torch.stack([(rows - self._rounded(rows, table)).square().sum(1) for table in fitted])
-        table = fitted[errors.argmin(0), torch.arange(len(rows), device=w.device)]
-        codes = self._codes(rows, table)
-        return Coded(packed(codes, len(self._grid(table))).reshape(w.shape), table)
+        tables = [self._spread(rows, share) for share in RANGES] + ([] if start is None else [start.table])
+        fits = [self._fitted(rows, self._codes(rows, table)) for table in tables]
+        best = torch.stack([gain for _, gain in fits]).argmax(0)
+        table = torch.stack([fitted for fitted, _ in fits])[best, torch.arange(len(rows), device=w.device)]
+        for _ in range(ALTERNATIONS):
+            table = self._fitted(rows, self._codes(rows, table))[0]
+        return Coded(packed(self._codes(rows, table), self._count).reshape(w.shape), table)
 
     def levels(self, table: Tensor) -> Tensor:
-        offset = 0 if self.symmetric else table[:, 1:]
-        return table[:, :1] * self._grid(table) + offset
+        return self.values(torch.arange(self._count, device=table.device)[None], table)
 
-    def _grid(self, like: Tensor) -> Tensor:
-        """The integers q, ascending."""
-        if self.symmetric and self.b == 1:
-            return like.new_tensor([-1, 1])
-        top = 2 ** (self.b - 1) - 1
-        low, count = (-top, 2 * top + 1) if self.symmetric else (0, 2**self.b)
-        return torch.arange(low, low + count, device=like.device).to(like.dtype)
+    def values(self, codes: Tensor, table: Tensor) -> Tensor:
+        grid = table[:, :1] * self._integers(codes.to(table.dtype))
+        return grid if self.symmetric else grid + table[:, 1:]
+
+    @property
+    def _count(self) -> int:
+        """How many values a code has."""
+        return (1 << self.b) - 1 if self.symmetric and self.b > 1 else 1 << self.b
+
+    def _integers(self, codes: Tensor) -> Tensor:
+        """q of the codes 0, 1, ..."""
+        if not self.symmetric:
+            return codes
+        return 2 * codes - 1 if self.b == 1 else codes - self._count // 2
+
+    def _codes(self, rows: Tensor, table: Tensor) -> Tensor:
+        """The codes of the nearest values, as real numbers."""
+        q = (rows if self.symmetric else rows - table[:, 1:]) / torch.where(table[:, :1] == 0, 1, table[:, :1])
+        if self.symmetric:
+            q = (q + 1) / 2 if self.b == 1 else q + self._count // 2
+        return q.add_(0.5).floor_().clamp_(0, self._count - 1)
 
     def _spread(self, rows: Tensor, share: float) -> Tensor:
         """The table whose grid spans a share of the rows' ranges."""
-        grid = self._grid(rows)
-        if self.symmetric:
-            return share * rows.abs().amax(1, keepdim=True) / grid[-1]
         low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
-        scale = share * (high - low) / grid[-1]
-        return torch.cat([scale, (high + low - scale * grid[-1]) / 2], 1)
-
-    def _alternated(self, rows: Tensor, table: Tensor) -> Tensor:
-        """The table after some rounds of rounding and least squares, which never increase the error."""
-        grid = self._grid(rows)
-        for _ in range(ALTERNATIONS):
-            table = self._fitted(rows, grid[self._codes(rows, table)])
-        return table
-
-    def _rounded(self, rows: Tensor, table: Tensor) -> Tensor:
-        return self.levels(table).gather(1, self._codes(rows, table))
-
-    def _codes(self, rows: Tensor, table: Tensor) -> Tensor:
-        """The index of the level nearest to each number."""
-        grid, scale = self._grid(rows), torch.where(table[:, :1] == 0, 1, table[:, :1])
-        q = (rows if self.symmetric else rows - table[:, 1:]) / scale
-        if self.symmetric and self.b == 1:
-            return (q >= 0).long()
-        return (q.round() - grid[0]).clamp(0, len(grid) - 1).long()
-
-    def _fitted(self, rows: Tensor, q: Tensor) -> Tensor:
-        """The least-squares scale (and offset) for integers q (R, P); scale 0 where they are all the same."""
-        mean_w, mean_q = (x.mean(1, keepdim=True, dtype=torch.float64) for x in (rows, q))
         if self.symmetric:
-            mean_w, mean_q = torch.zeros_like(mean_w), torch.zeros_like(mean_q)
-        centred = q - mean_q.to(q.dtype)
-        spread = centred.square().sum(1, keepdim=True, dtype=torch.float64)
-        both = ((rows - mean_w.to(rows.dtype)) * centred).sum(1, keepdim=True, dtype=torch.float64)
-        scale = torch.where(spread > 0, both / torch.where(spread > 0, spread, 1), 0)
-        table = scale if self.symmetric else torch.cat([scale, mean_w - scale * mean_q], 1)
-        return table.to(rows.dtype)
+            return share * torch.maximum(high, -low) / (self._count // 2)
+        scale = share * (high - low) / (self._count - 1)
+        return torch.cat([scale, (high + low - scale * (self._count - 1)) / 2], 1)
+
+    def _fitted(self, rows: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """The least-squares table for given codes, and the sum of squares (R,) that its scale explains.
+
+        A scale is 0 where all q are the same.
+        """
+        q = self._integers(codes)
+        sum_w, sum_q, both, squares = (
+            x.sum(1, keepdim=True, dtype=torch.float64) for x in (rows, q, rows * q, q.square())
+        )
+        spread = squares
+        if not self.symmetric:
+            both, spread = both - sum_w * sum_q / rows.shape[1], squares - sum_q.square() / rows.shape[1]
+        differ = spread > EQUAL * squares
+        scale = torch.where(differ, both / torch.where(differ, spread, 1), 0)
+        table = scale if self.symmetric else torch.cat([scale, (sum_w - scale * sum_q) / rows.shape[1]], 1)
+        return table.to(rows.dtype), (scale * both).squeeze(1)
 
 
 class Rounded(NamedTuple):
@@ -139,13 +143,14 @@ class LowPrecision(Compression[Rounded]):
         return theta.values.to(theta.like.dtype)
 
     def bits(self, theta: Rounded) -> int:
-        return 8 * theta.values.element_size() * theta.values.numel()
+        return torch.finfo(FORMATS[self.format]).bits * theta.values.numel()
 
     def num_params(self, theta: Rounded) -> int:
         return theta.values.numel()
 
     def huffman_bits(self, theta: Rounded) -> int:
-        words = theta.values.view(torch.int16 if theta.values.element_size() == 2 else torch.uint8)
+        values = theta.values.to(FORMATS[self.format])
+        words = values.view(torch.int16 if values.element_size() == 2 else torch.uint8)
         return huffman_bits(torch.unique(words, return_counts=True)[1])
 
 
