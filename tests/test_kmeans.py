@@ -8,7 +8,7 @@ from sklearn.cluster import KMeans
 
 from nncompress.compressions import kmeans_search
 from nncompress.compressions.kmeans import Clusters, Points, clusters_at, companded, lloyd, points_of, sort_rows
-from nncompress.compressions.kmeans_bounds import Blocks, bounds
+from nncompress.compressions.kmeans_bounds import Blocks, bounds, windows
 
 F64 = torch.float64
 
@@ -191,4 +191,4 @@ def test_blocks_gather_what_leads_to_each():
     blocks = Blocks(low, low, low, low + 1, [])
     values = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
     assert blocks.width == 2
-    assert blocks.sources(values, slice(1, 3), 2).tolist() == [[[1, 2], [2, 3]], [[5, 6], [5, 6]]]
+    assert blocks.sources(windows(values, 2), slice(1, 3)).tolist() == [[[1, 2], [2, 3]], [[5, 6], [5, 6]]]

@@ -34,10 +34,11 @@ class Additive(Compression[Parts]):
     """The sum of several compressions of the same weights; Π by block coordinate descent.
 
     Each pass minimises over one part after the other, Θ_j <- Π_j(w - sum over i != j of Δ_i(Θ_i)), from a sum of zeros
-    or from `start`; the error never rises from one block to the next. Acts on weights of the given `shapes` put end to
-    end.
+    or from `start`; the objective never rises from one block to the next. There are `passes` rounds over the parts at
+    most; they end with one that lowers the objective by less than `tolerance`, relatively. Acts on weights of the
+    given `shapes` put end to end.
     Idelbayev and Carreira-Perpinan, "More general and effective model compression via an additive combination of
-    compressions", ECML 2021. Raises ValueError for fewer than two parts or no pass.
+    compressions", ECML 2021. Raises ValueError for fewer than two parts, no pass or a negative tolerance.
     """
 
     theta_type: ClassVar[type[Parts]] = Parts
@@ -46,17 +47,21 @@ class Additive(Compression[Parts]):
     parts: tuple[Part, ...]
     shapes: tuple[tuple[int, ...], ...]
     passes: int = 10
+    tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
         if len(self.parts) < 2:
             raise ValueError(f"a sum needs at least 2 parts, found {len(self.parts)}")
-        if self.passes < 1:
-            raise ValueError(f"passes must be at least 1, found {self.passes}")
+        if self.passes < 1 or not self.tolerance >= 0:
+            raise ValueError(
+                f"passes must be at least 1 and tolerance at least 0, found {self.passes} and {self.tolerance}"
+            )
 
     def project(self, w: Tensor, mu: float, start: Parts | None) -> Parts:
         thetas: list[Any] = [None] * len(self.parts) if start is None else list(start.parts)
         deltas = [torch.zeros_like(w) if theta is None else self._delta(j, theta) for j, theta in enumerate(thetas)]
         residual = w - torch.stack(deltas).sum(dim=0)
+        before = torch.inf
         for _ in range(self.passes):
             for j, part in enumerate(self.parts):
                 target = residual + deltas[j]
@@ -64,6 +69,10 @@ class Additive(Compression[Parts]):
                 theta, dense = part.compression.update(seen, mu, thetas[j], None if thetas[j] is None else old)
                 thetas[j], deltas[j] = theta, self._flat(part, dense)
                 residual = target - deltas[j]
+            value = mu / 2 * residual.square().sum(dtype=torch.float64) + self.penalty(Parts(tuple(thetas)))
+            if before - value <= self.tolerance * value:  # one read from the device
+                break
+            before = float(value)
         return Parts(tuple(thetas))
 
     def decompress(self, theta: Parts) -> Tensor:

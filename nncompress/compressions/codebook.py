@@ -23,9 +23,9 @@ from nncompress.compressions.plan import Plan
 class Codebook(Quantization):
     """Weights with at most K different values: one set of values, or one for each row. Π is k-means in one dimension.
 
-    Exact for K up to 256 (`kmeans_search`), by dynamic programming; beyond, the best of several searches. Never worse
-    than `start` in both cases. A row with fewer than K weights has as many values as weights. Raises ValueError for
-    K < 1.
+    Exact by dynamic programming (`kmeans_search`) for K up to 256, unless its search grows too large (K = 256 of a
+    million weights); then and beyond, the best of several searches. Never worse than `start` in any case. A row with
+    fewer than K weights has as many values as weights. Raises ValueError for K < 1.
     """
 
     exact: ClassVar[bool] = True

@@ -35,12 +35,16 @@ class Blocks(NamedTuple):
         """The largest number of blocks that lead to one."""
         return int((self.high - self.low).max()) + 1
 
-    def sources(self, values: Tensor, targets: slice, width: int) -> Tensor:
-        """Of values (R, G), those of the `width` blocks from low[v] on, for the targets v: (R, targets, width)."""
-        R, G = values.shape
-        begin = self.low[:, targets] + (torch.arange(R, device=values.device) * G)[:, None]
-        windows = pad(values.flatten(), (0, width)).unfold(0, width, 1)
-        return windows.index_select(0, begin.flatten()).view(R, -1, width)
+    def sources(self, windows: Tensor, targets: slice) -> Tensor:
+        """The values (R, targets, width) of the blocks from low[v] on, for targets v, among `windows` of (R, G)."""
+        R, G = self.first.shape
+        begin = self.low[:, targets] + (torch.arange(R, device=windows.device) * G)[:, None]
+        return windows.index_select(0, begin.flatten()).view(R, -1, windows.shape[1])
+
+
+def windows(values: Tensor, width: int) -> Tensor:
+    """Every `width` successive values of (R, G), row after row, as a view (R G + 1, width)."""
+    return pad(values.flatten(), (0, width)).unfold(0, width, 1)
 
 
 def _half_widths(points: Points, best: Clusters, x: Tensor) -> Tensor:
@@ -105,10 +109,11 @@ def bounds(points: Points, blocks: Blocks, best: Clusters) -> Tensor:
     """
     (R, G), width = blocks.first.shape, blocks.width
     right, left, rest = _ends(points, blocks, best)
+    left = _Ends(*(windows(t, width) for t in left))
     m = rest.new_empty(R, G, width)
     offset, own = torch.arange(width, device=m.device), torch.arange(G, device=m.device) - blocks.low
     for v in chunks(m, 0, G):
-        ends = _Ends(*(t[:, v, None] for t in right)), _Ends(*(blocks.sources(t, v, width) for t in left))
+        ends = _Ends(*(t[:, v, None] for t in right)), _Ends(*(blocks.sources(t, v) for t in left))
         n, s = ends[0].n - ends[1].n, ends[0].s - ends[1].s
         mean = s / n.clamp_min(1)
         core = torch.where(n > 0, ends[0].q - ends[1].q - s * mean, 0)

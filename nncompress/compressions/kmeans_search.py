@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from nncompress.compressions.kmeans import Clusters, Points, better, clusters_at, lloyd
-from nncompress.compressions.kmeans_bounds import Blocks, bounds, chunks
+from nncompress.compressions.kmeans_bounds import Blocks, bounds, chunks, windows
 
 PIECES = 8
 """Blocks into which a cluster of the best clustering known is cut at first."""
@@ -137,11 +137,14 @@ def _reach(points: Points, first: Tensor, last: Tensor, error: Tensor) -> Tensor
 
 def _forward(m: Tensor, blocks: Blocks) -> Tensor:
     """F (K + 1, R, G): the shortest path from position 0 to each block as boundary k."""
-    F = m.new_full((len(blocks.windows), *m.shape[:2]), torch.inf)
+    K, (R, G, width) = len(blocks.windows) - 1, m.shape
+    padded = m.new_full((K + 1, R * G + width), torch.inf)
+    F = padded[:, : R * G].view(K + 1, R, G)
     F[0, :, 0] = 0
-    for k in range(1, len(F)):
+    for k in range(1, K + 1):
+        before = padded[k - 1].unfold(0, width, 1)
         for v in chunks(m, *blocks.windows[k]):
-            F[k, :, v] = (blocks.sources(F[k - 1], v, m.shape[2]) + m[:, v]).amin(2)
+            F[k, :, v] = (blocks.sources(before, v) + m[:, v]).amin(2)
     return F
 
 
@@ -172,10 +175,11 @@ def _alive(m: Tensor, F: Tensor, B: Tensor, holds: Tensor, blocks: Blocks, limit
     """The first and the last block (R, G) from which a path within the limit may lead to each block."""
     F, B = (torch.where(holds, paths, torch.inf).amin(0) for paths in (F, B))
     width = m.shape[2]
+    before = windows(F, width)
     rank = torch.arange(1, width + 1, device=m.device, dtype=torch.int32)
     first, last = torch.empty_like(blocks.low), torch.empty_like(blocks.low)
     for v in chunks(m, 0, m.shape[1]):
-        within = blocks.sources(F, v, width) + m[:, v] + B[:, v, None] <= limit[:, None, None]
+        within = blocks.sources(before, v) + m[:, v] + B[:, v, None] <= limit[:, None, None]
         first[:, v] = width - (within * rank.flip(0)).amax(2)
         last[:, v] = (within * rank).amax(2) - 1
     last.clamp_min_(0)
@@ -206,5 +210,5 @@ def _refined(blocks: Blocks, middle: Tensor, holds: Tensor, low: Tensor, high: T
     low, high = begin.gather(1, low), end.gather(1, high) - 1
     opens = torch.where(holds, begin, size).amin((1, 2)).tolist()
     closes = torch.where(holds, end, 0).amax((1, 2)).tolist()
-    windows = [*zip(opens[:-1], closes[:-1], strict=True), (size - 1, size)]
-    return Blocks(halves(first, middle + 1), halves(middle, last), halves(low, low), halves(high, high), windows)
+    spans = [*zip(opens[:-1], closes[:-1], strict=True), (size - 1, size)]
+    return Blocks(halves(first, middle + 1), halves(middle, last), halves(low, low), halves(high, high), spans)
