@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ OPTIONS = sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "co
 ARCHITECTURE = {"_target_": "nncompress.models.mlp.MLP", "widths": [16, 16], "activation": "relu", "bias": False}
 
 
+@cache
 def problem_of(option: str) -> Problem:
     """Digits, a small perceptron, and the compression as its file gives it."""
     config.register()

@@ -375,8 +375,7 @@ def test_a_damaged_compact_network_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("target", "key", "requested"),
-    [("ratio", "ratio/params", 0.5), ("bits", "ratio/bits", 0.5), ("bits", "bits/compressed", 60_000.0),
-     ("macs", "ratio/macs", 0.9), ("macs", "macs/compressed", 3000.0)],
+    [("ratio", "ratio/params", 0.5), ("bits", "bits/compressed", 60_000.0), ("macs", "ratio/macs", 0.9)],
 )  # fmt: skip
 def test_a_target_is_met_and_what_was_requested_and_achieved_recorded(target, key, requested, tmp_path):
     assert train(tmp_path / "run", *NNBCD_WORDS, f"target.{target}={requested}", "solver.num_steps=1") == 0

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from fake_runs import fake_run, texts
+from safetensors.torch import save_file as torch_save
 
 from nncompress.records import Recorder, read_run, write_json
 from nncompress.report import write_run_report
@@ -197,3 +199,10 @@ def test_selected_rows_keep_first_and_last_without_repeats() -> None:
         assert chosen[-1] == n - 1
         assert len(chosen) <= 30
         assert chosen == sorted(set(chosen))
+
+
+def test_formats_that_numpy_does_not_have_are_left_out_of_the_weights(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    half = torch.tensor([1.0, 2.0])
+    torch_save({"a": half, "b": half.half(), "c": half.bfloat16(), "d": half.to(torch.float8_e5m2)}, path)
+    assert list(weights(path)) == ["a", "b"]

@@ -41,7 +41,6 @@ class Additive(Compression[Parts]):
     compressions", ECML 2021. Raises ValueError for fewer than two parts, no pass or a negative tolerance.
     """
 
-    theta_type: ClassVar[type[Parts]] = Parts
     exact: ClassVar[bool] = False
 
     parts: tuple[Part, ...]

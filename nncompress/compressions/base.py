@@ -42,12 +42,11 @@ class Use(NamedTuple):
 class Compression(ABC, Generic[Theta]):
     """A set (or penalty) of compressed parameters Θ, without state; subclasses are frozen dataclasses.
 
-    `theta_type` is the NamedTuple (of tensors, numbers and tuples of them) that Θ is an instance of. A subclass has to
-    give `project`, `decompress`, `bits` and `num_params`; the other methods that are not final have a default.
+    Θ is a NamedTuple of tensors, numbers and tuples of them (other Θ included). A subclass has to give `exact`,
+    `project`, `decompress`, `bits` and `num_params`; the other methods that are not final have a default.
     Carreira-Perpinan, "Model compression as constrained optimization, Part I", arXiv 1707.01209, section 3.
     """
 
-    theta_type: ClassVar[type[Any]]
     exact: ClassVar[bool]
     """Whether `project` solves its problem; otherwise it is a local method, safeguarded by `update`."""
 

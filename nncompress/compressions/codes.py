@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, NamedTuple, final
+from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -30,8 +30,6 @@ class Coded(NamedTuple):
 
 class Quantization(Compression[Coded], ABC):
     """Δ(Θ)[i] = levels[channel of i, codes[i]]; channels are the rows of w, or there is one."""
-
-    theta_type: ClassVar[type[Coded]] = Coded
 
     @abstractmethod
     def levels(self, table: Tensor) -> Tensor:

@@ -37,7 +37,6 @@ class CP(Factorised[Factors]):
     than `start`. Raises ValueError for a rank or sweeps below 1.
     """
 
-    theta_type: ClassVar[type[Factors]] = Factors
     exact: ClassVar[bool] = False
 
     rank: int

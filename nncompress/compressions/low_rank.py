@@ -36,8 +36,6 @@ class Factors(NamedTuple):
 class Factorisation(Factorised[Factors], ABC):
     """A compression of a matrix (m, n) into two factors; those of a convolution are two convolutions."""
 
-    theta_type: ClassVar[type[Factors]] = Factors
-
     @final
     def decompress(self, theta: Factors) -> Tensor:
         return theta.U.clone() if theta.is_dense else theta.U @ theta.V

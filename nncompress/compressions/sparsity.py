@@ -29,7 +29,6 @@ class Sparse(NamedTuple):
 class Sparsity(Compression[Sparse], ABC):
     """A compression that stores the positions and values of the entries it keeps."""
 
-    theta_type: ClassVar[type[Sparse]] = Sparse
     exact: ClassVar[bool] = True
 
     @final

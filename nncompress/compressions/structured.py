@@ -35,7 +35,6 @@ class GroupL0(Compression[Rows]):
     Raises ValueError for another `keep`.
     """
 
-    theta_type: ClassVar[type[Rows]] = Rows
     exact: ClassVar[bool] = True
 
     keep: float | int
@@ -103,7 +102,6 @@ class NM(Compression[Kept]):
     networks", arXiv 2104.08378 (2021). Raises ValueError unless 1 <= n <= m <= 256.
     """
 
-    theta_type: ClassVar[type[Kept]] = Kept
     exact: ClassVar[bool] = True
 
     n: int = 2

@@ -33,7 +33,6 @@ class TensorTrain(Factorised[Cores]):
     again never gets worse. Raises ValueError for a rank below 1.
     """
 
-    theta_type: ClassVar[type[Cores]] = Cores
     exact: ClassVar[bool] = False
 
     rank: int

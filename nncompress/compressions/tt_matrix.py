@@ -29,7 +29,6 @@ class TTMatrix(Factorised[Cores]):
     Raises ValueError for a rank below 1 and for row and column modes that are not positive and equally many.
     """
 
-    theta_type: ClassVar[type[Cores]] = Cores
     exact: ClassVar[bool] = False
 
     rank: int

@@ -39,7 +39,6 @@ class Tucker(Factorised[CoreFactors]):
     start (d modes), never worse than `start`. Raises ValueError for ranks or sweeps below 1.
     """
 
-    theta_type: ClassVar[type[CoreFactors]] = CoreFactors
     exact: ClassVar[bool] = False
 
     ranks: int | tuple[int, ...]

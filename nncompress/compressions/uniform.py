@@ -127,7 +127,6 @@ class LowPrecision(Compression[Rounded]):
     """
 
     exact: ClassVar[bool] = True
-    theta_type: ClassVar[type[Rounded]] = Rounded
 
     format: str
 

@@ -10,8 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from nncompress.rates import Fit, convergence, fit_slope
 from nncompress.records import Run
@@ -114,18 +113,23 @@ def weights_plot(tensors: Mapping[str, NDArray[np.floating]], title: str) -> Fig
 
 
 def weights(path: Path) -> dict[str, NDArray[np.floating]]:
-    """The floating-point tensors of a compact model that are not constant, in natural order; empty without a model."""
+    """The real numbers of a compact model that are not constant, in natural order; empty without a model.
+
+    Left out: formats that numpy does not have (bfloat16, float8).
+    """
     if not path.is_file():
         return {}
     try:
-        tensors = load_file(path)
+        with safe_open(path, framework="numpy") as file:
+            keys = sorted(file.keys(), key=_natural)
+            tensors = {key: file.get_tensor(key) for key in keys if file.get_slice(key).get_dtype() in DRAWN}
     except (SafetensorError, KeyError, OSError) as error:
         log.warning("%s: no plot of the weights, the file cannot be read (%s).", path, error)
         return {}
-    varying = {
-        key: tensors[key] for key in sorted(tensors, key=_natural) if np.issubdtype(tensors[key].dtype, np.floating)
-    }
-    return {key: value for key, value in varying.items() if value.size > 1 and np.ptp(value) > 0}
+    return {key: value for key, value in tensors.items() if value.size > 1 and np.ptp(value) > 0}
+
+
+DRAWN = ("F16", "F32", "F64")
 
 
 def _natural(key: str) -> list[str]:
