@@ -5,6 +5,7 @@ The only module that calls Hydra's `instantiate`. Imports no torch of its own.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -143,8 +144,10 @@ def _shell_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"precision: must be one of {', '.join(PRECISIONS)}, found '{cfg.precision}'"
     given = {str(key): value for key, value in cfg.target.items() if value is not None}
     for key, value in given.items():
-        if not value > 0 or (key == "ratio" and value > 1):
-            least = "above 0 and at most 1 (compressed over dense parameters)" if key == "ratio" else "above 0"
+        if not 0 < value < math.inf or (key == "ratio" and value > 1):
+            least = (
+                "above 0 and at most 1 (compressed over dense parameters)" if key == "ratio" else "above 0 and finite"
+            )
             yield f"target.{key}: must be {least}, found {value}"
     if len(given) > 1:
         yield f"target: must be one of ratio, bits, macs, found {' and '.join(given)}"

@@ -21,7 +21,7 @@ from torch import nn
 
 from nncompress import checkpoint, config, environment, metrics
 from nncompress.compact.artefact import save_compact
-from nncompress.compressions.plan import Plan, plan_of
+from nncompress.compressions.plan import Plan, check_finite, plan_of
 from nncompress.compressions.target import Target, fit
 from nncompress.errors import ConfigError, Diverged, NNCompressError, Unsupported
 from nncompress.interruption import Interruption
@@ -132,6 +132,7 @@ def _build(cfg: DictConfig) -> tuple[Problem, Solver[Any], dict[str, Any]]:
 def _plan(cfg: DictConfig, model: nn.Module, data: Dataset) -> tuple[Plan, dict[str, Any]]:
     """The plan of the compression's recipe, fitted to a target if there is one, and what the summary says of that."""
     weights, recipe = weights_of(model), config.build(cfg.compression)
+    check_finite(weights)
     layers = _layers(model, data)
     uses = metrics.uses_of(layers)
     given = [(str(name), value) for name, value in cfg.target.items() if value is not None]
@@ -325,6 +326,9 @@ class _Execution:
             "status": "done",
             "tasks": metrics.task_sizes(problem.plan, weights, theta),
         } | {group: choices.get(group) for group in ("solver", "model", "dataset", "compression")}
+        for task in summary["tasks"]:
+            if task["gap"] == 1:
+                log.warning("%s: all of it is compressed to zero (%s)", task["params"], task["compression"])
         save_compact(self.folder / "model", problem, observation, OmegaConf.to_container(self.cfg.model, resolve=True))
         write_json(self.folder / SUMMARY, summary)
         return summary

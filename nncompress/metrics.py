@@ -150,11 +150,12 @@ def _compressed_macs(layer: Layer, nonzero: int, task: Task, theta: Any) -> int:
 
 
 def task_sizes(plan: Plan, w: Params, theta: Sequence[Any]) -> list[dict[str, Any]]:
-    """For each task: its weights, compression, sizes, and the relative error ‖w - Δ(Θ)‖ / ‖w‖."""
+    """For each task: its weights, compression, what Θ holds, sizes, and the relative error ‖w - Δ(Θ)‖ / ‖w‖."""
     return [
         {
             "params": ", ".join(task.params),
             "compression": str(task.compression),
+            "theta": held(t),
             "params/dense": sum(w[name].numel() for name in task.params),
             "params/compressed": task.compression.num_params(t),
             "bits/dense": FLOAT_BITS * sum(w[name].numel() for name in task.params),
@@ -164,3 +165,17 @@ def task_sizes(plan: Plan, w: Params, theta: Sequence[Any]) -> list[dict[str, An
         }
         for task, t in zip(plan.tasks, theta, strict=True)
     ]
+
+
+def held(theta: Any) -> str:
+    """The tensors of Θ with their shapes: `U 512x16, V 16x64`; parts in brackets."""
+    fields = [(name, getattr(theta, name)) for name in theta._fields]
+    return ", ".join(f"{name} {_shapes(value)}" for name, value in fields if isinstance(value, Tensor | tuple))
+
+
+def _shapes(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return "x".join(map(str, value.shape))
+    if hasattr(value, "_fields"):
+        return f"[{held(value)}]"
+    return " ".join(_shapes(item) if isinstance(item, Tensor | tuple) else str(item) for item in value)

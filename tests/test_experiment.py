@@ -283,6 +283,9 @@ BAD = [
     ([*CODEBOOK_WORDS, "compression=additive", "compression.parts.codebook.K=0"], 2, "K must be at least 1, found 0"),
     (["solver=sgd", "model._target_=test_experiment.NaN", "compression=l0", "compression.layers=all"], 1,
      "the weights to compress must be finite, found 1 NaN and 0 infinite of 640 entries in 1.weight"),
+    (["solver=sgd", "model._target_=test_experiment.NaN", "compression=low_rank", "compression.rank=null",
+      "compression.energy=0.9", "compression.layers=all"], 1, "found 1 NaN and 0 infinite of 640 entries in 1.weight"),
+    ([*CODEBOOK_WORDS, "target.ratio=0.5"], 2, "this compression lowers another figure: try target.bits"),
     (["solver=sgd", "model._target_=test_experiment.Conv", "dataset.flatten=true"], 2,
      "the network must take samples of shape (64,)"),
     (["model=lenet5"], 2, "lenet5 needs images"),
@@ -365,9 +368,19 @@ def test_the_compact_network_loads_and_classifies_as_recorded(words, tmp_path):
 def test_a_damaged_compact_network_is_named(tmp_path):
     assert train(tmp_path / "run", *NNBCD_WORDS, "solver.num_steps=1") == 0
     tensors = tmp_path / "run/model/model.safetensors"
-    tensors.write_bytes(tensors.read_bytes()[:-100])
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[:-100])
     with pytest.raises(CheckpointError, match="must be a whole safetensors file"):
         load_compact(tmp_path / "run/model")
+    tensors.write_bytes(whole)
+    description = tmp_path / "run/model/model.json"
+    for wrong in ("nowhere.L0", "L0", "os.system"):
+        described = json.loads(text := description.read_text())
+        described["tasks"][0]["compression"]["class"] = wrong
+        description.write_text(json.dumps(described))
+        with pytest.raises(CheckpointError, match="found"):
+            load_compact(tmp_path / "run/model")
+        description.write_text(text)
     (tmp_path / "run/model/model.json").write_text('{"format": 99}')
     with pytest.raises(CheckpointError, match="format 99"):
         load_compact(tmp_path / "run/model")
@@ -403,6 +416,7 @@ def test_the_summary_lists_every_task(tmp_path):
     tasks = json.loads((tmp_path / "run/summary.json").read_text())["tasks"]
     assert [task["params"] for task in tasks] == ["fc1.weight", "fc2.weight"]
     assert [task["bits/compressed"] for task in tasks] == [32 * 16 * (64 + 16), 2 * 256 + 32 * 4]
+    assert [task["theta"] for task in tasks] == ["U 16x16, V 16x64", "codes 256, table 1x4"]
 
 
 def test_a_users_model_compression_and_data_are_taken_by_their_dotted_paths(tmp_path, monkeypatch):

@@ -77,6 +77,12 @@ def test_plan_leaves_other_weights_alone_and_counts_its_tasks():
             lambda: fit(tt, weights(), ratio_target(weights(), 0.01)),
             "target.ratio must be at least 0.352941, reached at rank=1, found 0.01",
         ),
+        (lambda: l0(weights(), layers=[]), "found none; compression=none leaves all"),
+        (lambda: mixed(weights(), parts={"one": partial(l0, layers=["x"])}), r"parts\.one: a layer pattern must match"),
+        (lambda: mixed(weights(), parts={"one": "hello"}), r"parts\.one: .* found 'hello'"),
+        (lambda: additive(weights(), parts={"one": l0, "two": none}), r"parts\.two: .*layers"),
+        (lambda: additive(weights(), parts={"one": partial(l0, keep=2.0), "two": l0}), r"parts\.one: keep must be"),
+        (lambda: additive(weights(), parts={"one": partial(l0, layers="a"), "two": l0}), "are those of the sum"),
         (lambda: plan_of(lambda w: 3, weights()), "must make a Plan or be a Compression, found int"),
     ],
 )

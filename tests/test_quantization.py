@@ -275,7 +275,9 @@ def test_large_codes_take_more_than_a_byte():
     [
         lambda: Codebook(0), lambda: Uniform(0), lambda: Uniform(17), lambda: LowPrecision("float4"),
         lambda: FixedCodebook(()), lambda: FixedCodebook((1.0, 1.0)), lambda: ScaledCodebook((0.0,)),
-        lambda: power_entries(-1), lambda: powers_of_two({"a": randn(2, 2)}, C=-1, layers="all"),
+        lambda: power_entries(-1), lambda: power_entries(200),
+        lambda: fixed_codebook({"a": randn(2, 2)}, per="channel", layers="all"),
+        lambda: powers_of_two({"a": randn(2, 2)}, C=-1, layers="all"),
         lambda: codebook({"a": randn(2, 2)}, per="row", layers="all"),
         lambda: fixed_codebook({"a": randn(2, 2)}, entries=[2, 1], layers="all"),
         lambda: low_precision({"a": randn(2, 2)}, format="half", layers="all"),

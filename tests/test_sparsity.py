@@ -160,10 +160,33 @@ def test_n_m_keeps_the_first_of_equal_magnitudes_and_runs_along_the_inputs_of_a_
 
 
 def test_huffman_bits_by_hand():
-    # frequencies 1, 1, 2, 4 have code lengths 3, 3, 2, 1; eight bits a table entry
-    assert huffman_bits(torch.tensor([4, 1, 0, 2, 1])) == 3 + 3 + 4 + 4 + 4 * 8
+    # frequencies 1, 1, 2, 4 have code lengths 3, 3, 2, 1; the table has eight bits for each length
+    assert huffman_bits(torch.tensor([4, 1, 0, 2, 1])) == 3 + 3 + 4 + 4 + 5 * 8
+    assert huffman_bits(torch.tensor([4, 1, 2, 1]), 256) == 3 + 3 + 4 + 4 + 4 * (8 + 8)
     assert huffman_bits(torch.tensor([7])) == 8
     assert huffman_bits(torch.tensor([0, 0])) == 0
+
+
+def test_what_pads_a_short_group_is_not_counted():
+    for shape, n, m in (((5, 1), 2, 4), ((3, 7, 2, 2), 2, 4), ((2, 9), 3, 8)):
+        compression = NM(n, m)
+        theta = compression.compress(randn(*shape))
+        assert compression.num_params(theta) == int(torch.count_nonzero(compression.decompress(theta)))
+        assert compression.macs(theta, Use(shape)) == compression.num_params(theta)
+
+
+def test_a_small_fraction_keeps_one_entry_and_few_rows_are_said():
+    assert int(torch.count_nonzero(projected(L0(1e-9), randn(20)))) == 1
+    w = {"a.weight": randn(4, 3), "b.weight": randn(2, 2)}
+    assert group_l0(w, keep=1, joint=True, layers="all").clipped() == [
+        "a.weight, b.weight: keep 1 leaves a weight without rows, 2 are kept, at least one of each"
+    ]
+
+
+def test_numbers_that_are_not_finite_do_not_break_the_selection():
+    w = randn(20)
+    w[3] = torch.nan
+    assert L0(5).update(w)[1].shape == w.shape
 
 
 def test_huffman_code_is_within_one_bit_of_the_entropy():

@@ -90,7 +90,7 @@ def _located(path: str) -> type[Any]:
     """The dataclass or NamedTuple at a dotted path; CheckpointError for anything else."""
     module, _, name = path.rpartition(".")
     found = getattr(import_module(module), name, None)
-    if not isinstance(found, type) or not (dataclasses.is_dataclass(found) or hasattr(found, "_fields")):
+    if not isinstance(found, type) or not (dataclasses.is_dataclass(found) or issubclass(found, tuple)):
         raise CheckpointError(f"a compact model is made of compressions, views and their Θ, found {path}")
     return found
 
@@ -114,12 +114,24 @@ def _store(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def load_compact(folder: Path) -> nn.Module:
-    """The deployed network in evaluation mode, on the CPU, rebuilt from Θ. Raises CheckpointError, naming the file."""
+    """The deployed network in evaluation mode, on the CPU, rebuilt from Θ. Raises CheckpointError, naming the file.
+
+    The file names the classes of the network and its compressions, which are imported: load only what you trust.
+    """
     description = _read(folder / DESCRIPTION)
     try:
         tensors = load_file(folder / TENSORS)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder / TENSORS} must be a whole safetensors file: {error}") from error
+    try:
+        return _network(description, tensors)
+    except (ImportError, AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder / DESCRIPTION} must describe a network that fits {TENSORS}, found {type(error).__name__}: {error}"
+        ) from error
+
+
+def _network(description: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     node = OmegaConf.create(description["architecture"])
     network: nn.Module = config.build(
         node, input_shape=description["input_shape"], num_classes=description["num_classes"]

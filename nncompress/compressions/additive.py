@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nncompress.compressions.base import Compression, Use
-from nncompress.compressions.plan import Plan, Recipe, Task, choose, plan_of, takes
+from nncompress.compressions.plan import Plan, Recipe, Task, choose, part_named, plan_of, takes
 from nncompress.compressions.views import AsVector, View
 from nncompress.errors import ConfigError
 
@@ -149,13 +150,17 @@ def _part(
     key: str, recipe: Recipe | Compression[Any], weights: Mapping[str, Tensor], uses: Mapping[str, Use] | None
 ) -> Part:
     """The one task a recipe makes of these weights."""
-    settings: dict[str, Any] = {"layers": "all"}
-    if len(weights) > 1 and not isinstance(recipe, Compression):
-        settings |= {"joint": True} if takes(recipe, "joint") else {"per": "shared"} if takes(recipe, "per") else {}
-    tasks = plan_of(recipe, weights, uses, **settings).tasks
-    if len(tasks) != 1:
-        raise ConfigError(
-            f"parts.{key}: a part of a joint sum must see {', '.join(weights)} as one vector, found {len(tasks)} "
-            "tasks; use such a compression (l0, codebook, ...) or joint=false"
-        )
+    given = recipe.keywords if isinstance(recipe, partial) else {}
+    with part_named(key):
+        if "layers" in given:
+            raise ConfigError(f"the layers of a part are those of the sum, found {given['layers']}; leave them out")
+        settings: dict[str, Any] = {"layers": "all"}
+        if len(weights) > 1 and callable(recipe):
+            settings |= {"joint": True} if takes(recipe, "joint") else {"per": "shared"} if takes(recipe, "per") else {}
+        tasks = plan_of(recipe, weights, uses, **settings).tasks
+        if len(tasks) != 1:
+            raise ConfigError(
+                f"a part of a joint sum must see {', '.join(weights)} as one vector, found {len(tasks)} tasks; "
+                "use such a compression (l0, codebook, ...) or joint=false"
+            )
     return Part(tasks[0].view, tasks[0].compression)

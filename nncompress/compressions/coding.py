@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 TABLE_BITS = 8
-"""Bits of one entry of a Huffman table: the length of a symbol's (canonical) code."""
+"""Bits of the length of a symbol's (canonical) code in a Huffman table."""
 
 
 def index_bits(count: int) -> int:
@@ -23,7 +23,9 @@ def position_bits(positions: Tensor) -> int:
     ICLR 2016, with relative indices; Carreira-Perpinan and Idelbayev, CVPR 2018, for the choice of b).
     """
     gaps = _gaps(positions)
-    return min((b * int(_fields(gaps, b).sum()) for b in range(2, 33)), default=0) if gaps.numel() else 0
+    widths = range(2, 33)
+    counts: list[int] = torch.stack([_fields(gaps, b).sum() for b in widths]).tolist()  # one read from the device
+    return min(b * count for b, count in zip(widths, counts, strict=True))
 
 
 def huffman_position_bits(positions: Tensor) -> int:
@@ -37,14 +39,16 @@ def huffman_position_bits(positions: Tensor) -> int:
     return min(huffman_bits(_field_counts(gaps, b)) for b in range(2, 17))
 
 
-def huffman_bits(counts: Tensor) -> int:
+def huffman_bits(counts: Tensor, symbols: int | None = None) -> int:
     """Bits of a text whose symbols occur `counts` times, in the best prefix code, with the table of its code lengths.
 
-    Huffman, "A method for the construction of minimum-redundancy codes", Proc. IRE 40(9), 1952. An estimate of what
-    entropy coding would give: a text of one symbol costs its table alone.
+    The table lists the lengths of all `symbols` (by default as many as there are counts), or those of the ones that
+    occur with their indices, whichever is less. Huffman, "A method for the construction of minimum-redundancy codes",
+    Proc. IRE 40(9), 1952. An estimate of what entropy coding would give: a text of one symbol costs its table alone.
     """
     heap = [count for count in counts.tolist() if count > 0]
-    total = TABLE_BITS * len(heap)
+    symbols = len(counts) if symbols is None else symbols
+    total = min(TABLE_BITS * symbols, (TABLE_BITS + index_bits(symbols)) * len(heap))
     heapq.heapify(heap)
     while len(heap) > 1:  # each merger adds a bit to every occurrence below it
         merged = heapq.heappop(heap) + heapq.heappop(heap)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from nncompress.compressions.base import Compression, Use
-from nncompress.compressions.plan import Plan, Recipe, plan_of
+from nncompress.compressions.plan import Plan, Recipe, Task, part_named, plan_of
 
 
 def mixed(
@@ -21,5 +21,8 @@ def mixed(
 
     Layers that no part names stay as they are. Raises ConfigError for a weight that two parts name.
     """
-    plans = [plan_of(part, weights, uses) for part in parts.values()]
-    return Plan.of([task for plan in plans for task in plan.tasks], weights)
+    tasks: list[Task] = []
+    for key, part in parts.items():
+        with part_named(key):
+            tasks += plan_of(part, weights, uses).tasks
+    return Plan.of(tasks, weights)

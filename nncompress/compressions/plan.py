@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -68,7 +69,7 @@ class Plan:
 
         Raises Diverged, naming the weight, when one is not finite.
         """
-        _check_finite(w)
+        check_finite(w)
         starts = start if start is not None else [None] * len(self.tasks)
         joined = [task.view.join([w[name] for name in task.params]) for task in self.tasks]
         thetas: list[Any] = [None] * len(self.tasks)
@@ -151,7 +152,8 @@ def _check(task: Task, shapes: Sequence[torch.Size]) -> None:
         raise ConfigError(f"{', '.join(task.params)}: {error}") from error
 
 
-def _check_finite(w: Params) -> None:
+def check_finite(w: Mapping[str, Tensor]) -> None:
+    """Raise Diverged, naming the weight, when one is not finite."""
     if not w:
         return
     finite = torch.stack([torch.isfinite(tensor).all() for tensor in w.values()])
@@ -182,6 +184,11 @@ def choose(weights: Mapping[str, Tensor], layers: str | Sequence[str]) -> list[s
             raise ConfigError(f"layers={layers} must leave a weight to compress, found {len(weights)}; use layers=all")
         return chosen_names
     patterns = [layers] if isinstance(layers, str) else layers
+    if not patterns:
+        raise ConfigError(
+            f"layers must be hidden, all or patterns of the weights {', '.join(weights)}, found none; "
+            "compression=none leaves all of them alone"
+        )
     chosen = {name for pattern in patterns for name in matching(weights, pattern)}
     return [name for name in weights if name in chosen]
 
@@ -214,12 +221,23 @@ def plan_of(
     plan.
     """
     recipe = partial(each_layer, compression=part) if isinstance(part, Compression) else part
+    if not callable(recipe):
+        raise ConfigError(f"a compression is a node with a _target_, found {part!r}; see conf/compression for examples")
     if uses is not None and takes(recipe, "uses"):
         settings["uses"] = uses
     plan = recipe(weights, **settings)
     if not isinstance(plan, Plan):
         raise ConfigError(f"a compression must make a Plan or be a Compression, found {type(plan).__name__}")
     return plan
+
+
+@contextmanager
+def part_named(key: str) -> Iterator[None]:
+    """Within it a refusal becomes a ConfigError that begins with the part's place in the configuration."""
+    try:
+        yield
+    except (ConfigError, ValueError, TypeError) as error:
+        raise ConfigError(f"parts.{key}: {error}") from error
 
 
 def takes(recipe: Recipe, keyword: str) -> bool:

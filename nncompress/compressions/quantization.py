@@ -193,9 +193,11 @@ def fixed_codebook(
     layers: str | Sequence[str] = "hidden",
 ) -> Plan:
     """The chosen weights from the given entries (ascending), times a scale if `scaled`, `per` what has its own."""
+    if per != "layer" and not scaled:
+        raise ValueError(f"per is for the scale and needs scaled=true, found per={per} and scaled=false")
     values = tuple(map(float, entries))
     fixed = ScaledCodebook(values, check_per(per)) if scaled else FixedCodebook(values)
-    return quantized(weights, fixed, per if scaled else "layer", layers)
+    return quantized(weights, fixed, per, layers)
 
 
 def binary(weights: Mapping[str, Tensor], *, layers: str | Sequence[str] = "hidden") -> Plan:
@@ -215,8 +217,8 @@ def powers_of_two(weights: Mapping[str, Tensor], *, C: int = 6, layers: str | Se
 
 def power_entries(C: int) -> tuple[float, ...]:
     """0, ±1, ±1/2, ..., ±2^-C, ascending."""
-    if C < 0:
-        raise ValueError(f"C must be at least 0, found {C}")
+    if not 0 <= C <= 126:  # 2^-126 is the smallest normal number of single precision
+        raise ValueError(f"C must be 0 to 126, found {C}")
     powers = [2.0**-k for k in range(C + 1)]
     return (*(-p for p in powers), 0.0, *reversed(powers))
 

@@ -140,8 +140,8 @@ def check_alpha(alpha: float) -> None:
 
 
 def kept(keep: float | int, count: int) -> int:
-    """kappa: how many of `count` entries a `keep` leaves."""
-    return min(count, keep if isinstance(keep, int) else round(keep * count))
+    """kappa: how many of `count` entries a `keep` leaves, at least one of a fraction."""
+    return min(count, keep if isinstance(keep, int) else max(1, round(keep * count)))
 
 
 def keep_clipped(keep: float | int, count: int, what: str) -> str | None:
@@ -162,7 +162,8 @@ def largest(magnitudes: Tensor, count: int) -> Tensor:
     keep = magnitudes > threshold
     ties = magnitudes == threshold
     keep |= ties & (ties.cumsum(0) <= count - keep.sum())
-    return torch.nonzero_static(keep, size=count).squeeze(1)
+    # numbers that are not finite compare to nothing and leave places over: 0 there, for the solver to find them
+    return torch.nonzero_static(keep, size=count, fill_value=0).squeeze(1)
 
 
 def l1_level(magnitudes: Tensor, radius: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -46,7 +47,7 @@ class GroupL0(Compression[Rows]):
     def project(self, w: Tensor, mu: float, start: Rows | None) -> Rows:
         norms = [part.reshape(size).square().sum(dim=1) for part, size in zip(self._split(w), self.sizes, strict=True)]
         for norm in norms:
-            norm[norm.argmax()] = torch.inf  # a layer without outputs would cut the network
+            norm.scatter_(0, norm.argmax(0, keepdim=True), torch.inf)  # a layer without outputs would cut the network
         rows = torch.cat(norms)
         positions = largest(rows, max(len(norms), kept(self.keep, len(rows))))
         return Rows(positions, w[self._entries(positions)])
@@ -72,6 +73,9 @@ class GroupL0(Compression[Rows]):
             raise ValueError(f"sizes must hold its {torch.Size(shape).numel()} entries, found {entries}")
 
     def clipped(self, shape: Sequence[int]) -> str | None:
+        least = len(self.sizes)
+        if isinstance(self.keep, int) and self.keep < least:
+            return f"keep {self.keep} leaves a weight without rows, {least} are kept, at least one of each"
         return keep_clipped(self.keep, sum(rows for rows, _ in self.sizes), "rows")
 
     def _split(self, w: Tensor) -> tuple[Tensor, ...]:
@@ -130,13 +134,16 @@ class NM(Compression[Kept]):
         return groups.reshape(outputs, *kernel, -1)[..., :inputs].movedim(-1, 1).contiguous()
 
     def bits(self, theta: Kept) -> int:
-        return theta.values.numel() * (FLOAT_BITS + index_bits(self.m))
+        return self.num_params(theta) * (FLOAT_BITS + index_bits(self.m))
 
     def num_params(self, theta: Kept) -> int:
-        return theta.values.numel()
+        """The kept entries; what pads a short last group is none."""
+        outputs, inputs, *kernel = theta.shape
+        groups, rest = divmod(inputs, self.m)
+        return outputs * math.prod(kernel) * (groups * self.n + min(self.n, rest))
 
     def macs(self, theta: Kept, use: Use) -> int | None:
-        return use.positions * theta.values.numel()
+        return use.positions * self.num_params(theta)
 
     def check(self, shape: Sequence[int]) -> None:
         if len(shape) < 2:

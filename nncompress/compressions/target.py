@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -11,13 +12,18 @@ from nncompress.compressions.base import Compression, Use
 from nncompress.compressions.plan import Plan, Recipe, plan_of, takes
 from nncompress.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 KNOBS: Mapping[str, tuple[int, Callable[[int], int | float]]] = {
     "rank": (1 << 16, int),
     "keep": (10_000, lambda n: n / 10_000),
-    "K": (1 << 12, int),
+    "K": (1 << 8, int),
     "bits": (16, int),
 }
 """The keywords that set a recipe's size: the largest whole number tried and the value it stands for."""
+
+
+_NO_HELP = "; this compression lowers another figure: try target.bits, or another compression"
 
 
 class Target(NamedTuple):
@@ -51,13 +57,14 @@ def fit(recipe: Recipe, weights: Mapping[str, Tensor], target: Target, uses: Map
         if n not in tried:
             plan = plan_of(recipe, weights, uses, **{name: value(n)})
             tried[n] = plan, target.measure(plan)
+            log.info("target.%s: %s=%s gives %.6g", target.name, name, value(n), tried[n][1])
         return tried[n][1]
 
     low = 1
     if achieved(low) > target.requested:
         raise ConfigError(
             f"target.{target.name} must be at least {achieved(low):.6g}, reached at {name}={value(low)}, "
-            f"found {target.requested:g}"
+            f"found {target.requested:g}" + (_NO_HELP if achieved(low) >= 1 >= target.requested else "")
         )
     high = _first_beyond(lambda n: achieved(n) <= target.requested and not _full(tried[n][0]), high)
     while low < high:

@@ -150,7 +150,7 @@ class LowPrecision(Compression[Rounded]):
     def huffman_bits(self, theta: Rounded) -> int:
         values = theta.values.to(FORMATS[self.format])
         words = values.view(torch.int16 if values.element_size() == 2 else torch.uint8)
-        return huffman_bits(torch.unique(words, return_counts=True)[1])
+        return huffman_bits(torch.unique(words, return_counts=True)[1], 256 ** values.element_size())
 
 
 def uniform(

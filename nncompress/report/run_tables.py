@@ -49,14 +49,15 @@ def compression_table(run: Run, summary: Mapping[str, Any]) -> Table:
     raw["times_smaller"] = 1 / raw["ratio"].astype(float).where(raw["ratio"] > 0)
     raw["huffman"] = raw["quantity"].map(_huffman(summary)).astype(float)
     notes = [
-        "Ratio: compressed over dense of the whole network, biases and batch norm included (smaller is more "
-        "compression); × is 1/ratio.",
+        "Ratio: compressed over dense (smaller is more compression); × is 1/ratio. Of the whole network, biases and "
+        "batch norm included, but for the rows that name layers.",
         "Bits count everything needed to rebuild the weights: indices, codebooks, masks, ranks, factors.",
         "Parameters: every stored number counts one (a kept value, a code, an entry of a codebook or a factor); "
         "positions count in the bits alone.",
         "Huffman: the bits if codes and positions were Huffman-coded where that is less, an estimate.",
         "MACs: multiply-accumulates of one sample; FLOPs = 2 MACs. Fewer MACs do not promise less time.",
         *_target_words(summary),
+        *_task_words(summary),
         *_unfinished(run),
     ]
     shown = pd.DataFrame([_size_shown(row) for _, row in raw.iterrows()], columns=SIZE_COLUMNS)
@@ -141,6 +142,14 @@ def _huffman(summary: Mapping[str, Any]) -> dict[str, float]:
     found = {_task_name(task): float(task["bits/huffman"]) for task in summary.get("tasks", [])}
     bits = summary.get("huffman/compressed")
     return found if bits is None else found | {"bits": bits, "bytes (bits / 8)": bits / 8}
+
+
+def _task_words(summary: Mapping[str, Any]) -> list[str]:
+    """What Θ of each task holds, its ranks and counts among it, and how far Δ(Θ) is from w."""
+    return [
+        f"Θ of {task['params']}: {task['theta']}; ‖w − Δ(Θ)‖ / ‖w‖ = {number(task['gap'])}."
+        for task in summary.get("tasks", [])
+    ]
 
 
 def _target_words(summary: Mapping[str, Any]) -> list[str]:
