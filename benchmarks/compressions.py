@@ -1,4 +1,4 @@
-"""Every fast compression step against its plain form: `make bench`.
+"""Compression steps against their plain forms: `make bench`.
 
 The plain forms are what one would write with the usual library: a full sort in numpy, scikit-learn's KMeans, the full
 singular value decomposition, TensorLy. Both forms run in turn in one process on the same weights; the ratios are of
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -118,7 +119,8 @@ def plain_cp(rank: int) -> Form:
     """TensorLy's alternating least squares with its torch backend."""
 
     def form(w: Tensor) -> Tensor:
-        with tensorly.backend_context("pytorch"):
+        with tensorly.backend_context("pytorch"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of ranks above the modes
             return tensorly.cp_to_tensor(parafac(w, rank, n_iter_max=50, tol=1e-6, init="svd"))
 
     return form

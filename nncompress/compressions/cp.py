@@ -41,7 +41,7 @@ class CP(Factorised[Factors]):
 
     rank: int
     sweeps: int = 100
-    tolerance: float = 1e-4
+    tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
         if self.rank < 1:

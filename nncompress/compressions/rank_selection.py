@@ -87,10 +87,11 @@ def rank_selection(
 ) -> Plan:
     """alpha times the numbers stored ("storage") or the multiply-accumulates ("flops") of the factors, for each weight.
 
-    FLOPs are two for a multiply-accumulate: an alpha for FLOPs is half of ours. As in the paper r (m + n) of them are
-    counted at every position of the output, from `uses`; under scheme 2 with strides or borders `macs` has more. `normalised` multiplies the alpha of a layer by ‖W‖² of the given weights. The released
-    code divides mu by ‖W‖² in the C step alone, so that its two steps minimise different functions; with the price
-    scaled once and for all, both belong to the one problem min L(w) + alpha sum_l ‖W_l‖² C_l, mu unchanged.
+    FLOPs are two for a multiply-accumulate: an alpha for FLOPs is half of ours. As in the paper, r (m + n) of them are
+    counted at every position of the output, from `uses`; under scheme 2 with strides or borders `macs` has more.
+    `normalised` multiplies the alpha of a layer by ‖W‖² of the given weights. The released code divides mu by ‖W‖² in
+    the C step alone, so that its two steps minimise different functions; with the price scaled once and for all, both
+    belong to the one problem min L(w) + alpha sum_l ‖W_l‖² C_l, mu unchanged.
     `scheme`: how a convolution is a matrix, 1 or 2 (`AsMatrix`). `layers`: "hidden" (all weights but the output
     layer's), "all", or name patterns. Raises ConfigError for another criterion, and for "flops" without uses.
     """

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nncompress.compressions.base import FLOAT_BITS, Compression, Use
 from nncompress.compressions.coding import huffman_position_bits, position_bits
+from nncompress.compressions.kmeans import sort_rows
 from nncompress.compressions.plan import Plan, each_layer
 
 
@@ -172,7 +173,7 @@ def l1_level(magnitudes: Tensor, radius: float) -> Tensor:
     t_j = (u_1 + ... + u_j - radius) / j of the sorted magnitudes u rises while u_j > t_j and never again: t is their
     largest.
     """
-    u = magnitudes.sort(descending=True).values.double()
+    u = sort_rows(magnitudes[None])[0].flip(0).double()
     levels = (u.cumsum(0) - radius) / torch.arange(1, len(u) + 1, device=u.device)
     return levels.max().clamp_min(0).to(magnitudes.dtype)
 

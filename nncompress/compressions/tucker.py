@@ -43,7 +43,7 @@ class Tucker(Factorised[CoreFactors]):
 
     ranks: int | tuple[int, ...]
     sweeps: int = 20
-    tolerance: float = 1e-4
+    tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
         ranks = self.ranks if isinstance(self.ranks, tuple) else (self.ranks,)
