@@ -28,13 +28,15 @@ TENSORS, DESCRIPTION = "model.safetensors", "model.json"
 def save_compact(folder: Path, problem: Problem, observation: Observation, architecture: Any) -> None:
     """Write Θ and every uncompressed parameter and buffer, real numbers as float32.
 
-    `architecture` is the model's configuration node. The tensors of task j are named `theta/<j>/<field>[/<index>]`,
-    all others as in the network.
+    `architecture` is the model's configuration node. The tensors of a task are named
+    `theta/<its first weight>/<field>[/<index>]`, all others as in the network.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
-    pairs = zip(problem.plan.tasks, observation.theta, strict=True)
-    tasks = [_described(f"theta/{j}", task, theta, problem, tensors) for j, (task, theta) in enumerate(pairs)]
+    tasks = [
+        _described(task, theta, problem, tensors)
+        for task, theta in zip(problem.plan.tasks, observation.theta, strict=True)
+    ]
     for name, value in observation.model.state_dict().items():
         if name not in problem.plan.shapes:
             _store(name, value, tensors)
@@ -52,14 +54,14 @@ def save_compact(folder: Path, problem: Problem, observation: Observation, archi
     write_json(folder / DESCRIPTION, description)
 
 
-def _described(prefix: str, task: Task, theta: Any, problem: Problem, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """A task and its Θ in JSON, the tensors of Θ put under `prefix`."""
+def _described(task: Task, theta: Any, problem: Problem, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """A task and its Θ in JSON, the tensors of Θ put among `tensors`."""
     return {
         "params": list(task.params),
         "shapes": [list(problem.plan.shapes[name]) for name in task.params],
         "compression": _stored_object(task.compression),
         "view": _stored_object(task.view),
-        "theta": _store(prefix, theta, tensors),
+        "theta": _store(f"theta/{task.params[0]}", theta, tensors),
     }
 
 
