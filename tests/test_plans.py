@@ -11,11 +11,14 @@ from torch import nn
 from nncompress import metrics
 from nncompress.compressions.additive import Additive, additive
 from nncompress.compressions.base import Use
+from nncompress.compressions.codebook import codebook
 from nncompress.compressions.mixed import mixed
 from nncompress.compressions.plan import Plan, Task, each_layer, none, plan_of
-from nncompress.compressions.sparsity import L0, l0
+from nncompress.compressions.quantization import binary, fixed_codebook, ternary
+from nncompress.compressions.sparsity import L0, l0, l0_penalty
 from nncompress.compressions.target import Target, fit
 from nncompress.compressions.tensor_train import TensorTrain, tt
+from nncompress.compressions.uniform import low_precision
 from nncompress.compressions.views import AsMatrix, AsTensor, AsVector
 from nncompress.errors import ConfigError, Diverged
 
@@ -156,6 +159,15 @@ def test_a_joint_sum_joins_its_parts():
     assert [len(t.values) for t in theta[0].parts] == [3, 5]
     assert plan.bits(theta) == sum(L0(n).bits(t) for n, t in zip((3, 5), theta[0].parts, strict=True))
     assert sum(int(torch.count_nonzero(t)) for t in plan.decompress(theta).values()) == 8
+
+
+@pytest.mark.parametrize("part", [ternary, binary, low_precision, fixed_codebook, l0_penalty, codebook, L0(2)])
+def test_what_treats_every_entry_alike_or_can_join_layers_fits_into_a_joint_sum(part):
+    plan = additive(weights(), parts={"few": partial(l0, keep=3), "part": part}, joint=True)
+    (task,) = plan.tasks
+    (theta,) = plan.compress(plan.select(weights()))
+    alone = task.compression.parts[1].compression
+    assert alone.decompress(theta.parts[1]).shape == (48 + 64,)
 
 
 def test_a_sum_takes_compressions_and_adds_their_products():

@@ -149,16 +149,19 @@ def additive(
 def _part(
     key: str, recipe: Recipe | Compression[Any], weights: Mapping[str, Tensor], uses: Mapping[str, Use] | None
 ) -> Part:
-    """The one task a recipe makes of these weights."""
+    """How a recipe compresses these weights as one."""
     given = recipe.keywords if isinstance(recipe, partial) else {}
     with part_named(key):
         if "layers" in given:
             raise ConfigError(f"the layers of a part are those of the sum, found {given['layers']}; leave them out")
         settings: dict[str, Any] = {"layers": "all"}
-        if len(weights) > 1 and callable(recipe):
+        if len(weights) > 1 and isinstance(recipe, Compression):
+            settings["joint"] = True
+        elif len(weights) > 1 and callable(recipe):
             settings |= {"joint": True} if takes(recipe, "joint") else {"per": "shared"} if takes(recipe, "per") else {}
         tasks = plan_of(recipe, weights, uses, **settings).tasks
-        if len(tasks) != 1:
+        entrywise = len({(task.view, task.compression) for task in tasks}) == 1 and tasks[0].view == AsVector()
+        if len(tasks) != 1 and not entrywise:  # what is the same for every entry is joint as it is
             raise ConfigError(
                 f"a part of a joint sum must see {', '.join(weights)} as one vector, found {len(tasks)} tasks; "
                 "use such a compression (l0, codebook, ...) or joint=false"

@@ -193,8 +193,8 @@ def fixed_codebook(
     layers: str | Sequence[str] = "hidden",
 ) -> Plan:
     """The chosen weights from the given entries (ascending), times a scale if `scaled`, `per` what has its own."""
-    if per != "layer" and not scaled:
-        raise ValueError(f"per is for the scale and needs scaled=true, found per={per} and scaled=false")
+    if per == "channel" and not scaled:
+        raise ValueError("per=channel is for the scale and needs scaled=true, found scaled=false")
     values = tuple(map(float, entries))
     fixed = ScaledCodebook(values, check_per(per)) if scaled else FixedCodebook(values)
     return quantized(weights, fixed, per, layers)
