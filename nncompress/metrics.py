@@ -160,7 +160,7 @@ def task_sizes(plan: Plan, w: Params, theta: Sequence[Any]) -> list[dict[str, An
             "params/compressed": task.compression.num_params(t),
             "bits/dense": FLOAT_BITS * sum(w[name].numel() for name in task.params),
             "bits/compressed": task.compression.bits(t),
-            "bits/huffman": min(task.compression.bits(t), task.compression.huffman_bits(t)),
+            "bits/huffman": task.compression.least_bits(t),
             "gap": gap(Params({name: w[name] for name in task.params}), plan.decompress_task(task, t)),
         }
         for task, t in zip(plan.tasks, theta, strict=True)

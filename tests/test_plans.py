@@ -14,7 +14,7 @@ from nncompress.compressions.base import Use
 from nncompress.compressions.codebook import codebook
 from nncompress.compressions.mixed import mixed
 from nncompress.compressions.plan import Plan, Task, each_layer, none, plan_of
-from nncompress.compressions.quantization import binary, fixed_codebook, ternary
+from nncompress.compressions.quantization import FixedCodebook, binary, fixed_codebook, ternary
 from nncompress.compressions.sparsity import L0, l0, l0_penalty
 from nncompress.compressions.target import Target, fit
 from nncompress.compressions.tensor_train import TensorTrain, tt
@@ -126,6 +126,12 @@ def test_a_plan_names_the_weight_that_is_not_finite():
     plan = l0(w)
     with pytest.raises(Diverged, match=r"found 1 NaN and 0 infinite of 64 entries in b\.weight"):
         plan.compress(plan.select(w))
+
+
+def test_a_compression_with_a_list_from_a_file_is_as_good_as_one_with_a_tuple():
+    listed, given = (each_layer(weights(), compression=FixedCodebook(kind([-1.0, 1.0]))) for kind in (list, tuple))
+    a, b = (plan.decompress(plan.compress(plan.select(weights()))) for plan in (listed, given))
+    assert all(torch.equal(a[name], b[name]) for name in b)
 
 
 def test_tasks_of_one_shape_compressed_together_equal_tasks_on_their_own():

@@ -88,8 +88,7 @@ class Additive(Compression[Parts]):
         return sum(part.compression.penalty(t) for part, t in zip(self.parts, theta.parts, strict=True))
 
     def huffman_bits(self, theta: Parts) -> int:
-        pairs = zip(self.parts, theta.parts, strict=True)
-        return sum(min(part.compression.bits(t), part.compression.huffman_bits(t)) for part, t in pairs)
+        return sum(part.compression.least_bits(t) for part, t in zip(self.parts, theta.parts, strict=True))
 
     def macs(self, theta: Parts, use: Use) -> int | None:
         """The parts' products and the additions of their results."""
@@ -160,7 +159,7 @@ def _part(
         elif len(weights) > 1 and callable(recipe):
             settings |= {"joint": True} if takes(recipe, "joint") else {"per": "shared"} if takes(recipe, "per") else {}
         tasks = plan_of(recipe, weights, uses, **settings).tasks
-        entrywise = len({(task.view, task.compression) for task in tasks}) == 1 and tasks[0].view == AsVector()
+        entrywise = bool(tasks) and all((t.view, t.compression) == (AsVector(), tasks[0].compression) for t in tasks)
         if len(tasks) != 1 and not entrywise:  # what is the same for every entry is joint as it is
             raise ConfigError(
                 f"a part of a joint sum must see {', '.join(weights)} as one vector, found {len(tasks)} tasks; "

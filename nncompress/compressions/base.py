@@ -117,6 +117,11 @@ class Compression(ABC, Generic[Theta]):
         """Bits when codes and gaps are Huffman-coded (`coding.huffman_bits`). Default: `bits`, for real numbers."""
         return self.bits(theta)
 
+    @final
+    def least_bits(self, theta: Theta) -> int:
+        """Bits in the cheaper of the two forms."""
+        return min(self.bits(theta), self.huffman_bits(theta))
+
     def macs(self, theta: Theta, use: Use) -> int | None:
         """Multiply-accumulates of a layer on one sample without rebuilding Δ(Θ).
 

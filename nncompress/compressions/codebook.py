@@ -1,7 +1,7 @@
 """An adaptive codebook: every weight becomes one of K values, which are chosen with it.
 
 Carreira-Perpinan and Idelbayev, "Model compression as constrained optimization, with application to neural nets. Part
-II: quantization", arXiv 1707.04319 (2017), section 4.1.
+II: quantization", arXiv 1707.04319 (2017).
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ def khatri_rao(factors: Sequence[Tensor], modes: Sequence[int]) -> Tensor:
 
 
 def _convolution_macs(use: Use) -> int:
-    """Of one term: 1 x 1 from the inputs, height x 1, 1 x width, 1 x 1 to the outputs (Lebedev et al., section 3.2)."""
+    """Of one term: 1 x 1 from the inputs, height x 1, 1 x width, 1 x 1 to the outputs (Lebedev et al.)."""
     outputs, inputs, height, width = use.shape
     between = use.outputs[0] * use.inputs[1]  # positions after the vertical convolution
     return inputs * math.prod(use.inputs) + height * between + (width + outputs) * use.positions

@@ -82,10 +82,16 @@ class Plan:
 
     def _alike(self, joined: Sequence[Tensor]) -> list[list[int]]:
         """Positions of the tasks, those of the same compression and shape together."""
-        groups: dict[Any, list[int]] = {}
+        groups: list[list[int]] = []
         for j, (task, v) in enumerate(zip(self.tasks, joined, strict=True)):
-            groups.setdefault((task.compression, v.shape, v.dtype), []).append(j)
-        return list(groups.values())
+            own = (task.compression, v.shape, v.dtype)
+            like = (g for g in groups if own == (self.tasks[g[0]].compression, joined[g[0]].shape, joined[g[0]].dtype))
+            group = next(like, None)
+            if group is None:
+                groups.append([j])
+            else:
+                group.append(j)
+        return groups
 
     def decompress(self, theta: Sequence[Any]) -> Params:
         """Δ(Θ): the compressed weights, named and shaped as in the network."""
@@ -119,8 +125,7 @@ class Plan:
 
     def huffman_bits(self, theta: Sequence[Any]) -> int:
         """Bits of all tasks, codes and positions Huffman-coded where that is less."""
-        pairs = zip(self.tasks, theta, strict=True)
-        return sum(min(task.compression.bits(t), task.compression.huffman_bits(t)) for task, t in pairs)
+        return sum(task.compression.least_bits(t) for task, t in zip(self.tasks, theta, strict=True))
 
     def num_params(self, theta: Sequence[Any]) -> int:
         """Stored numbers of all tasks."""

@@ -95,7 +95,7 @@ class ScaledCodebook(Quantization):
     """Weights a c with c from a given set and a free scale a (of any sign): one, or one for each row.
 
     With few weights Π passes over every assignment that some a makes nearest, which is exact; with many it alternates
-    between nearest entries and the least-squares scale a = sum w c / sum c², from several scales and from `start`.
+    between nearest entries and the least-squares scale a = sum w c / sum c², from several scales.
     Idelbayev et al., "Optimal quantization using scaled codebook", CVPR 2021. Raises ValueError unless the entries
     ascend and one is not zero.
     """
@@ -211,7 +211,7 @@ def ternary(weights: Mapping[str, Tensor], *, layers: str | Sequence[str] = "hid
 
 
 def powers_of_two(weights: Mapping[str, Tensor], *, C: int = 6, layers: str | Sequence[str] = "hidden") -> Plan:
-    """The chosen weights from {0, ±1, ±1/2, ..., ±2^-C}. Raises ValueError for C < 0."""
+    """The chosen weights from {0, ±1, ±1/2, ..., ±2^-C}. Raises ValueError for C outside 0 to 126."""
     return each_layer(weights, compression=FixedCodebook(power_entries(C)), layers=layers)
 
 

@@ -1,6 +1,6 @@
 """TT-matrix: W(i_1 ... i_d, j_1 ... j_d) = G_1[i_1, j_1] G_2[i_2, j_2] ... G_d[i_d, j_d] with ranks of at most `rank`.
 
-Novikov, Podoprikhin, Osokin and Vetrov, "Tensorizing neural networks", NIPS 2015, equation (3).
+Novikov, Podoprikhin, Osokin and Vetrov, "Tensorizing neural networks", NIPS 2015.
 """
 
 from __future__ import annotations
