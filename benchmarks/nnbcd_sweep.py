@@ -1,157 +1,221 @@
-"""One NN-BCD sweep against its plain form on the shapes of UCI HAR: `make bench`.
+"""One NN-BCD sweep against its plain form on the networks of the paper: `make bench`.
 
-The plain form is what the published notebooks compute: explicit inverses, TensorLy's numpy TT-SVD, the case table of
-the U block written out with masks. Both forms run in turn in one process on the same data; the ratios are of medians.
-Both start from the weights the solver has reached after the warm-up sweeps; peak memory is that of a fresh process for
-each form.
+The plain form is what the published notebooks compute (`plain_nnbcd.py`). Both forms run in turn in one process on the
+same data, from the weights that the solver has reached after the warm-up sweeps; the ratios are of medians. Memory is
+that of a fresh process for each form, from the initial weights: the peak of all it does, and the peak of the sweeps
+alone, which is what they need beyond the blocks, the weights and the data (Linux only).
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import tensorly
 import torch
-from tensorly.decomposition import tensor_train
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
+from benchmarks import plain_nnbcd
+from benchmarks.plain_nnbcd import Plain
 from benchmarks.timing import compare
-from nncompress.compressions.tensor_train import tt, tt_ranks
+from nncompress.compressions.tensor_train import tt
+from nncompress.models.cnn import NNBCDCNN
 from nncompress.models.mlp import MLP
 from nncompress.problem import Dataset, Problem, Split, weights_of
 from nncompress.solvers.nnbcd import NNBCD
-from nncompress.solvers.nnbcd_state import NNBCDState
-
-WIDTHS = (1024, 1024, 1024, 512)
-MODES = {"fc1": [6, 22, 34, *[2] * 7], "fc2": [4] * 10, "fc3": [4] * 10, "fc4": [*[4] * 9, 2]}
-RANK, TAU, ALPHA, GAMMA, RHO = 80, 5.0, 1.0, 0.5, 0.5
 
 
-def make_problem(n: int, dtype: torch.dtype) -> Problem:
-    """HAR-like data: n samples of 561 correlated features in [-1, 1] and 6 classes."""
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network of the paper with its hyper-parameters; `modes` for every compressed layer."""
+
+    title: str
+    model: Callable[[], nn.Module]
+    input_shape: tuple[int, ...]
+    lowest: float
+    classes: int
+    samples: int
+    modes: Mapping[str, Sequence[int]]
+    rank: int
+    rates: Mapping[str, Any]
+    warmup: int
+    repeats: int
+
+    @property
+    def conv(self) -> bool:
+        return len(self.input_shape) == 3
+
+
+HAR4 = Network(
+    title="561-1024-1024-1024-512-6",
+    model=lambda: MLP((561,), 6, widths=(1024, 1024, 1024, 512), bias=False),
+    input_shape=(561,),
+    lowest=-1.0,
+    classes=6,
+    samples=5066,
+    modes={"fc1": [6, 22, 34, *[2] * 7], "fc2": [4] * 10, "fc3": [4] * 10, "fc4": [*[4] * 9, 2]},
+    rank=80,
+    rates={"tau": 5.0, "alpha": 1.0, "gamma": 0.5, "rho": 0.5},
+    warmup=50,
+    repeats=9,
+)
+CNN = Network(
+    title="conv 32 3x3 / 2, 5408-1024-1024-10",
+    model=lambda: NNBCDCNN((1, 28, 28), 10),
+    input_shape=(1, 28, 28),
+    lowest=0.0,
+    classes=10,
+    samples=6000,
+    modes={"fc2": [26, 26, *[4] * 5, *[2] * 3], "fc3": [4] * 10},
+    rank=40,
+    rates={"tau": 0.1, "alpha": 1.0, "gamma": 5.0, "rho": 5.0},
+    warmup=5,
+    repeats=3,
+)
+NETWORKS = {"har4": HAR4, "cnn": CNN}
+
+
+def make_problem(network: Network, n: int, dtype: torch.dtype) -> Problem:
+    """n samples of correlated entries between `lowest` and 1, around a centre for each class; weights 0.01 N(0, 1)."""
     g = torch.Generator().manual_seed(0)
-    factors, labels = torch.randn(40, 561, generator=g), torch.randint(6, (n,), generator=g)
-    centres = torch.randn(6, 40, generator=g)
-    x = torch.tanh((centres[labels] + torch.randn(n, 40, generator=g)) @ factors / 8).to(dtype)
-    split = Split(x, labels)
-    model = MLP((561,), 6, widths=WIDTHS, bias=False).to(dtype)
-    return Problem(model, Dataset(split, split, 6, "har-like"), tt(weights_of(model), rank=RANK, modes=MODES))
+    size = torch.Size(network.input_shape).numel()
+    factors, labels = torch.randn(40, size, generator=g), torch.randint(network.classes, (n,), generator=g)
+    centres = torch.randn(network.classes, 40, generator=g)
+    x = torch.tanh((centres[labels] + torch.randn(n, 40, generator=g)) @ factors / 8).clamp_min(network.lowest)
+    split = Split(x.reshape(n, *network.input_shape).to(dtype), labels)
+    model = network.model().to(dtype)
+    with torch.no_grad():
+        for w in weights_of(model).values():
+            w.copy_(0.01 * torch.randn(w.shape, generator=g))
+    plan = tt(weights_of(model), rank=network.rank, modes=network.modes, layers=list(network.modes))
+    return Problem(model, Dataset(split, split, network.classes, "like the paper's"), plan)
 
 
-class Plain:
-    """The plain form, its blocks updated in place of the old ones."""
-
-    def __init__(self, problem: Problem, state: NNBCDState) -> None:
-        self.W, self.T = [w.clone() for w in state.W], [None if t is None else t.clone() for t in state.T]
-        # samples as columns, as published
-        self.U = [u.T.contiguous() for u in state.U]
-        self.V = [v.T.contiguous() for v in (problem.data.train.x, *state.V)]
-        self.Y = torch.nn.functional.one_hot(problem.data.train.y, 6).to(problem.dtype).T
-
-    def sweep(self) -> None:
-        W, U, V = self.W, self.U, self.V
-        V[5] = (self.Y + GAMMA * U[4] + ALPHA * V[5]) / (1 + GAMMA + ALPHA)
-        U[4] = (GAMMA * V[5] + RHO * (W[4] @ V[4])) / (GAMMA + RHO)
-        W[4] = (ALPHA * W[4] + RHO * (U[4] @ V[4].T)) @ self._inverse(V[4] @ V[4].T, ALPHA)
-        for i in (3, 2, 1, 0):
-            inverse = torch.inverse(RHO * (W[i + 1].T @ W[i + 1]) + GAMMA * torch.eye(len(V[i + 1]), dtype=V[5].dtype))
-            V[i + 1] = inverse @ (RHO * (W[i + 1].T @ U[i + 1]) + GAMMA * torch.relu(U[i]))
-            U[i] = plain_prox(V[i + 1], (RHO * (W[i] @ V[i]) + ALPHA * U[i]) / (RHO + ALPHA), (RHO + ALPHA) / GAMMA)
-            right = ALPHA * W[i] + TAU * self.T[i] + RHO * (U[i] @ V[i].T)
-            W[i] = right @ self._inverse(V[i] @ V[i].T, ALPHA + TAU)
-            self.T[i] = plain_tt(W[i], MODES[f"fc{i + 1}"])
-
-    def _inverse(self, gram: Tensor, shift: float) -> Tensor:
-        return torch.inverse(shift * torch.eye(len(gram), dtype=gram.dtype) + RHO * gram)
-
-
-def plain_prox(a: Tensor, b: Tensor, g: float) -> Tensor:
-    """The case table of the ReLU fit, one mask a case."""
-    t = math.sqrt(g * (g + 1)) - g
-    inner = (a + g * b) / (1 + g)
-    u = torch.minimum(b, torch.zeros_like(b))
-    first = (b >= 0) & (a + g * b >= 0)
-    second = (b < 0) & (g * b > -t * a) & (a + g * b >= 0)
-    u[first] = inner[first]
-    u[second] = inner[second]
-    return u
-
-
-def plain_tt(w: Tensor, modes: list[int]) -> Tensor:
-    """TT-SVD and reconstruction with TensorLy's numpy backend."""
-    cores = tensor_train(w.numpy().reshape(modes), rank=[1, *tt_ranks(modes, RANK)])
-    return torch.from_numpy(tensorly.tt_to_tensor(cores)).reshape(w.shape)
+def make_plain(network: Network, problem: Problem, model: nn.Module) -> Plain:
+    """The plain form on the data of a problem, from the weights of `model`."""
+    weights = {name.removesuffix(".weight"): w.detach().clone() for name, w in weights_of(model).items()}
+    trains = {name: plain_nnbcd.tt(modes, network.rank) for name, modes in network.modes.items()}
+    x, y = problem.data.train.x, problem.data.train.y
+    return Plain(
+        [plain_nnbcd.patch_weight(w) if w.ndim == 4 else w for w in weights.values()],
+        plain_nnbcd.patches(x, 3, 2) if network.conv else x.T.contiguous(),
+        one_hot(y, network.classes).to(x.dtype).T.contiguous(),
+        **network.rates,
+        compress=[trains.get(name) for name in weights],
+        conv=network.conv,
+    )
 
 
 class Ours:
     """The solver's own sweep."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem, self.solver = problem, NNBCD(tau=TAU, alpha=ALPHA, gamma=GAMMA, rho=RHO)
+    def __init__(self, network: Network, problem: Problem) -> None:
+        self.problem, self.solver = problem, NNBCD(initial="model", **network.rates)
         self.state = self.solver.init(problem)
 
     def sweep(self) -> None:
         self.state = self.solver.step(self.problem, self.state)
 
+    def model(self) -> nn.Module:
+        """The network with the weights W."""
+        return self.solver.observe(self.problem, self.state).model
+
 
 def tt_steps(plain: Plain, ours: Ours) -> tuple[Callable[[], object], Callable[[], object]]:
     """The G blocks of one sweep alone, in both forms: from the weights after a sweep and Θ before it."""
-    before, plan = ours.state, ours.problem.plan
+    plan, theta = ours.problem.plan, ours.state.theta
+    dense: Mapping[str, Tensor] = plan.decompress(theta)
     ours.sweep()
     plain.sweep()
-    weights = dict(zip(plan.shapes, ours.state.W, strict=False))
-    dense = dict(zip(plan.shapes, before.T, strict=False))
+    weights = {name: w.detach() for name, w in weights_of(ours.model()).items()}
+
+    def plain_step() -> None:
+        for compress, w in zip(plain.compress, plain.W, strict=True):
+            _ = None if compress is None else compress(w)
 
     def our_step() -> None:
-        for task, theta in zip(plan.tasks, before.theta, strict=True):
-            plan.update_task(task, weights, TAU, theta, dense)
+        for task, start in zip(plan.tasks, theta, strict=True):
+            plan.update_task(task, weights, plain.tau, start, dense)
 
-    return lambda: [plain_tt(w, MODES[f"fc{i}"]) for i, w in enumerate(plain.W[:4], 1)], our_step
+    return plain_step, our_step
 
 
-def peak_memory(form: str, arguments: list[str]) -> int:
-    """Peak resident bytes of a fresh process that runs three sweeps of one form."""
+def resident(field: str) -> int:
+    """VmRSS, the resident bytes, or VmHWM, the most there have been."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def print_memory(form: Plain | Ours) -> None:
+    """The peak resident bytes so far and with three sweeps, and what of it is of the last two sweeps alone."""
+    form.sweep()
+    before, first = resident("VmRSS"), resident("VmHWM")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    for _ in range(2):
+        form.sweep()
+    last = resident("VmHWM")
+    sys.stdout.write(f"{max(first, last)} {last - before}\n")
+
+
+def peak_memory(form: str, arguments: Sequence[str]) -> list[float]:
+    """The two figures of `print_memory`, in MiB, from a fresh process."""
     command = [sys.executable, "-m", "benchmarks.nnbcd_sweep", "--memory", form, *arguments]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [int(figure) / 2**20 for figure in output.split()]
+
+
+def report(name: str, options: argparse.Namespace) -> None:
+    """Print the rows of one network."""
+    network = NETWORKS[name]
+    samples, repeats = options.samples or network.samples, options.repeats or network.repeats
+    warmup = network.warmup if options.warmup is None else options.warmup
+    problem = make_problem(network, samples, getattr(torch, options.precision))
+    ours = Ours(network, problem)
+    for _ in range(warmup):
+        ours.sweep()
+    plain = make_plain(network, problem, ours.model())
+    about = f"{samples} samples, {options.precision}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    sys.stdout.write(f"NN-BCD on {network.title}, TT rank {network.rank}, after {warmup} sweeps; {about}\n")
+    sys.stdout.write(f"{'':<28}{'plain ms':>10}{'ours ms':>10}{'ratio':>10}\n")
+    compare("one sweep", plain.sweep, ours.sweep, repeats)
+    compare("TT step alone", *tt_steps(plain, ours), repeats)
+    shape = [f"--network={name}", f"--samples={samples}", f"--precision={options.precision}"]
+    for title, p, o in zip(
+        ("peak memory (MiB)", "of the sweeps alone (MiB)"),
+        *(peak_memory(form, shape) for form in ("plain", "ours")),
+        strict=True,
+    ):
+        sys.stdout.write(f"{title:<28}{p:>10.0f}{o:>10.0f}{p / o:>9.2f}x\n")
+    sys.stdout.write("\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=(*NETWORKS, "all"), default="all")
+    parser.add_argument("--samples", type=int, help=f"default: {HAR4.samples} for har4, {CNN.samples} for cnn")
+    parser.add_argument("--repeats", type=int, help=f"default: {HAR4.repeats} for har4, {CNN.repeats} for cnn")
+    parser.add_argument("--warmup", type=int, help=f"default: {HAR4.warmup} for har4, {CNN.warmup} for cnn")
+    parser.add_argument("--precision", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--memory", choices=("plain", "ours"), help="only print the memory of one form, in bytes")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=5066)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--warmup", type=int, default=50, help="sweeps before the clock starts")
-    parser.add_argument("--precision", choices=("float32", "float64"), default="float32")
-    parser.add_argument("--memory", choices=("plain", "ours"), help="only print one form's peak memory, in bytes")
-    options = parser.parse_args()
-    problem = make_problem(options.samples, getattr(torch, options.precision))
-    ours = Ours(problem)
-    if options.memory:
-        form: Plain | Ours = ours
-        if options.memory == "plain":
-            form = Plain(problem, ours.state)
-            del ours
-        for _ in range(3):
-            form.sweep()
-        sys.stdout.write(f"{1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}\n")
+    options = parse()
+    names = list(NETWORKS) if options.network == "all" else [options.network]
+    if options.memory is None:
+        for name in names:
+            report(name, options)
         return
-    for _ in range(options.warmup):
-        ours.sweep()
-    plain = Plain(problem, ours.state)
-    about = (
-        f"{options.samples} samples, {options.precision}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
-    sys.stdout.write(f"NN-BCD on 561-1024-1024-1024-512-6, TT rank {RANK}, after {options.warmup} sweeps; {about}\n")
-    sys.stdout.write(f"{'':<28}{'plain ms':>10}{'ours ms':>10}{'ratio':>10}\n")
-    compare("one sweep", plain.sweep, ours.sweep, options.repeats)
-    compare("TT step alone", *tt_steps(plain, ours), options.repeats)
-    shape = [f"--samples={options.samples}", f"--precision={options.precision}"]
-    p, o = (peak_memory(form, shape) / 2**20 for form in ("plain", "ours"))
-    sys.stdout.write(f"{'peak memory (MiB)':<28}{p:>10.0f}{o:>10.0f}{p / o:>9.2f}x\n")
+    network = NETWORKS[names[0]]
+    problem = make_problem(network, options.samples or network.samples, getattr(torch, options.precision))
+    form = make_plain(network, problem, problem.model) if options.memory == "plain" else Ours(network, problem)
+    print_memory(form)
 
 
 if __name__ == "__main__":

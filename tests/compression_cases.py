@@ -19,6 +19,7 @@ from nncompress.compressions.views import AsMatrix, AsVector
 CASES = [
     pytest.param(TensorTrain(3), (4, 3, 5, 2), False, id="tt"),
     pytest.param(TensorTrain(100), (4, 3, 5), False, id="tt-full"),
+    pytest.param(TensorTrain(2, als=2), (4, 3, 5, 2), False, id="tt-als"),
     pytest.param(TensorTrain(2), (6, 7), True, id="tt-of-a-matrix"),
     pytest.param(TensorTrain(1), (5,), True, id="tt-of-a-vector"),
     pytest.param(L0(0.3), (5, 4), True, id="l0-fraction"),

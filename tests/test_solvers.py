@@ -9,11 +9,13 @@ from problems import F64, gaussian, mlp, problem, small_digits
 from torch import nn
 
 from nncompress import checkpoint
+from nncompress.compressions.low_rank import low_rank
 from nncompress.compressions.sparsity import l0
 from nncompress.compressions.tensor_train import tt
 from nncompress.metrics import evaluate
 from nncompress.problem import with_weights
 from nncompress.solvers.descent import Constant, Cosine, Exponential, MultiStep, epoch
+from nncompress.solvers.direct_learning import DirectLearning
 from nncompress.solvers.nnbcd import NNBCD
 from nncompress.solvers.sgd import SGD
 
@@ -25,6 +27,14 @@ CASES = [
     pytest.param(SGD(num_steps=12, batch_size=16), l0, {"keep": 0.5}, False, id="sgd-l0"),
     pytest.param(
         SGD(num_steps=12, batch_size=16, optimizer=torch.optim.Adam, lr=0.003), tt, {"rank": 30}, False, id="adam-tt"
+    ),
+    pytest.param(DirectLearning(num_steps=60, batch_size=16), tt, {"rank": 12}, True, id="direct-tt"),
+    pytest.param(
+        DirectLearning(num_steps=60, batch_size=16, optimizer=torch.optim.SGD, lr=0.1),
+        low_rank,
+        {"rank": 8},
+        False,
+        id="direct-sgd-low-rank",
     ),
 ]
 every = pytest.mark.parametrize(("solver", "recipe", "settings", "bias"), CASES)

@@ -1,4 +1,4 @@
-"""TT-matrix, Tucker, CP, and the operations of all tensor formats counted by doing them."""
+"""Sweeps of tensor trains, TT-matrix, Tucker, CP, and the operations of all tensor formats counted by doing them."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from nncompress.compressions.base import Use
 from nncompress.compressions.cp import CP, Factors, cp, largest_rank
 from nncompress.compressions.modes import balanced_modes
 from nncompress.compressions.plan import each_layer
-from nncompress.compressions.tensor_train import TensorTrain, tt
+from nncompress.compressions.tensor_train import Cores, TensorTrain, middle_bond, tt, tt_als, tt_ranks, tt_to_tensor
 from nncompress.compressions.tt_matrix import TTMatrix, tt_matrix
 from nncompress.compressions.tucker import CoreFactors, Tucker, chain_macs, tucker, tucker_ranks
 from nncompress.errors import ConfigError
@@ -37,6 +37,95 @@ class Counting:
         left, right = spec.split("->")[0].split(",")
         self.macs += math.prod(dict(zip(left + right, (*a.shape, *b.shape), strict=True)).values())
         return torch.einsum(spec, a, b)
+
+
+# --- alternating least squares of tensor trains
+
+
+def random_train(shape: tuple[int, ...], rank: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    ranks = (1, *tt_ranks(shape, rank))
+    return tuple(randn(ranks[k], n, ranks[k + 1], seed=seed + k) for k, n in enumerate(shape))
+
+
+def best_core(w: torch.Tensor, cores: list[torch.Tensor], k: int) -> torch.Tensor:
+    """The least squares solution for core k, from the matrix that maps its entries to those of the tensor."""
+    left = tt_to_tensor([*cores[:k], torch.eye(cores[k].shape[0], dtype=F64)[:, :, None]]) if k else torch.ones(1)
+    right = torch.ones(1)
+    if k + 1 < len(cores):
+        right = tt_to_tensor([torch.eye(cores[k].shape[2], dtype=F64)[None], *cores[k + 1 :]])
+    left, right = left.reshape(-1, cores[k].shape[0]).to(F64), right.reshape(cores[k].shape[2], -1).to(F64)
+    design = torch.kron(torch.kron(left, torch.eye(w.shape[k], dtype=F64)), right.T.contiguous())
+    return torch.linalg.lstsq(design, w.reshape(-1, 1)).solution.reshape(cores[k].shape)
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((3, 4, 2, 3), 2), ((2, 5, 3), 2), ((3, 2, 2, 3, 2), 3)])
+def test_a_sweep_of_tt_is_that_of_brute_force_least_squares(shape, rank):
+    w, cores = randn(*shape), list(random_train(shape, rank, seed=1))
+    ours = tt_als(w, cores, 1)
+    d, middle = len(shape), middle_bond(shape)
+    for k in (*reversed(range(middle)), *range(middle), *range(middle, d), *reversed(range(middle, d))):
+        cores[k] = best_core(w, cores, k)
+    torch.testing.assert_close(tt_to_tensor(ours), tt_to_tensor(cores))
+    assert [core.shape for core in ours] == [core.shape for core in cores]
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((4, 4, 4, 4), 2), ((6, 5, 4, 3, 2), 4), ((3, 20, 2), 3), ((2,) * 9, 5)])
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_no_sweep_of_tt_raises_the_error(shape, rank, dtype):
+    w = randn(*shape, dtype=dtype)
+    errors = [relative_error(TensorTrain(rank, als=sweeps), w) for sweeps in range(12)]
+    slack = 1e-12 if dtype == F64 else 1e-6
+    assert all(after <= before + slack for before, after in itertools.pairwise(errors))
+
+
+def test_after_many_sweeps_no_core_of_a_train_can_be_better():
+    w = randn(4, 3, 5, 2)
+    cores = list(TensorTrain(2, als=300).compress(w).cores)
+    error = torch.linalg.vector_norm(w - tt_to_tensor(cores))
+    for k in range(4):
+        better = [*cores[:k], best_core(w, cores, k), *cores[k + 1 :]]
+        assert torch.linalg.vector_norm(w - tt_to_tensor(better)) >= error * (1 - 1e-6)
+
+
+def test_one_sweep_of_tt_lowers_the_error_of_random_tensors_by_a_percent_on_average():
+    ratios = []
+    for seed in range(30):
+        w = randn(4, 4, 4, 4, seed=seed)
+        ratios.append(relative_error(TensorTrain(2, als=1), w) / relative_error(TensorTrain(2), w))
+    assert max(ratios) <= 1 + 1e-12
+    assert sum(ratios) / len(ratios) < 0.99
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 2), (4,) * 6, (7, 2, 9)])
+def test_sweeps_of_tt_keep_exact_what_is_exact(shape):
+    assert relative_error(TensorTrain(3, als=2), tt_to_tensor(random_train(shape, 3))) < 1e-12
+    assert relative_error(TensorTrain(1000, als=2), randn(*shape)) < 1e-12
+    theta = TensorTrain(2, als=2).compress(torch.zeros(shape, dtype=F64))
+    assert torch.count_nonzero(tt_to_tensor(theta.cores)) == 0
+
+
+def test_sweeps_of_tt_go_on_from_a_better_start_and_ignore_a_worse_one():
+    w, refined = randn(5, 4, 4, 3), TensorTrain(2, als=1)
+    start = TensorTrain(2, als=20).compress(w)
+    before = torch.linalg.vector_norm(w - tt_to_tensor(start.cores)) / torch.linalg.vector_norm(w)
+    assert relative_error(refined, w, start=start) < before < relative_error(refined, w)
+    for other in (Cores(random_train(w.shape, 2)), Cores(random_train(w.shape, 3))):
+        found = refined.project(w, 1.0, other)
+        torch.testing.assert_close(tt_to_tensor(found.cores), tt_to_tensor(refined.compress(w).cores))
+
+
+def test_sweeps_leave_two_modes_alone_and_several_tensors_apart():
+    w, v = randn(9, 14), randn(9, 14, seed=1)
+    assert all(map(torch.equal, TensorTrain(3, als=2).compress(w).cores, TensorTrain(3).compress(w).cores))
+    tensors = [w.reshape(9, 7, 2), v.reshape(9, 7, 2)]
+    many = TensorTrain(3, als=2).compress_many(tensors, 1.0, [None, None])
+    for theta, tensor in zip(many, tensors, strict=True):
+        assert all(map(torch.equal, theta.cores, TensorTrain(3, als=2).compress(tensor).cores))
+
+
+def test_tt_recipe_passes_its_sweeps_on():
+    plan = tt(weights(), rank=2, als=3)
+    assert [task.compression for task in plan.tasks] == [TensorTrain(2, als=3)] * 2
 
 
 # --- TT-matrix
@@ -455,6 +544,7 @@ def test_ranks_above_what_the_modes_allow_are_told(compression, shape, said):
 @pytest.mark.parametrize(
     "make",
     [
+        lambda: TensorTrain(2, als=-1),
         lambda: TTMatrix(0, (2,), (2,)),
         lambda: TTMatrix(1, (2, 2), (4,)),
         lambda: TTMatrix(1, (), ()),

@@ -1,19 +1,21 @@
 """Tensor train: T(i_1, ..., i_d) = G_1[i_1] G_2[i_2] ... G_d[i_d] with ranks of at most `rank`.
 
 Oseledets, "Tensor-train decomposition", SIAM J. Sci. Comput. 33(5), 2011 (TT-SVD: algorithm 1, theorem 2.2).
+Holtz, Rohwedder and Schneider, "The alternating linear scheme for tensor optimization in the tensor train format",
+SIAM J. Sci. Comput. 34(2), 2012 (alternating least squares).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised, Use
+from nncompress.compressions.base import Factorised, Use, distance_sq
 from nncompress.compressions.modes import Modes, balanced_modes, given_modes, row_modes
 from nncompress.compressions.plan import Plan, Task, choose
 from nncompress.compressions.views import AsTensor
@@ -30,19 +32,26 @@ class TensorTrain(Factorised[Cores]):
     """Tensors with TT ranks of at most `rank`; Π is TT-SVD, at most sqrt(d-1) times the best error (d modes).
 
     With a `start` the better of TT-SVD and `start` is returned, so that a block that calls `compress` again and
-    again never gets worse. Raises ValueError for a rank below 1.
+    again never gets worse; from there `als` sweeps of alternating least squares lower the error further.
+    Raises ValueError for a rank below 1 and for a negative `als`.
     """
 
     exact: ClassVar[bool] = False
 
     rank: int
+    als: int = field(default=0, repr=False)  # of the search, not of the set
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1, found {self.rank}")
+        if self.als < 0:
+            raise ValueError(f"als, a number of sweeps, must be at least 0, found {self.als}")
 
     def project(self, w: Tensor, mu: float, start: Cores | None) -> Cores:
-        return tt_project(w, self.rank, start)
+        theta = tt_project(w, self.rank, start)
+        if self.als == 0 or w.ndim < 3:  # for two modes TT-SVD is the best there is
+            return theta
+        return Cores(tt_als(w, _better(w, theta, start).cores, self.als))
 
     def decompress(self, theta: Cores) -> Tensor:
         return tt_to_tensor(theta.cores)
@@ -60,6 +69,14 @@ def tt_project(w: Tensor, rank: int, start: Cores | None) -> Cores:
     cores = tt_svd(w, tt_ranks(w.shape, rank), None if start is None else start.cores)
     storage = w.untyped_storage().data_ptr()  # a bond that truncates nothing may hand on w itself
     return Cores(tuple(c.clone() if c.untyped_storage().data_ptr() == storage else c for c in cores))
+
+
+def _better(w: Tensor, theta: Cores, start: Cores | None) -> Cores:
+    """The nearer to `w`; `theta` where the ranks of `start` are others."""
+    if start is None or [core.shape for core in start.cores] != [core.shape for core in theta.cores]:
+        return theta
+    new, old = (distance_sq(w, tt_to_tensor(cores)) for cores in (theta.cores, start.cores))
+    return start if old < new else theta
 
 
 def rank_clipped(modes: Sequence[int], rank: int) -> str | None:
@@ -167,14 +184,78 @@ def _refined(gram: Tensor, guess: Tensor) -> Tensor | None:
     return None
 
 
+def tt_als(w: Tensor, cores: Sequence[Tensor], sweeps: int) -> tuple[Tensor, ...]:
+    """Cores of the same ranks after `sweeps` >= 1 sweeps of alternating least squares, no further from `w` (d modes).
+
+    A sweep goes to the left and back. Between orthonormal neighbours the best core is `w` contracted with them. Only
+    two contractions a sweep are with `w` itself: to both sides of its middle bond they leave small tensors.
+    """
+    middle = middle_bond(w.shape)
+    heads, r = w.shape[:middle], cores[middle].shape[0]
+    matrix = w.reshape(math.prod(heads), -1)
+    left, right = _orthogonal(_mirrored(cores[:middle])), _orthogonal(cores[middle:])
+    columns = _columns(right)
+    for _ in range(sweeps):
+        image = _flipped((matrix @ columns.T).reshape(*heads, r))
+        left, rows = _round_trip(image.reshape(r, -1), left)
+        image = _flipped(rows.reshape(r, *reversed(heads))).reshape(-1, r).T @ matrix
+        right, columns = _round_trip(image, right)
+    first = (image @ columns.T) @ right[0].reshape(r, -1)
+    return (*_mirrored(left), first.reshape(right[0].shape), *right[1:])
+
+
+def _round_trip(a: Tensor, cores: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """The cores of `a` (r_0 x n_1 ... n_p), each the best for the others, from the first to the last and back.
+
+    They come with orthonormal rows (the factor r_0 x r_0 before the first is left out), as does their `_columns`.
+    """
+    rights = [a.new_ones(1, 1)]
+    for core in reversed(cores[1:]):
+        rights.append((core.reshape(-1, core.shape[2]) @ rights[-1]).reshape(core.shape[0], -1))
+    lefts = [a]
+    for core, right in zip(cores[:-1], reversed(rights[1:]), strict=True):
+        unfolding = lefts[-1].reshape(core.shape[0] * core.shape[1], -1)
+        lefts.append(torch.linalg.qr(unfolding @ right.T).Q.T @ unfolding)
+    found, right = [], rights[0]
+    for core, rest in zip(reversed(cores), reversed(lefts), strict=True):
+        best = rest.reshape(core.shape[0] * core.shape[1], -1) @ right.T
+        rows = torch.linalg.qr(best.reshape(core.shape[0], -1).T).Q.T
+        found.append(rows.reshape(core.shape))
+        right = (rows.reshape(-1, core.shape[2]) @ right).reshape(core.shape[0], -1)
+    return found[::-1], right
+
+
+def _orthogonal(cores: Sequence[Tensor]) -> list[Tensor]:
+    """The last cores of a train with orthonormal rows; the factor before the first is left out."""
+    found, factor = [], torch.eye(1, dtype=cores[0].dtype, device=cores[0].device)
+    for core in reversed(cores):
+        q, r = torch.linalg.qr((core @ factor).reshape(core.shape[0], -1).T)
+        found.append(q.T.reshape(core.shape))
+        factor = r.T
+    return found[::-1]
+
+
+def _mirrored(cores: Sequence[Tensor]) -> list[Tensor]:
+    """The train of the tensor whose modes are in reverse order."""
+    return [_flipped(core).contiguous() for core in reversed(cores)]
+
+
+def _flipped(a: Tensor) -> Tensor:
+    return a.permute(*reversed(range(a.ndim)))
+
+
 def tt_to_tensor(cores: Sequence[Tensor]) -> Tensor:
     """The tensor (n_1, ..., n_d) of the cores, contracted from both ends towards the bond that best halves it."""
     if len(cores) == 1:
         return cores[0].reshape(-1)
     shape = [core.shape[1] for core in cores]
-    middle = min(range(1, len(cores)), key=lambda k: math.prod(shape[:k]) + math.prod(shape[k:]))
-    flat = _rows(cores[:middle]) @ _columns(cores[middle:])
-    return flat.reshape(shape)
+    middle = middle_bond(shape)
+    return (_rows(cores[:middle]) @ _columns(cores[middle:])).reshape(shape)
+
+
+def middle_bond(shape: Sequence[int]) -> int:
+    """The number of modes before the bond that best halves a tensor of at least two."""
+    return min(range(1, len(shape)), key=lambda k: math.prod(shape[:k]) + math.prod(shape[k:]))
 
 
 def _rows(cores: Sequence[Tensor]) -> Tensor:
@@ -211,15 +292,16 @@ def tt(
     weights: Mapping[str, Tensor],
     *,
     rank: int = 48,
+    als: int = 0,
     modes: Modes = None,
     layers: str | Sequence[str] = "hidden",
 ) -> Plan:
-    """One tensor train of rank `rank` for each chosen weight.
+    """One tensor train of rank `rank` for each chosen weight, with `als` sweeps of alternating least squares.
 
     `modes`: None for balanced factors, one list for all chosen weights, or a mapping from a name pattern to a list.
     `layers`: "hidden" (all weights but the output layer's), "all", or name patterns.
     """
-    compression = TensorTrain(rank)
+    compression = TensorTrain(rank, als)
     names = choose(weights, layers)
     given = given_modes(names, modes)
     views = [AsTensor(given.get(name, balanced_modes(weights[name].shape))) for name in names]

@@ -7,6 +7,7 @@ import pandas as pd
 
 from nncompress.rates import rate_summary
 from nncompress.records import Run
+from nncompress.report.text import setting
 
 GROUPS = ("solver", "model", "dataset", "compression")
 NOT_A_DIFFERENCE = {"seed", "data_dir", "root", "resume", "download", "checkpoint_every", "hydra", "output_dir"}
@@ -111,6 +112,12 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     """The last part of each dotted key, or the whole key where that would be ambiguous."""
     ends = [key.split(".")[-1] for key in keys]
     return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
+
+
+def group_label(group: "Mapping[str, Any] | pd.Series[Any]", keys: Sequence[str]) -> str:
+    """What sets a group apart, as it is typed: `rank=4, model=mlp`."""
+    names = short_names(keys)
+    return ", ".join(f"{names[key]}={setting(group[key])}" for key in keys if group[key] is not None) or "all runs"
 
 
 def _differs(configs: Sequence[Mapping[str, Any]], key: str) -> bool:

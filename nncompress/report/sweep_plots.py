@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from nncompress.report.collect import short_names
+from nncompress.report.collect import group_label
 from nncompress.report.labels import label_points
 from nncompress.report.pareto import pareto_front
 from nncompress.report.style import (
@@ -24,15 +24,8 @@ from nncompress.report.style import (
     save_figure,
     spans_a_decade,
 )
-from nncompress.report.text import setting
 
 MOST_IN_LEGEND, MOST_BESIDE, LONGEST_BESIDE = 24, 12, 24
-
-
-def group_label(group: "Mapping[str, Any] | pd.Series[Any]", keys: Sequence[str]) -> str:
-    """What sets a group apart, as it is typed: `rank=4, model=mlp`."""
-    names = short_names(keys)
-    return ", ".join(f"{names[key]}={setting(group[key])}" for key in keys if group[key] is not None) or "all runs"
 
 
 def save_sweep_plots(figures: dict[str, Figure | None], folder: Path) -> list[Path]:

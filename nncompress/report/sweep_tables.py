@@ -1,4 +1,4 @@
-"""The tables of a sweep: a line per group of runs that differ in the seed alone, and the jobs that are not done."""
+"""The tables of a sweep: a line per group of runs that differ in the seed alone, the accuracies over two settings."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from nncompress.report.collect import short_names
+from nncompress.report.studies import ACCURACY, Grid
 from nncompress.report.tables import Table
 from nncompress.report.text import number, percent, setting, signed, spread, times
 
@@ -30,6 +31,23 @@ def sweep_table(groups: pd.DataFrame, keys: Sequence[str], failed: pd.DataFrame,
         *_not_done(failed, keys),
     ]
     return Table("summary", f"Sweep: {title}", groups, shown, notes)
+
+
+def sensitivity_table(grid: Grid, title: str) -> Table:
+    """Mean test accuracies, a line for each value of the row's key and a column for each of the column's."""
+    names = short_names([key for key in (grid.panel, grid.row, grid.column) if key])
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for _, cell in grid.cells.iterrows():
+        at = {name: setting(cell[key]) for key, name in names.items() if key != grid.column}
+        line = lines.setdefault(tuple(at.values()), at)
+        line[f"{names[grid.column]}={setting(cell[grid.column])}"] = _accuracy(cell)
+    notes = [
+        "Accuracy (%) of the deployed network on the test set: mean ± standard deviation over the runs of a cell that "
+        "are done (n − 1 in the denominator; no deviation for n = 1).",
+        "In words: how the other runs of a cell ended; no run: the sweep has none there.",
+    ]
+    head = f"Test accuracy over {names[grid.row]} and {names[grid.column]}: {title}"
+    return Table("sensitivity", head, grid.cells, pd.DataFrame(list(lines.values())), notes)
 
 
 def write_frame(frame: pd.DataFrame, path: Path) -> Path:
@@ -58,6 +76,11 @@ MEASURES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("seconds/total", "time (seconds)", number),
     ("rate/slope", "slope", signed),
 )
+
+
+def _accuracy(cell: "pd.Series[Any]") -> str:
+    shown = spread(percent(cell[ACCURACY]), percent(cell[f"{ACCURACY} std"]))
+    return str(cell["not_done"]) if not cell["n"] else shown + (f" ({cell['not_done']})" if cell["not_done"] else "")
 
 
 def _not_done(failed: pd.DataFrame, keys: Sequence[str]) -> list[str]:

@@ -5,13 +5,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from nncompress.records import Run, is_run, read_run, read_runs
-from nncompress.report.collect import GROUPS, aggregate, choice, failures, setting_of, summaries, varied
+from nncompress.report.collect import GROUPS, aggregate, choice, failures, group_label, setting_of, summaries, varied
 from nncompress.report.run_plots import run_plots
 from nncompress.report.run_tables import run_tables
-from nncompress.report.sweep_plots import accuracy_ratio_plot, group_label, objectives_plot, save_sweep_plots
-from nncompress.report.sweep_tables import sweep_table, write_frame
-from nncompress.report.tables import write_table
+from nncompress.report.studies import courses, outcomes, sensitivity, spread
+from nncompress.report.study_plots import courses_plot, sensitivity_plot, spread_plot
+from nncompress.report.sweep_plots import accuracy_ratio_plot, objectives_plot, save_sweep_plots
+from nncompress.report.sweep_tables import sensitivity_table, sweep_table, write_frame
+from nncompress.report.tables import Table, write_table
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +69,28 @@ def write_sweep_report(folder: Path) -> SweepReport:
     paths = write_table(sweep_table(groups, keys, failed, title), folder / "tables")
     paths.append(write_frame(done, folder / "tables" / "runs.csv"))
     paths.append(write_frame(failed, folder / "tables" / "failures.csv"))
+    tables, studies = _studies(runs, keys, title)
+    paths += [path for table in tables for path in write_table(table, folder / "tables")]
     figures = {
         "accuracy_ratio": accuracy_ratio_plot(groups, keys, title),
         "accuracy_bits": accuracy_ratio_plot(groups, keys, title, of="bits"),
         "objective": objectives_plot([(group_label(setting_of(run, keys), keys), run.rows) for run in runs], title),
     }
-    paths += save_sweep_plots(figures, folder / "plots")
+    paths += save_sweep_plots(figures | studies, folder / "plots")
     return SweepReport(paths, len(done), len(failed))
+
+
+def _studies(runs: Sequence[Run], keys: Sequence[str], title: str) -> tuple[list[Table], dict[str, Figure | None]]:
+    """The tables and plots that depend on what the sweep varied."""
+    ends = outcomes(runs, keys)
+    grid, points, course = sensitivity(ends, keys), spread(ends, keys), courses(runs, keys)
+    step = "step (sweep or epoch)" if "solver" in keys else "step K"
+    figures = {
+        "sensitivity": None if grid is None else sensitivity_plot(grid, title),
+        "spread": None if points is None else spread_plot(points, title),
+        "curves": None if course is None else courses_plot(course, title, step),
+    }
+    return [] if grid is None else [sensitivity_table(grid, title)], figures
 
 
 def _write_run(run: Run) -> list[Path]:

@@ -55,6 +55,14 @@ class Solver(ABC, Generic[State]):
     def observe(self, problem: Problem, state: State) -> Observation:
         """The networks and figures of a state, which it leaves unchanged."""
 
+    def whole(self, problem: Problem, state: State) -> State:
+        """On process 0, the state with what all processes hold of it, for a checkpoint. Default: the state itself."""
+        return state
+
+    def own(self, problem: Problem, state: State) -> State:
+        """This process's part of a state that `whole` made. Default: the state itself."""
+        return state
+
     @final
     def run(
         self,

@@ -10,13 +10,10 @@ arXiv 2303.06815; without compression: Zeng et al., ICML 2019, arXiv 1803.00225.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-PRIMAL_BELOW = (math.sqrt(5) - 1) / 2
-"""The V block of width d is solved on the side of the next width d' when d' < 0.618 d: 4 d d' + 2 d'^2 then costs
-less than 2 d d' + 2 d^2 multiply-accumulates a sample."""
 
 BLOCK = 256
 """Columns of a block in Gram matrices and triangular solves."""
@@ -35,35 +32,57 @@ def output_preactivation(V: Tensor, product: Tensor, gamma: float, rho: float) -
     return (gamma * V + rho * product) / (gamma + rho)
 
 
-def activation_step_(target: Tensor, W: Tensor, U: Tensor, rho: float, gamma: float) -> Tensor:
-    """V_i = argmin rho/2 ‖U - V Wᵀ‖² + gamma/2 ‖V - target‖², W = W_{i+1} (d' x d), U = U_{i+1}, target = sigma(U_i).
+class ActivationStep:
+    """V_i = argmin rho/2 ‖U - V Bᵀ‖² + c/2 ‖V - target‖², B (d' x d) the matrix of the next layer, c = gamma without skips.
 
-    By Cholesky of rho WᵀW + gamma I, or of the smaller W Wᵀ + gamma/rho I (Woodbury) where that costs less.
-    Written over `target`.
+    By Cholesky of B Bᵀ + c/rho I (d' x d', Woodbury) where d' <= d, else of rho BᵀB + c I. The small side never does
+    more work: it gives the product V Bᵀ of the new V, which the next sweep needs, for free.
     """
-    rows, columns = W.shape
-    if rows < PRIMAL_BELOW * columns:
-        factor = torch.linalg.cholesky(_plus_diagonal(W @ W.T, gamma / rho))
-        return target.addmm_(solve_(torch.addmm(U, target, W.T, alpha=-1), factor), W)
-    factor = torch.linalg.cholesky(_plus_diagonal(rho * (W.T @ W), gamma))
-    return solve_(target.addmm_(U, W, beta=gamma, alpha=rho), factor)
+
+    def __init__(self, B: Tensor, rho: float, c: float) -> None:
+        self.B, self.rho, self.c = B, rho, c
+        self.small = gives_product(B.shape)
+        matrix = _plus_diagonal(B @ B.T, c / rho) if self.small else _plus_diagonal(rho * (B.T @ B), c)
+        self.factor = Factor(matrix)
+
+    def __call__(self, target: Tensor, U: Tensor) -> tuple[Tensor, Tensor | None]:
+        """V, written over `target` (n x d), and V Bᵀ or None."""
+        if self.small:
+            C = self.factor.solve_(torch.addmm(U, target, self.B.T, alpha=-1))
+            return target.addmm_(C, self.B), torch.sub(U, C, alpha=self.c / self.rho)
+        return self.factor.solve_(target.addmm_(U, self.B, beta=self.c, alpha=self.rho)), None
 
 
-def solve_(B: Tensor, factor: Tensor) -> Tensor:
-    """B (L Lᵀ)⁻¹ for B (n x d) and the lower Cholesky factor L, in place: two substitutions by blocks of columns.
+def gives_product(shape: Sequence[int]) -> bool:
+    """Whether `ActivationStep` works on the small side of a matrix of this shape and gives V Bᵀ."""
+    return shape[0] <= shape[1]
 
-    Diagonal blocks are inverted once, so that all work on the n rows is matrix products.
+
+class Factor:
+    """The lower Cholesky factor L of a positive definite matrix, ready to solve with many right-hand sides.
+
+    Diagonal blocks of L are inverted once, so that all later work is matrix products. Without a host synchronisation:
+    a matrix that is not positive definite gives NaN.
     """
-    d = len(factor)
-    blocks = [(start, min(d, start + BLOCK)) for start in range(0, d, BLOCK)]
-    inverses = [_triangular_inverse(factor[start:stop, start:stop]) for start, stop in blocks]
-    for (start, stop), inverse in zip(blocks, inverses, strict=True):
-        column = B[:, start:stop].addmm_(B[:, :start], factor[start:stop, :start].T, alpha=-1)
-        column.copy_(column @ inverse.T)
-    for (start, stop), inverse in reversed(list(zip(blocks, inverses, strict=True))):
-        column = B[:, start:stop].addmm_(B[:, stop:], factor[stop:, start:stop], alpha=-1)
-        column.copy_(column @ inverse)
-    return B
+
+    def __init__(self, matrix: Tensor) -> None:
+        lower, info = torch.linalg.cholesky_ex(matrix)
+        lower.diagonal().add_(torch.where(info == 0, 0.0, torch.nan))
+        d = len(matrix)
+        self.lower = lower
+        self.blocks = [(start, min(d, start + BLOCK)) for start in range(0, d, BLOCK)]
+        self.inverses = [_triangular_inverse(lower[start:stop, start:stop]) for start, stop in self.blocks]
+
+    def solve_(self, B: Tensor) -> Tensor:
+        """B (L Lᵀ)⁻¹ for B (n x d), in place: two substitutions by blocks of columns."""
+        steps = list(zip(self.blocks, self.inverses, strict=True))
+        for (start, stop), inverse in steps:
+            column = B[:, start:stop].addmm_(B[:, :start], self.lower[start:stop, :start].T, alpha=-1)
+            column.copy_(column @ inverse.T)
+        for (start, stop), inverse in reversed(steps):
+            column = B[:, start:stop].addmm_(B[:, stop:], self.lower[stop:, start:stop], alpha=-1)
+            column.copy_(column @ inverse)
+        return B
 
 
 def preactivation_step_(
@@ -107,39 +126,46 @@ def activation_prox(a: Tensor, b: Tensor, g: float, slope: float = 0.0) -> Tenso
     return torch.where(value_positive < value_negative, positive, negative)
 
 
-def gram(V: Tensor, bias: bool) -> Tensor:
-    """VᵀV (d x d), of V with a column of ones behind it when `bias`. Only the lower triangle is filled in."""
-    n, d = V.shape
-    out = V.new_zeros(d + bias, d + bias)
+def add_gram_(out: Tensor, rows: Tensor, bias: bool) -> None:
+    """out += rowsᵀrows (d x d), of rows with a column of ones behind them when `bias`; the lower triangle only."""
+    m, d = rows.shape
     for start in range(0, d, BLOCK):
         stop = min(d, start + BLOCK)
-        out[start:stop, :stop] = V[:, start:stop].T @ V[:, :stop]
+        out[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
     if bias:
-        out[d, :d] = V.sum(dim=0)
-        out[d, d] = n
-    return out
+        out[d, :d] += rows.sum(dim=0)
+        out[d, d] += m
 
 
-def cross(R: Tensor, V: Tensor, bias: bool) -> Tensor:
-    """RᵀV (d' x d), with the column Rᵀ1 behind it when `bias`."""
-    product = torch.mm(R.T, V)
-    return torch.cat([product, R.sum(dim=0)[:, None]], dim=1) if bias else product
+def add_cross_(out: Tensor, R: Tensor, rows: Tensor, bias: bool) -> None:
+    """out += Rᵀrows (d' x d), with the column Rᵀ1 behind it when `bias`."""
+    d = rows.shape[1]
+    out[:, :d].addmm_(R.T, rows)
+    if bias:
+        out[:, d] += R.sum(dim=0)
 
 
-def weight_factor(gram: Tensor, rho: float, diagonal: Tensor) -> Tensor:
-    """Lower Cholesky factor of rho VᵀV + diag(diagonal); reads the lower triangle of `gram`."""
-    factor: Tensor = torch.linalg.cholesky((rho * gram).add_(torch.diag(diagonal)))
-    return factor
-
-
-def weight_step(pull: Tensor, cross: Tensor, factor: Tensor, rho: float) -> Tensor:
+def weight_step(pull: Tensor, cross: Tensor, gram: Tensor, diagonal: Tensor, rho: float) -> Tensor:
     """What (W_i, b_i) moves by: (pull + rho RᵀV)(rho VᵀV + diag)⁻¹, residual R = U_i - V_{i-1} W_oldᵀ - 1 b_oldᵀ.
 
-    pull = tau (T(G) - W_old) (0 in the bias column), diag = alpha + tau (alpha for the bias). The same minimiser of
-    the ridge problem, jointly in W_i and b_i, as (alpha W_old + tau T + rho UᵀV)(...)⁻¹, with rounding errors that
-    shrink with the move.
+    `cross` is RᵀV; of `gram`, VᵀV, the lower triangle is read. pull = tau (T(G) - W_old) (0 in the bias column), diag = alpha + tau
+    (alpha for the bias). The same minimiser of the ridge problem, jointly in W_i and b_i, as
+    (alpha W_old + tau T + rho UᵀV)(...)⁻¹, with rounding errors that shrink with the move.
     """
-    return solve_(torch.add(pull, cross, alpha=rho), factor)
+    matrix = rho * gram
+    matrix.diagonal().add_(diagonal)
+    return Factor(matrix).solve_(torch.add(pull, cross, alpha=rho))
+
+
+def weight_step_few(pull: Tensor, R: Tensor, rows: Tensor, diagonal: Tensor, rho: float) -> Tensor:
+    """`weight_step` for fewer rows than columns: Cholesky of V diag⁻¹ Vᵀ + I/rho instead (Woodbury).
+
+    `rows` (m x d) has the column of ones behind it where there is a bias.
+    """
+    scaled = rows / diagonal
+    factor = Factor(_plus_diagonal(scaled @ rows.T, 1 / rho))
+    move = torch.addmm(pull, R.T, rows, alpha=rho).div_(diagonal)
+    return move.addmm_(factor.solve_(move @ rows.T), scaled, alpha=-1)
 
 
 def subgradient_sq(U: Tensor, V: Tensor, smooth: Tensor, gamma: float, slope: float) -> Tensor:

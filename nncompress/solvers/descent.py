@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
 from nncompress.problem import Loss, Split
@@ -69,3 +69,17 @@ def epoch(
         optimizer.zero_grad(set_to_none=True)
         loss(model(split.x[batch]), split.y[batch]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+
+
+def moved_sq(model: nn.Module, before: list[Tensor]) -> Tensor:
+    """‖parameters - before‖², a 0-dimensional float64 tensor; `before` in the order of `model.parameters()`."""
+    moves = [p.detach() - old for p, old in zip(model.parameters(), before, strict=True)]
+    return torch.stack([torch.linalg.vector_norm(m, dtype=torch.float64).square() for m in moves]).sum()
+
+
+def check_minibatches(lr: float, batch_size: int) -> None:
+    """Raise ValueError for a learning rate that is not positive or an empty batch."""
+    if not lr > 0:
+        raise ValueError(f"lr must be positive, found {lr}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, found {batch_size}")

@@ -11,11 +11,11 @@ from torch.nn import init
 
 
 def _lecun_normal(w: Tensor, generator: Generator) -> Tensor:
-    return init.normal_(w, std=1 / math.sqrt(w.shape[1]), generator=generator)
+    return init.normal_(w, std=1 / math.sqrt(w[0].numel()), generator=generator)
 
 
 def _lecun_uniform(w: Tensor, generator: Generator) -> Tensor:
-    bound = math.sqrt(3 / w.shape[1])
+    bound = math.sqrt(3 / w[0].numel())
     return init.uniform_(w, -bound, bound, generator=generator)
 
 
@@ -34,7 +34,7 @@ SCHEMES: Mapping[str, tuple[float, Callable[..., Tensor]]] = {
 
 
 def draw(shape: torch.Size, scheme: str, scale: float | None, generator: Generator) -> Tensor:
-    """A weight (outputs x inputs), float32 on the CPU whatever the run's precision, so that all precisions and
+    """A weight (outputs x inputs ...), float32 on the CPU whatever the run's precision, so that all precisions and
     devices start from the same numbers."""
     default, fill = SCHEMES[scheme]
     w = torch.empty(shape, dtype=torch.float32)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
+from nncompress import parallel
 from nncompress.compressions.base import distance_sq
 from nncompress.compressions.plan import Plan, Task
 from nncompress.errors import ConfigError, Unsupported
 from nncompress.problem import Problem, weights_of, with_weights
 from nncompress.solvers import blocks
 from nncompress.solvers.base import Observation, Solver
-from nncompress.solvers.chain import REQUIREMENT, Chain, activation
+from nncompress.solvers.chain import Chain, activation
+from nncompress.solvers.chain_trace import REQUIREMENT, chain_of
 from nncompress.solvers.initialization import SCHEMES, draw
-from nncompress.solvers.nnbcd_state import Blocks, NNBCDState, affine, figures, inputs_of
+from nncompress.solvers.nnbcd_extrapolation import INITIAL_BETA, extrapolate
+from nncompress.solvers.nnbcd_figures import figures
+from nncompress.solvers.nnbcd_state import Blocks, NNBCDState, inputs_of, own, whole
+
+LARGEST = 1 << 31
+"""Entries of the matrix that stands for a convolution behind other layers; a larger one is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,22 +35,31 @@ class NNBCD(Solver[NNBCDState]):
     Minimise over P = ({V_i}, {U_i}, {W_i}, {G_i}), with sigma_N the identity and V_0 the input,
 
         L(P) = 1/2 ‖V_N - Y‖² + sum_i gamma/2 ‖V_i - sigma_i(U_i)‖² + sum_i rho/2 ‖U_i - W_i V_{i-1}‖²
-             + sum over compressed layers of tau/2 ‖W_i - T(G_i)‖² + C(G_i)
+             + sum over compressed layers of tau/2 ‖W_i - T(G_i)‖² - <lam_i, W_i - T(G_i)> + C(G_i)
 
     by one backward Gauss-Seidel sweep a step: V_N, U_N, W_N, then V_i, U_i, W_i, G_i for i = N-1, ..., 1. Each block
     is minimised exactly, the blocks V_N, W_i and U_i (i < N) with the proximal term alpha/2 ‖block - old‖² added.
     (Written as in the paper, samples as columns; the code keeps them as rows.)
     T(G_i) stands for Δ(Θ) of any plan: tensor trains, the kept entries of pruned weights, codebooks, ...; C(G_i) is 0
-    except for penalties. A layer with a bias has (W_i, b_i) as one block, U_i - b_i 1ᵀ in place of U_i elsewhere.
+    except for penalties. A layer with a bias has (W_i, b_i) as one block, U_i - b_i 1ᵀ in place of U_i elsewhere. In a
+    convolution W_i acts on the patches of V_{i-1}; average pooling and reordering are part of the map before W_i. An
+    identity skip adds an earlier V_j to U_i or to sigma_i(U_i); the blocks stay closed forms.
 
     Li et al., arXiv 2303.06815 (2023): sufficient decrease with lambda = min(alpha, gamma)/2 in (V, U, W), and
     O(1/k) for the running mean of the squared subgradients.
 
     num_steps: sweeps. plain: recompute Θ from scratch, as the published code does (by default the old Θ stays when
     it is better, which makes L monotone). project: overwrite W_i with T(G_i) after each G step, the published pruning.
-    initial: a scheme of `initialization.SCHEMES`, or "model" for the network's own weights and biases; initial_scale:
-    its factor (None: the published one); initial_rank: rank of the first Θ only (published: 400, HAR; 700, CNN).
+    initial: a scheme of `initialization.SCHEMES` (convolutions: always 0.01 N(0,1), as published), or "model" for the
+    network's own weights and biases; initial_scale: its factor (None: the published one); initial_rank: rank of the
+    first Θ only (published: 400, HAR; 700, CNN).
     tolerance: stop when L falls by less, relatively, between observations (0: never).
+
+    Beyond the paper: tau_growth: tau is multiplied by it after every sweep up to tau_max (continuation).
+    multipliers: lam_i <- lam_i - tau (W_i - T(G_i)) after every sweep (augmented Lagrangian; lam = 0 without).
+    alpha_theta: proximal weight of the G step, which projects (tau W - lam + alpha_theta T_old)/(tau + alpha_theta);
+    with it the decrease covers T too. extrapolation: inertial steps with a monotone restart
+    (`nnbcd_extrapolation`).
     """
 
     precision: ClassVar[str] = "float64"
@@ -54,6 +71,11 @@ class NNBCD(Solver[NNBCDState]):
     rho: float = 0.5
     plain: bool = False
     project: bool = False
+    tau_growth: float = 1.0
+    tau_max: float = math.inf
+    multipliers: bool = False
+    alpha_theta: float = 0.0
+    extrapolation: bool = False
     initial: str = "normal"
     initial_scale: float | None = None
     initial_rank: int | None = None
@@ -64,139 +86,299 @@ class NNBCD(Solver[NNBCDState]):
         for name in ("tau", "alpha", "gamma", "rho"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+        if not self.tau_growth >= 1:
+            raise ValueError(f"tau_growth must be at least 1, found {self.tau_growth}")
+        if not self.tau_max >= self.tau:
+            raise ValueError(f"tau_max must be at least tau = {self.tau}, found {self.tau_max}")
+        if not self.alpha_theta >= 0:
+            raise ValueError(f"alpha_theta must be at least 0, found {self.alpha_theta}")
+        if self.project and (self.multipliers or self.extrapolation):
+            raise ValueError("project leaves nothing to multipliers or extrapolation; choose one of them")
         if self.initial_rank is not None and self.initial_rank < 1:
             raise ValueError(f"initial_rank must be at least 1, found {self.initial_rank}")
         if self.initial not in (*SCHEMES, "model"):
             raise ValueError(f"initial must be model or one of {', '.join(SCHEMES)}, found {self.initial!r}")
 
     def init(self, problem: Problem) -> NNBCDState:
-        chain = Chain.of(problem.model)
-        outside = weights_of(problem.model).keys() - {layer.weight for layer in chain.layers}
-        if outside:
-            raise Unsupported(f"{REQUIREMENT}; found the weight {min(outside)!r} outside the chain")
+        chain = self._chain(problem)
         W, b = self._initial_weights(problem, chain)
         plan = problem.plan if self.initial_rank is None else _with_rank(problem.plan, self.initial_rank)
+        shapes = {name: p.shape for name, p in problem.model.named_parameters()}
         names = [layer.weight for layer in chain.layers]
-        theta = plan.compress(plan.select(dict(zip(names, W, strict=True))), self.tau)
+        theta = plan.compress(plan.select({name: w.view(shapes[name]) for name, w in zip(names, W, strict=True)}), self.tau)
         dense = plan.decompress(theta)
-        T = tuple(dense.get(name) for name in names)
-        U, V = [], [inputs_of(problem)]
-        for layer, w, bias in zip(chain.layers, W, b, strict=True):
-            U.append(affine(w, bias, V[-1]))
-            V.append(activation(U[-1], layer.slope))
-        diagonal = self._diagonal(W[0], b[0], T[0])
-        factor = blocks.weight_factor(blocks.gram(V[0], bias=b[0] is not None), self.rho, diagonal)
+        T = tuple(dense[name].flatten(1) if name in dense else None for name in names)
+        U, V = _forward(chain, W, b, inputs_of(problem))
         zero = torch.zeros((), dtype=torch.float64, device=problem.device)
-        return NNBCDState(
-            0, chain, tuple(W), tuple(b), tuple(U), tuple(V[1:]), theta, T, factor, zero, zero, zero, zero
+        state = NNBCDState(
+            k=0,
+            chain=chain,
+            W=tuple(W),
+            b=tuple(b),
+            U=tuple(U),
+            V=tuple(V),
+            products=_products(chain, U, V),
+            theta=theta,
+            T=T,
+            lam=tuple(None if t is None or not self.multipliers else torch.zeros_like(t) for t in T),
+            ended=(),
+            beta=(INITIAL_BETA, 1.0),
+            input_gram=None,
+            step_sq=zero,
+            theta_sq=zero,
+            step_sq_sum=zero,
+            guaranteed=zero,
         )
+        if self.extrapolation:
+            state = state._replace(ended=tuple(_copies(blocks) for blocks in (W, b, U, V)))
+        return state._replace(input_gram=_input_gram(Blocks.of(problem, state)))
 
     def step(self, problem: Problem, state: NNBCDState) -> NNBCDState:
-        P = Blocks.of(problem, state)
-        N = len(state.W)
-        residual = self._update_output(P, N)  # V_N, U_N
-        self._update_weight(P, N, residual)  # W_N
-        self._update_compressed(P, N)  # G_N, only where the plan compresses the output layer
-        for i in range(N - 1, 0, -1):
-            self._update_activation(P, i)  # V_i
-            residual = self._update_preactivation(P, i)  # U_i
-            self._update_weight(P, i, residual)  # W_i
-            self._update_compressed(P, i)  # G_i
-        return P.state(state)
+        P, tau = Blocks.of(problem, state), self._tau(state.k)
+        if state.k > 0 and tau > self._tau(state.k - 1):
+            P.guaranteed -= (tau - self._tau(state.k - 1)) / 2 * P.distance_sq()
+        for i in range(P.last, 0, -1):
+            self._update_layer(P, i, tau)  # V_i, U_i, W_i
+            self._update_compressed(P, i, tau)  # G_i
+        if self.multipliers:
+            P.guaranteed -= tau * P.distance_sq()
+            P.lam = [None if lam is None else lam - tau * (W - T) for lam, W, T in zip(P.lam, P.W, P.T, strict=True)]
+        new = P.state(state)
+        return extrapolate(P, new, tau=tau, gamma=self.gamma, rho=self.rho) if self.extrapolation else new
 
     def observe(self, problem: Problem, state: NNBCDState) -> Observation:
-        terms = figures(Blocks.of(problem, state), tau=self.tau, gamma=self.gamma, rho=self.rho)
+        P, tau = Blocks.of(problem, state), self._tau(max(0, state.k - 1))
+        terms = figures(P, tau=tau, gamma=self.gamma, rho=self.rho)
+        step_sq, step_sq_sum = state.step_sq, state.step_sq_sum
         if state.k > 0:
             terms |= {
-                "step_sq": float(state.step_sq),
-                "step_sq/sum": float(state.step_sq_sum),
+                "step_sq": float(step_sq),
+                "step_sq/sum": float(step_sq_sum),
                 "step_sq/theta": float(state.theta_sq),
             }
+        if self.tau_growth > 1:
+            terms["tau"] = tau
         if state.k > 0 and not self.project:  # projecting may raise L
             terms["decrease/guaranteed"] = float(state.guaranteed)
-        if state.k > 0 and not (self.project or self.plain):
-            terms["decrease/lambda"] = min(self.alpha, self.gamma) / 2
-        weights: dict[str, Tensor] = {}
-        for layer, w, b in zip(state.chain.layers, state.W, state.b, strict=True):
-            weights[layer.weight] = w
-            if layer.bias is not None and b is not None:
-                weights[layer.bias] = b
-        return Observation(with_weights(problem.model, weights), state.theta, terms)
+        if state.k > 0 and not (self.project or self.plain or self.multipliers or self.tau_growth > 1):
+            strengths = [self.alpha, self.gamma, *([self.alpha_theta] if self.alpha_theta else [])]
+            terms["decrease/lambda"] = min(strengths) / 2
+        return Observation(with_weights(problem.model, P.weights()), state.theta, terms)
+
+    def whole(self, problem: Problem, state: NNBCDState) -> NNBCDState:
+        return whole(problem, state)
+
+    def own(self, problem: Problem, state: NNBCDState) -> NNBCDState:
+        return own(problem, state)
 
     # The block updates (`blocks` has the formulas); index i is the paper's.
 
-    def _update_output(self, P: Blocks, N: int) -> Tensor:
-        V = blocks.output_activation(P.Y, P.U[N], P.V[N], self.gamma, self.alpha)
-        P.moved(blocks.sq(V - P.V[N]), self.alpha + (1 + self.gamma) / 2)
-        product = P.product(N)
-        U = blocks.output_preactivation(V, product, self.gamma, self.rho)
-        P.moved(blocks.sq(U - P.U[N]), (self.gamma + self.rho) / 2)
-        P.V[N], P.U[N] = V, U
-        return U - product
-
-    def _update_activation(self, P: Blocks, i: int) -> None:
-        target = activation(P.U[i], P.slope(i), out=P.spare(i))
-        V = blocks.activation_step_(target, P.W[i + 1], P.without_bias(i + 1), self.rho, self.gamma)
-        P.moved(distance_sq(P.V[i], V), self.gamma / 2)
-        P.exchange(i)
-
-    def _update_preactivation(self, P: Blocks, i: int) -> Tensor:
-        product = P.product(i, out=P.spare(i))
-        step_sq = blocks.preactivation_step_(
-            P.U[i], P.V[i], product, rho=self.rho, gamma=self.gamma, alpha=self.alpha, slope=P.slope(i)
-        )
-        P.moved(step_sq, self.alpha / 2)
-        return product  # now the residual
-
-    def _update_weight(self, P: Blocks, i: int, residual: Tensor) -> None:
-        W, b, T = P.W[i], P.b[i], P.T[i]
-        bias = b is not None
-        pull = torch.zeros_like(W) if T is None else self.tau * (T - W)
-        if bias:
+    def _update_layer(self, P: Blocks, i: int, tau: float) -> None:
+        """V_i and U_i, some samples at a time, then W_i from the sums over all samples."""
+        layer, W, b = P.layer(i), P.W[i], P.b[i]
+        pull = torch.zeros_like(W) if P.T[i] is None else self._pull(P, i, tau)
+        diagonal = W.new_full((W.shape[1],), self.alpha if P.T[i] is None else self.alpha + tau)
+        if b is not None:
             pull = torch.nn.functional.pad(pull, (0, 1))
-        factor = P.input_factor
-        if i > 1:
-            factor = blocks.weight_factor(blocks.gram(P.V[i - 1], bias), self.rho, self._diagonal(W, b, T))
-        move = blocks.weight_step(pull, blocks.cross(residual, P.V[i - 1], bias), factor, self.rho)
+            diagonal = torch.cat([diagonal, W.new_full((1,), self.alpha)])
+        step = None if i == P.last else self._activation_step(P, i)
+        if P.few(i):
+            R = self._update_samples(P, i, slice(None), step)
+            seen = _with_ones(layer.map.rows(P.V[i - 1]), b is not None)
+            move = blocks.weight_step_few(pull, R.view(len(seen), -1), seen, diagonal, self.rho)
+        else:
+            known = P.input_gram if i == 1 else None
+            gram = pull.new_zeros(len(diagonal), len(diagonal)) if known is None else known
+            cross = torch.zeros_like(pull)
+            for rows in P.chunks(i):
+                R = self._update_samples(P, i, rows, step)
+                seen = layer.map.rows(P.V[i - 1][rows])
+                blocks.add_cross_(cross, R.view(len(seen), -1), seen, b is not None)
+                if known is None:
+                    blocks.add_gram_(gram, seen, b is not None)
+            parallel.sum_(cross, *([gram] if known is None else []))
+            move = blocks.weight_step(pull, cross, gram, diagonal, self.rho)
         if b is not None:
             P.moved(blocks.sq(move[:, -1]), self.alpha)
             P.b[i], move = b + move[:, -1], move[:, :-1]
-        P.moved(blocks.sq(move), self.alpha if T is None else self.alpha + self.tau / 2)
+        P.moved(blocks.sq(move), self.alpha if P.T[i] is None else self.alpha + tau / 2)
         P.W_old[i], P.W[i] = W, W + move
 
-    def _update_compressed(self, P: Blocks, i: int) -> None:
+    def _pull(self, P: Blocks, i: int, tau: float) -> Tensor:
+        """-1 times the gradient in W_i of its compression's terms, tau (T - W) + lam."""
+        T, lam = P.T[i], P.lam[i]
+        assert T is not None
+        pull = tau * (T - P.W[i])
+        return pull if lam is None else pull.add_(lam)
+
+    def _update_samples(self, P: Blocks, i: int, rows: slice, step: blocks.ActivationStep | None) -> Tensor:
+        """V_i and U_i of some samples; the residual U_i - map(V_{i-1}) W_iᵀ - ... of the linear layer."""
+        if step is None:
+            return self._update_output(P, i, rows)
+        self._update_activation(P, i, rows, step)
+        return self._update_preactivation(P, i, rows)
+
+    def _update_output(self, P: Blocks, N: int, rows: slice) -> Tensor:
+        V = blocks.output_activation(P.Y[rows], P.U[N][rows], P.V[N][rows], self.gamma, self.alpha)
+        P.moved(blocks.sq(V - P.V[N][rows]), self.alpha + (1 + self.gamma) / 2, of_samples=True)
+        product = P.known_product(N, rows)
+        U = blocks.output_preactivation(V, product, self.gamma, self.rho)
+        P.moved(blocks.sq(U - P.U[N][rows]), (self.gamma + self.rho) / 2, of_samples=True)
+        P.V[N][rows], P.U[N][rows] = V, U
+        return U - product
+
+    def _activation_step(self, P: Blocks, i: int) -> blocks.ActivationStep:
+        """The V_i block, ready for any samples: what skips leave V_i add to its curvature."""
+        B = P.layer(i + 1).map.matrix(P.W[i + 1])
+        if P.layer(i + 1).inner == i:
+            B = B + torch.eye(len(B), dtype=B.dtype, device=B.device)
+        return blocks.ActivationStep(B, self.rho, sum(self._strengths(P, i).values()))
+
+    def _strengths(self, P: Blocks, i: int) -> dict[tuple[int, bool], float]:
+        """The weights of ½‖V_i - t‖² for the targets t: sigma_i(U_i), key (i, False), and the layers V_i skips to."""
+        leaving = [(m, inner) for m, inner in P.chain.leaving(i) if not (inner and m == i + 1)]
+        return {(i, False): self.gamma} | {(m, inner): self.rho if inner else self.gamma for m, inner in leaving}
+
+    def _update_activation(self, P: Blocks, i: int, rows: slice, step: blocks.ActivationStep) -> None:
+        following, b = P.layer(i + 1), P.b[i + 1]
+        straight = following.inner == i  # then V_i Bᵀ contains the skip
+        U = P.U[i + 1][rows] if straight else P.linear_part(i + 1, rows)
+        V, product = step(self._target(P, i, rows, step.c), U if b is None else U - b.repeat(following.map.positions))
+        P.moved(distance_sq(P.V[i][rows], V), step.c / 2, of_samples=True)
+        P.V[i][rows] = V
+        saved = P.products[i + 1]
+        if product is not None and saved is not None:
+            if straight:
+                product -= V
+            saved[rows] = product if b is None else product + b.repeat(following.map.positions)
+
+    def _target(self, P: Blocks, i: int, rows: slice, c: float) -> Tensor:
+        """What the V_i block pulls V_i to, a new tensor: sigma_i(U_i) and, weighted, what the layers it skips to need."""
+        target, outer = P.activation(i, rows), P.layer(i).outer
+        if outer is not None:
+            target += P.V[outer][rows]
+        strengths = self._strengths(P, i)
+        if len(strengths) == 1:
+            return target
+        target *= self.gamma / c
+        for (m, inner), strength in list(strengths.items())[1:]:
+            part = P.U[m][rows] - P.known_product(m, rows) if inner else P.V[m][rows] - P.activation(m, rows)
+            target.add_(part, alpha=strength / c)
+        return target
+
+    def _update_preactivation(self, P: Blocks, i: int, rows: slice) -> Tensor:
+        product, inner = P.known_product(i, rows), P.layer(i).inner
+        if inner is not None:
+            product = product + P.V[inner][rows]
+        settings = {"rho": self.rho, "gamma": self.gamma, "alpha": self.alpha, "slope": P.layer(i).slope}
+        step_sq = blocks.preactivation_step_(P.U[i][rows], P.activated_part(i, rows), product, **settings)
+        P.moved(step_sq, self.alpha / 2, of_samples=True)
+        return product  # now the residual
+
+    def _update_compressed(self, P: Blocks, i: int, tau: float) -> None:
         for j, task in enumerate(P.plan.tasks):
             layers = P.layers_of(task)
             if min(layers.values()) != i:  # a joint task waits for the last of its layers
                 continue
-            weights = {name: P.W[n] for name, n in layers.items()}
-            old = {name: T for name, n in layers.items() if (T := P.T[n]) is not None}
+            old = {name: T.view(P.shapes[name]) for name, n in layers.items() if (T := P.T[n]) is not None}
+            weights = {name: self._centre(P, n, tau).view(P.shapes[name]) for name, n in layers.items()}
             larger = self.initial_rank is not None and P.k == 0  # the first Θ then is no point of the plan's set
             start = None if self.plain or larger else P.theta[j]
-            theta, new = P.plan.update_task(task, weights, self.tau, start, old)
+            theta, new = P.plan.update_task(task, weights, tau + self.alpha_theta, start, old)
             P.guaranteed += task.compression.penalty(P.theta[j]) - task.compression.penalty(theta)
             P.theta[j] = theta
             for name, T in new.items():
-                P.replace(layers[name], T, self.tau)
+                P.replace(layers[name], T.flatten(1), tau)
                 if self.project:
                     P.project(layers[name])
 
-    def _diagonal(self, W: Tensor, b: Tensor | None, T: Tensor | None) -> Tensor:
-        """Diagonal of the W step: alpha + tau (tau = 0 for an uncompressed layer), alpha for the bias."""
-        diagonal = W.new_full((W.shape[1],), self.alpha if T is None else self.alpha + self.tau)
-        return diagonal if b is None else torch.cat([diagonal, W.new_full((1,), self.alpha)])
+    def _centre(self, P: Blocks, i: int, tau: float) -> Tensor:
+        """What the G step projects: W_i, or (tau W_i - lam_i + alpha_theta T_old)/(tau + alpha_theta)."""
+        W, T, lam = P.W[i], P.T[i], P.lam[i]
+        centre = W if lam is None else W - lam / tau
+        return centre if not self.alpha_theta or T is None else torch.lerp(centre, T, self._share(tau))
+
+    def _share(self, tau: float) -> float:
+        return self.alpha_theta / (tau + self.alpha_theta)
+
+    def _tau(self, k: int) -> float:
+        """tau of sweep k, from 0."""
+        return min(self.tau * self.tau_growth**k, self.tau_max) if self.tau_growth > 1 else self.tau
+
+    def _chain(self, problem: Problem) -> Chain:
+        chain = chain_of(problem.model, problem.data.input_shape)
+        outside = weights_of(problem.model).keys() - {layer.weight for layer in chain.layers}
+        if outside:
+            raise Unsupported(f"{REQUIREMENT}; found the weight {min(outside)!r} outside the chain")
+        parameters = dict(problem.model.named_parameters())
+        for layer in chain.layers[1:]:
+            entries = layer.map.positions * len(parameters[layer.weight]) * layer.map.width
+            if layer.map.index is not None and entries > LARGEST:
+                raise Unsupported(
+                    f"NN-BCD needs the matrix of each convolution behind the first layer, at most {LARGEST} entries; found "
+                    f"{entries} for {layer.weight!r}; use smaller images, fewer channels or larger strides"
+                )
+        layers = [dataclasses.replace(layer, map=layer.map.to(problem.device)) for layer in chain.layers]
+        return Chain(tuple(layers))
 
     def _initial_weights(self, problem: Problem, chain: Chain) -> tuple[list[Tensor], list[Tensor | None]]:
         given = {name: p.detach().clone() for name, p in problem.model.named_parameters()}
         if self.initial != "model":
             generator = Generator().manual_seed(self.seed)
             for layer in chain.layers:
-                w = draw(given[layer.weight].shape, self.initial, self.initial_scale, generator)
-                given[layer.weight] = w.to(problem.device, problem.dtype)
+                shape = given[layer.weight].shape
+                scheme, scale = (self.initial, self.initial_scale) if len(shape) == 2 else ("normal", None)
+                given[layer.weight] = draw(shape, scheme, scale, generator).to(problem.device, problem.dtype)
                 if layer.bias is not None:
                     given[layer.bias].zero_()
-        weights = [given[layer.weight] for layer in chain.layers]
+        weights = [given[layer.weight].flatten(1) for layer in chain.layers]
         return weights, [None if layer.bias is None else given[layer.bias] for layer in chain.layers]
+
+
+def _forward(
+    chain: Chain, W: list[Tensor], b: list[Tensor | None], V0: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """U and V as the network makes them of its input."""
+    U: list[Tensor] = []
+    V = [V0]
+    for layer, w, bias in zip(chain.layers, W, b, strict=True):
+        u = layer.map.product(V[-1], w, bias)
+        U.append(u if layer.inner is None else u + V[layer.inner])
+        v = activation(U[-1], layer.slope)
+        V.append(v if layer.outer is None else v + V[layer.outer])
+    return U, V[1:]
+
+
+def _products(chain: Chain, U: list[Tensor], V: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """The products at the start, map(V_{i-1}) W_iᵀ + 1 b_iᵀ, of the layers whose V block will give them."""
+    found: list[Tensor | None] = [None]
+    for layer, u in zip(chain.layers[1:], U[1:], strict=True):
+        given = blocks.gives_product((u.shape[1], layer.map.width))
+        skipped = None if layer.inner is None else V[layer.inner - 1]
+        found.append((u.clone() if skipped is None else u - skipped) if given else None)
+    return tuple(found)
+
+
+def _copies(tensors: list[Tensor] | list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    return tuple(None if tensor is None else tensor.clone() for tensor in tensors)
+
+
+def _input_gram(P: Blocks) -> Tensor | None:
+    """rowsᵀrows of the input, None where the W_1 block does without."""
+    if P.few(1):
+        return None
+    bias = P.b[1] is not None
+    d = P.W[1].shape[1] + bias
+    gram = P.W[1].new_zeros(d, d)
+    for rows in P.chunks(1):
+        blocks.add_gram_(gram, P.layer(1).map.rows(P.V[0][rows]), bias)
+    parallel.sum_(gram)
+    return gram
+
+
+def _with_ones(rows: Tensor, bias: bool) -> Tensor:
+    """`rows` with a column of ones behind it for a bias."""
+    return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if bias else rows
 
 
 def _with_rank(plan: Plan, rank: int) -> Plan:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from nncompress.metrics import evaluate
 from nncompress.problem import Problem, weights_of
 from nncompress.solvers.base import Observation, Solver
-from nncompress.solvers.descent import Cosine, Schedule, epoch
+from nncompress.solvers.descent import Cosine, Schedule, check_minibatches, epoch, moved_sq
 
 
 class SGDState(NamedTuple):
@@ -47,10 +47,7 @@ class SGD(Solver[SGDState]):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, found {self.lr}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, found {self.batch_size}")
+        check_minibatches(self.lr, self.batch_size)
 
     def init(self, problem: Problem) -> SGDState:
         model = copy.deepcopy(problem.model)
@@ -71,7 +68,7 @@ class SGD(Solver[SGDState]):
             batch_size=self.batch_size,
             generator=generator,
         )
-        step_sq = _distance_sq(model, before)
+        step_sq = moved_sq(model, before)
         return SGDState(k + 1, model, optimizer, generator, step_sq, step_sq_sum + step_sq)
 
     def observe(self, problem: Problem, state: SGDState) -> Observation:
@@ -82,8 +79,3 @@ class SGD(Solver[SGDState]):
         if state.k > 0:
             terms |= {"step_sq": float(state.step_sq), "step_sq/sum": float(state.step_sq_sum)}
         return Observation(model, theta, terms)
-
-
-def _distance_sq(model: nn.Module, before: list[Tensor]) -> Tensor:
-    moves = [p.detach() - old for p, old in zip(model.parameters(), before, strict=True)]
-    return torch.stack([torch.linalg.vector_norm(m, dtype=torch.float64).square() for m in moves]).sum()

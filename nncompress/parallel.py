@@ -1,0 +1,78 @@
+"""Several processes as one (torchrun): who this process is, its share of the samples, sums over all.
+
+A process that was not started by torchrun is a group of one, and nothing here imports torch.distributed's group.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def start() -> None:
+    """Join the group that torchrun describes in the environment, once; nothing without one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        gpus = torch.cuda.is_available()
+        if gpus:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+
+
+def size() -> int:
+    """How many processes work together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, from 0; process 0 writes the run folder."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def share(n: int) -> slice:
+    """This process's samples of n: consecutive, their numbers differing by at most one between processes."""
+    return slice(n * rank() // size(), n * (rank() + 1) // size())
+
+
+def sum_(*tensors: Tensor) -> None:
+    """Each tensor becomes its sum over all processes, the same bits in each."""
+    if size() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def gathered(part: Tensor, n: int) -> Tensor:
+    """The n rows of which each process holds its share; on process 0 (elsewhere `part`)."""
+    if size() == 1:
+        return part
+    most = -(-n // size())
+    filled = torch.cat([part, part.new_zeros(most - len(part), *part.shape[1:])]).contiguous()
+    parts = [torch.empty_like(filled) for _ in range(size())] if rank() == 0 else None
+    dist.gather(filled, parts)
+    if parts is None:
+        return part
+    lengths = [n * (r + 1) // size() - n * r // size() for r in range(size())]
+    return torch.cat([p[:length] for p, length in zip(parts, lengths, strict=True)])
+
+
+def agreed(value: T) -> T:
+    """Process 0's value, in every process."""
+    if size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def largest(code: int) -> int:
+    """The largest of all processes' codes, in every process."""
+    if size() == 1:
+        return code
+    found = torch.tensor(code)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)

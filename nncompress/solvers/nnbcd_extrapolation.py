@@ -1,0 +1,57 @@
+"""Inertial NN-BCD: from where a sweep ended a step further along the way it went, kept while L does not rise."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from nncompress.solvers.nnbcd_figures import terms_of
+from nncompress.solvers.nnbcd_state import Blocks, NNBCDState
+
+INITIAL_BETA, GROWTH, CEILING_GROWTH, SHRINKAGE = 0.5, 1.05, 1.01, 1.5
+"""The values of Ang and Gillis, "Accelerating nonnegative matrix factorization algorithms using extrapolation",
+Neural Computation 31 (2019), whose rule for beta this is."""
+
+
+def extrapolate(P: Blocks, state: NNBCDState, *, tau: float, gamma: float, rho: float) -> NNBCDState:
+    """P + beta (P - P_before) where L is not larger there, else P itself; P_before is where the last sweep ended.
+
+    All of W, b, U, V move, T(G) stays. beta grows after a success up to its ceiling, and shrinks after a failure, which
+    lowers the ceiling to where it failed. Costs the products that the V blocks had given for free and holds a second
+    copy of the blocks.
+    """
+    beta, ceiling = state.beta
+    value = terms_of(P, tau=tau, gamma=gamma, rho=rho).sum()
+    here = (tuple(P.W[1:]), tuple(P.b[1:]), tuple(P.U[1:]), tuple(P.V[1:]))
+    further = tuple(_moved(old, new, beta) for old, new in zip(state.ended, here, strict=True))
+    _put(P, further)
+    if bool(terms_of(P, tau=tau, gamma=gamma, rho=rho).sum() <= value):
+        beta, ceiling = min(ceiling, GROWTH * beta), min(1.0, CEILING_GROWTH * ceiling)
+        ended = here
+    else:
+        beta, ceiling = beta / SHRINKAGE, beta
+        _put(P, here)
+        ended = tuple(_copied(old, new) for old, new in zip(further, here, strict=True))
+    W, b, U, V = (tuple(group[1:]) for group in (P.W, P.b, P.U, P.V))
+    return state._replace(
+        W=W, b=b, U=U, V=V, products=tuple(P.products[1:]), ended=ended, beta=(beta, ceiling)
+    )
+
+
+Group = tuple[Tensor | None, ...]
+
+
+def _moved(old: Group, new: Group, beta: float) -> Group:
+    """new + beta (new - old), written over `old`."""
+    pairs = zip(old, new, strict=True)
+    return tuple(None if o is None or x is None else o.mul_(-beta).add_(x, alpha=1 + beta) for o, x in pairs)
+
+
+def _copied(old: Group, new: Group) -> Group:
+    return tuple(None if o is None or x is None else o.copy_(x) for o, x in zip(old, new, strict=True))
+
+
+def _put(P: Blocks, groups: tuple[Group, ...]) -> None:
+    for name, group in zip(("W", "b", "U", "V"), groups, strict=True):
+        getattr(P, name)[1:] = group
+    for i in range(2, P.last + 1):
+        P.refresh(i)

@@ -1,0 +1,254 @@
+"""Direct learning: gradients reach Θ, ranks and norms are kept, other compressions are refused."""
+
+import itertools
+import json
+import sys
+
+import pytest
+import torch
+from problems import F64, gaussian, mlp, problem, small_digits
+from torch import nn
+
+from nncompress import checkpoint
+from nncompress.cli import main
+from nncompress.compact.artefact import load_compact
+from nncompress.compressions.additive import additive
+from nncompress.compressions.codebook import codebook
+from nncompress.compressions.cp import cp
+from nncompress.compressions.low_rank import low_rank
+from nncompress.compressions.mixed import mixed
+from nncompress.compressions.plan import none
+from nncompress.compressions.rank_selection import rank_selection
+from nncompress.compressions.sparsity import l0
+from nncompress.compressions.tensor_train import tt
+from nncompress.compressions.tt_matrix import tt_matrix
+from nncompress.compressions.tucker import tucker
+from nncompress.data.digits import digits
+from nncompress.errors import Unsupported
+from nncompress.metrics import evaluate, held
+from nncompress.params import Params
+from nncompress.problem import with_weights
+from nncompress.solvers.descent import Constant
+from nncompress.solvers.direct_learning import DirectLearning
+
+
+def low_rank_and_tucker(weights):
+    parts = {
+        "first": lambda w: low_rank(w, rank=2, layers=["fc1"]),
+        "second": lambda w: tucker(w, rank=2, modes=[2, 4, 4, 2], layers=["fc2"]),
+    }
+    return mixed(weights, parts=parts)
+
+
+RECIPES = [
+    pytest.param(tt, {"rank": 3}, id="tt"),
+    pytest.param(tt_matrix, {"rank": 3}, id="tt_matrix"),
+    pytest.param(tucker, {"rank": 3}, id="tucker"),
+    pytest.param(tucker, {"rank": [2, 2, 2, 2], "modes": {"fc1": [4, 2, 2, 8], "fc2": [2, 4, 4, 2]}}, id="tucker-4"),
+    pytest.param(cp, {"rank": 3}, id="cp"),
+    pytest.param(low_rank, {"rank": 3}, id="low_rank"),
+    pytest.param(low_rank_and_tucker, {}, id="mixed"),
+]
+every = pytest.mark.parametrize(("recipe", "settings"), RECIPES)
+
+
+def small(recipe, settings, activation="relu"):
+    """A problem of 16-8-8-3 with biases."""
+    data = gaussian(n=40, d=16)
+    return problem(data, mlp(data, widths=(8, 8), bias=True, activation=activation), recipe, **settings)
+
+
+def last(solver, p, steps, state=None):
+    *_, final = solver.run(p, steps, state=state)
+    return final
+
+
+@every
+def test_the_gradient_in_theta_and_the_other_parameters_is_that_of_finite_differences(recipe, settings):
+    p = small(recipe, settings, activation="tanh")
+    network = DirectLearning().init(p).network
+    p.loss(network(p.data.train.x), p.data.train.y).backward()
+
+    def loss():
+        return evaluate(with_weights(network.model, p.plan.decompress(network.theta)), p.data.train, p.loss).loss
+
+    for parameter in network.learned():
+        if parameter.grad is None:  # Tucker's identity
+            assert parameter.numel() == 0
+            continue
+        entries = parameter.detach().view(-1)
+        for i in range(0, len(entries), 5):
+            values = []
+            for h in (1e-5, -1e-5):
+                entries[i] += h
+                values.append(loss())
+                entries[i] -= h
+            assert float(parameter.grad.view(-1)[i]) == pytest.approx((values[0] - values[1]) / 2e-5, abs=1e-8)
+
+
+@every
+def test_the_deployed_network_is_the_trained_one_and_keeps_the_ranks_of_the_plan(recipe, settings):
+    p = small(recipe, settings)
+    solver = DirectLearning(num_steps=5)
+    first, final = solver.observe(p, solver.init(p)), last(solver, p, 5).observation
+    assert [held(t) for t in first.theta] == [held(t) for t in final.theta]
+    weights = p.plan.select(dict(final.model.named_parameters())).detach()
+    assert all(torch.equal(w, p.plan.decompress(final.theta)[name]) for name, w in weights.items())
+    assert all(not torch.equal(w, p.model.get_parameter(name)) for name, w in final.model.named_parameters())
+    if recipe is not cp:  # whose projection finds local minima
+        again = p.plan.decompress(p.plan.compress(weights))
+        assert float((weights - again).sq() / weights.sq()) < 1e-20
+
+
+@every
+def test_rescaled_factors_begin_with_the_norms_of_the_weights(recipe, settings):
+    p = small(recipe, settings)
+    w = p.plan.select(dict(p.model.named_parameters())).detach()
+    start = DirectLearning().observe(p, DirectLearning().init(p))
+    plain = DirectLearning(rescale=False).observe(p, DirectLearning(rescale=False).init(p))
+    for name, dense in p.plan.decompress(start.theta).items():
+        assert float(dense.norm()) == pytest.approx(float(w[name].norm()), rel=1e-6)
+    for name, dense in p.plan.decompress(p.plan.compress(w)).items():
+        assert float(dense.norm()) < 0.99 * float(w[name].norm())
+        assert torch.equal(dense, plain.model.get_parameter(name))
+
+
+@every
+def test_a_restored_state_continues_bit_for_bit_and_the_problem_is_untouched(recipe, settings, tmp_path):
+    p = small(recipe, settings)
+    before = {name: value.clone() for name, value in p.model.state_dict().items()}
+    solver = DirectLearning(num_steps=6, batch_size=16)
+    whole = last(solver, p, 6)
+    checkpoint.save(tmp_path / "last.pt", {"state": checkpoint.pack(last(solver, p, 3).state)})
+    loaded = checkpoint.load(tmp_path / "last.pt")["state"]
+    resumed = last(solver, p, 6, state=checkpoint.restore(solver.init(p), loaded, tmp_path / "last.pt"))
+    assert resumed.observation.terms == whole.observation.terms
+    for a, b in zip(resumed.state.network.parameters(), whole.state.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert all(torch.equal(before[name], value) for name, value in p.model.state_dict().items())
+
+
+def test_the_recorded_steps_are_those_of_the_decompressed_weights_and_the_other_parameters():
+    p = small(tt, {"rank": 3})
+    iterates = list(DirectLearning(num_steps=3).run(p, 3))
+    networks = [Params(dict(iterate.observation.model.named_parameters())).detach() for iterate in iterates]
+    steps = [float((b - a).sq()) for a, b in itertools.pairwise(networks)]
+    terms = [iterate.observation.terms for iterate in iterates]
+    assert "step_sq" not in terms[0]
+    assert [term["step_sq"] for term in terms[1:]] == pytest.approx(steps, rel=1e-10)
+    assert terms[3]["step_sq/sum"] == pytest.approx(sum(steps), rel=1e-10)
+
+
+def test_one_step_on_all_samples_is_a_gradient_step_in_theta():
+    p = small(low_rank, {"rank": 2})
+    solver = DirectLearning(lr=0.5, optimizer=torch.optim.SGD, batch_size=40, schedule=Constant())
+    state = solver.init(p)
+    U, V = (tensor.detach().clone().requires_grad_() for tensor in state.network.theta[0])
+    weights = dict(state.network.model.named_parameters()) | {"fc1.weight": U @ V}
+    p.loss(torch.func.functional_call(p.model, weights, (p.data.train.x,)), p.data.train.y).backward()
+    after = solver.observe(p, solver.step(p, state)).theta[0]
+    torch.testing.assert_close(after.U, (U - 0.5 * U.grad).detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(after.V, (V - 0.5 * V.grad).detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("recipe", [tt, tt_matrix, tucker, cp, low_rank])
+def test_every_format_lowers_the_loss_and_learns_digits(recipe):
+    data = digits().to("cpu", F64)
+    p = problem(data, mlp(data, widths=(64, 64), bias=True), recipe, rank=12)
+    seen = [iterate.observation for iterate in DirectLearning(num_steps=8, batch_size=32).run(p, 8, every=8)]
+    assert seen[-1].terms["objective"] < 0.1 * seen[0].terms["objective"]
+    assert evaluate(seen[-1].model, data.test, p.loss).accuracy > 0.88
+
+
+def test_a_rescaled_start_learns_faster():
+    data = small_digits()
+    p = problem(data, mlp(data, widths=(64, 64)), tt, rank=4)
+    losses = [last(DirectLearning(rescale=rescale), p, 3).observation.terms["objective"] for rescale in (True, False)]
+    assert losses[0] < losses[1]
+
+
+class Images(nn.Sequential):
+    """A convolution without bias and batch normalisation."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)
+        )
+
+
+@pytest.mark.parametrize("scheme", [1, 2])
+def test_convolutions_are_learned_and_batch_norm_keeps_its_statistics(scheme):
+    data = digits(train_size=300, flatten=False).to("cpu", F64)
+    torch.manual_seed(0)
+    p = problem(data, Images().to(F64), low_rank, rank=2, scheme=scheme)
+    final = last(DirectLearning(num_steps=8, batch_size=30), p, 8)
+    assert int(final.observation.model[1].num_batches_tracked) == 80
+    assert int(p.model[1].num_batches_tracked) == 0
+    assert evaluate(final.observation.model, data.test, p.loss).accuracy > 0.85
+
+
+REFUSED = [
+    (none, {}, r"direct learning needs factorised compressions \(tt, .*\); found no compressed weight; choose"),
+    (l0, {"keep": 0.3}, r"found L0\(.*\) for fc1.weight; use solver=nnbcd, or solver=sgd to compress afterwards"),
+    (l0, {"keep": 0.3, "joint": True}, "for fc1.weight, fc2.weight; use"),
+    (additive, {"parts": {"a": tt, "b": low_rank}}, r"found TensorTrain\(.*\) \+ LowRank\(.*\) for fc1.weight"),
+    (mixed, {"parts": {"a": lambda w: tt(w, layers=["fc1"]), "b": lambda w: codebook(w, layers=["fc2"])}},
+     r"found Codebook\(.*\) for fc2.weight"),
+    (rank_selection, {"alpha": 1e-3}, r"of fixed ranks; found RankSelection\(.*\), a penalty, for fc1.weight; give it"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("recipe", "settings", "said"), REFUSED)
+def test_other_compressions_are_refused_in_a_sentence(recipe, settings, said):
+    with pytest.raises(Unsupported, match=said):
+        DirectLearning().init(small(recipe, settings))
+
+
+def test_weights_that_compress_to_zero_are_refused():
+    p = small(low_rank, {"rank": 2})
+    with torch.no_grad():
+        p.model.get_parameter("fc2.weight").zero_()
+    with pytest.raises(Unsupported, match=r"found that LowRank\(rank=2\) makes fc2.weight zero; choose"):
+        DirectLearning().init(p)
+    with pytest.raises(Unsupported, match=r"found that RankSelection\(.*\) makes fc1.weight zero; choose"):
+        DirectLearning().init(small(rank_selection, {"alpha": 1e3}))
+
+
+@pytest.mark.parametrize("setting", [{"lr": 0.0}, {"batch_size": 0}])
+def test_settings_out_of_range_are_refused(setting):
+    with pytest.raises(ValueError, match="found"):
+        DirectLearning(**setting)
+
+
+WORDS = [
+    "solver=direct_learning",
+    "model=tt_mlp",
+    "model.widths=[32,32]",
+    "compression.rank=8",
+    "dataset.train_size=200",
+]
+SGD = ["solver.optimizer._target_=torch.optim.SGD", "solver.lr=0.05", "deterministic=true"]
+
+
+@pytest.mark.parametrize(
+    "more", [[], SGD, ["compression=tucker"], ["compression=cp"]], ids=["tt", "sgd", "tucker", "cp"]
+)
+def test_a_run_has_no_gap_resumes_and_stores_the_trained_network(more, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("nncompress.experiment.write_run_report", lambda folder: [])
+    words = ["train", *WORDS, *more]
+    schedule = "solver.schedule._target_=nncompress.solvers.descent.Constant"
+    try:
+        for folder, steps in (("whole", 6), ("part", 3)):
+            assert main([*words, schedule, f"solver.num_steps={steps}", f"hydra.run.dir={tmp_path / folder}"]) == 0
+        assert main(["train", f"resume={tmp_path / 'part'}", "solver.num_steps=6"]) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    lines = [(tmp_path / name / "records.jsonl").read_text().splitlines() for name in ("whole", "part")]
+    whole, resumed = ([{k: v for k, v in json.loads(row).items() if k != "seconds"} for row in rows] for rows in lines)
+    assert whole == resumed
+    assert all(row["gap"] == 0 and row["accuracy/test"] == row["accuracy/dense_test"] for row in whole)
+    assert whole[-1]["objective"] < whole[0]["objective"]
+    found = evaluate(load_compact(tmp_path / "whole/model"), digits(train_size=200).test, nn.functional.cross_entropy)
+    assert found.loss == pytest.approx(whole[-1]["loss/test"], rel=1e-5)
