@@ -17,21 +17,18 @@ from typing import Any
 import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
-from nncompress import checkpoint, config, environment, metrics
+from nncompress import checkpoint, environment, metrics, parallel
+from nncompress.building import build, layers_of
 from nncompress.compact.artefact import save_compact
-from nncompress.compressions.plan import Plan, check_finite, plan_of
-from nncompress.compressions.target import Target, fit
 from nncompress.errors import ConfigError, Diverged, NNCompressError, Unsupported
 from nncompress.interruption import Interruption
-from nncompress.problem import Dataset, Problem, weights_of, with_weights
+from nncompress.problem import weights_of, with_weights
 from nncompress.progress import ProgressLog
 from nncompress.rates import rate_summary
 from nncompress.records import CONFIG, RECORDS, STATUS, SUMMARY, Recorder, read_run, write_json
 from nncompress.report import write_run_report
-from nncompress.signatures import one_line
-from nncompress.solvers.base import Iterate, Observation, Solver
+from nncompress.solvers.base import Iterate, Observation
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +43,10 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     Writes the files of a run folder, `status.json` whatever happens. Raises an NNCompressError or what else went
     wrong, and SystemExit(130 or 143) after a checkpoint when interrupted.
     """
+    if parallel.rank() > 0:  # process 0 writes the folder
+        with Interruption() as interruption:
+            _Execution(cfg, folder, interruption, {}).run(None)
+        return {}
     with _claimed(folder):
         if cfg.resume is None and (folder / RECORDS).exists():
             raise ConfigError(
@@ -55,7 +56,8 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         with _status(folder, cfg.resume is not None) as status, Interruption() as interruption:
             saved = OmegaConf.merge(cfg, {"resume": None})
             (folder / CONFIG).write_text(OmegaConf.to_yaml(saved, resolve=True), encoding="utf-8")
-            summary = _Execution(cfg, folder, interruption, status).run()
+            execution = _Execution(cfg, folder, interruption, status)
+            summary = execution.recorded()
             write_run_report(folder)
     return summary
 
@@ -109,101 +111,47 @@ def _status(folder: Path, resumed: bool) -> Iterator[dict[str, Any]]:
             write_json(folder / STATUS, status)
 
 
-def _build(cfg: DictConfig) -> tuple[Problem, Solver[Any], dict[str, Any]]:
-    """What the configuration names; the solver first, since it needs no data to refuse a bad value."""
-    solver = config.build(cfg.solver)
-    device = environment.choose_device(cfg.device)
-    dtype = environment.choose_dtype(cfg.precision, solver.precision)
-    environment.make_deterministic(cfg.seed, cfg.deterministic)
-    data = config.build(cfg.dataset)
-    if not isinstance(data, Dataset):
-        raise ConfigError(f"dataset: must give an nncompress.problem.Dataset, found {type(data).__name__}")
-    data = data.to(device, dtype)
-    model = config.build(cfg.model, input_shape=data.input_shape, num_classes=data.num_classes)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model: must give a torch.nn.Module, found {type(model).__name__}")
-    model = model.to(device, dtype)
-    plan, target = _plan(cfg, model, data)
-    for words in plan.clipped():
-        log.warning("%s", words)
-    return Problem(model, data, plan), solver, target
-
-
-def _plan(cfg: DictConfig, model: nn.Module, data: Dataset) -> tuple[Plan, dict[str, Any]]:
-    """The plan of the compression's recipe, fitted to a target if there is one, and what the summary says of that."""
-    weights, recipe = weights_of(model), config.build(cfg.compression)
-    check_finite(weights)
-    layers = _layers(model, data)
-    uses = metrics.uses_of(layers)
-    given = [(str(name), value) for name, value in cfg.target.items() if value is not None]
-    with config.refusals("compression"):
-        if not given:
-            return plan_of(recipe, weights, uses), {}
-        name, requested = given[0]
-        key = TARGETS[name][requested > 1]
-
-        def measure(plan: Plan) -> float:
-            theta = plan.compress(plan.select(weights))
-            return (metrics.sizes(Problem(model, data, plan), theta) | metrics.macs(plan, theta, layers))[key]
-
-        found = fit(recipe, weights, Target(name, measure, requested), uses)
-    log.info("target.%s=%g: %s gives %.6g on the initial weights", name, requested, found.setting, found.achieved)
-    return found.plan, {"target/key": key, "target/requested": requested, "target/setting": found.setting}
-
-
-def _layers(model: nn.Module, data: Dataset) -> list[metrics.Layer]:
-    """The layers one sample passes; ConfigError when the network does not take the data."""
-    try:
-        return metrics.layers_of(model, data.train.x[:1])
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise ConfigError(
-            f"model: the network must take samples of shape {data.input_shape}, found that its forward pass fails "
-            f"({one_line(error)}); choose another model or data set (dataset.flatten=...)"
-        ) from error
-
-
-TARGETS = {
-    "ratio": ("ratio/params", "ratio/params"),
-    "bits": ("ratio/bits", "bits/compressed"),
-    "macs": ("ratio/macs", "macs/compressed"),
-}
-"""The figure each target sets, for a request of at most 1 and for a larger one."""
-
-
 class _Execution:
     """The loop over a solver's iterates, from the start or from a checkpoint."""
 
     def __init__(self, cfg: DictConfig, folder: Path, interruption: Interruption, status: dict[str, Any]) -> None:
         self.cfg, self.folder, self.interruption, self.status = cfg, folder, interruption, status
-        self.problem, self.solver, self.target = _build(cfg)
+        self.problem, self.solver, self.target = build(cfg)
         environment.reset_peak_memory(self.problem.device)
         self.step_seconds: list[float] = []
         self.start: dict[str, Any] | None = None
         self.previous: dict[str, Any] | None = None
-        self._describe_environment()
+        self.restored, self.rows = self._restored()
 
-    def run(self) -> dict[str, Any]:
-        restored, rows = self._restored()
-        last = self.solver.num_steps
-        with Recorder(self.folder / RECORDS, keep=rows) as recorder:
-            if restored is not None:
+    def recorded(self) -> dict[str, Any]:
+        """Process 0: iterate with all records kept in the folder; the summary."""
+        self._describe_environment()
+        with Recorder(self.folder / RECORDS, keep=self.rows) as recorder:
+            if self.restored is not None:
                 observed = read_run(self.folder).rows
                 self.start, self.previous = _row_of(observed, 0), _row_of(observed, -1)
-            with ProgressLog(0 if restored is None else restored.step, last) as progress:
-                iterate, saved = restored, True
-                for iterate in self._iterates(restored):
-                    progress.update(iterate.step, self._recorded(iterate, recorder))
-                    stop = self.interruption.code
-                    saved = bool(stop) or (iterate.step > 0 and iterate.step % self.cfg.checkpoint_every == 0)
-                    if saved:
-                        self._save(iterate, recorder)
-                    if stop and iterate.step < last:
-                        raise SystemExit(stop)
-            if iterate is None:
-                raise ConfigError(f"solver.num_steps must be at least 0, found {last}")
-            if not saved:
-                self._save(iterate, recorder)
-        return self._summary(iterate)
+            iterate, observation = self.run(recorder)
+        return self._summary(iterate, observation)
+
+    def run(self, recorder: Recorder | None) -> tuple[Iterate, Observation]:
+        """The last iterate and its observation; what there is to write goes to the recorder of process 0."""
+        self.previous = parallel.agreed(self.previous)
+        iterate, saved, last = self.restored, True, self.solver.num_steps
+        first = 0 if iterate is None else iterate.step
+        with ProgressLog(first, last, shown=recorder is not None) as progress:
+            for iterate in self._iterates(self.restored):
+                progress.update(iterate.step, None if recorder is None else self._recorded(iterate, recorder))
+                stop = parallel.largest(self.interruption.code)
+                saved = bool(stop) or (iterate.step > 0 and iterate.step % self.cfg.checkpoint_every == 0)
+                if saved:
+                    self._save(iterate, recorder)
+                if stop and iterate.step < last:
+                    raise SystemExit(stop)
+        if iterate is None:
+            raise ConfigError(f"solver.num_steps must be at least 0, found {last}")
+        if not saved:
+            self._save(iterate, recorder)
+        return iterate, iterate.observation or self.solver.observe(self.problem, iterate.state)
 
     def _iterates(self, restored: Iterate | None) -> Iterator[Iterate]:
         """The solver's iterates with the seconds of the whole run; numerical breakdown becomes Diverged."""
@@ -267,14 +215,17 @@ class _Execution:
             row["decrease/slack"] = self.previous["objective"] - terms["objective"] - promised
         return row
 
-    def _save(self, iterate: Iterate, recorder: Recorder) -> None:
+    def _save(self, iterate: Iterate, recorder: Recorder | None) -> None:
+        state = self.solver.whole(self.problem, iterate.state)
+        if recorder is None:
+            return
         recorder.sync()
         content = {
             "rows": recorder.count,
             "seconds": iterate.seconds,
             "step_seconds": self.step_seconds,
             "random": environment.random_state(self.problem.device),
-            "state": checkpoint.pack(iterate.state),
+            "state": checkpoint.pack(state),
         }
         checkpoint.save(self.folder / CHECKPOINT, content)
 
@@ -285,6 +236,7 @@ class _Execution:
         path = self.folder / CHECKPOINT
         content = checkpoint.load(path)
         state = checkpoint.restore(self.solver.init(self.problem), content["state"], path)
+        state = self.solver.own(self.problem, state)
         environment.restore_random_state(content["random"], self.problem.device)
         self.step_seconds = content["step_seconds"]
         self.status["step"] = state.k
@@ -301,15 +253,14 @@ class _Execution:
             about = began | {"resumed": [*(earlier if isinstance(earlier, list) else []), about]}
         write_json(path, about)
 
-    def _summary(self, iterate: Iterate) -> dict[str, Any]:
+    def _summary(self, iterate: Iterate, observation: Observation) -> dict[str, Any]:
         """The final figures: written to `summary.json` beside the compact network."""
         problem, choices = self.problem, self.cfg.choices
-        observation = iterate.observation or self.solver.observe(problem, iterate.state)
         rows = read_run(self.folder).rows
         final = rows.iloc[-1].to_dict()
         kept = ("accuracy/test", "accuracy/train", "accuracy/dense_test", "loss/train", "loss/test", "gap", "sparsity")
         theta, weights = observation.theta, problem.plan.select(weights_of(observation.model))
-        layers = _layers(problem.model, problem.data)
+        layers = layers_of(problem.model, problem.data)
         summary = {key: final[key] for key in kept} | metrics.sizes(problem, theta)
         summary |= {"huffman/compressed": metrics.huffman_bits(problem, theta)}
         summary |= metrics.macs(problem.plan, theta, layers) | rate_summary(rows)

@@ -21,12 +21,12 @@ LINE_EVERY = 2.0
 class ProgressLog:
     """Step, objective, test accuracy and time left, from step `first` to `last`."""
 
-    def __init__(self, first: int, last: int) -> None:
+    def __init__(self, first: int, last: int, *, shown: bool = True) -> None:
         self._first, self._last = first, last
         self._started = time.monotonic()
         self._said = -LINE_EVERY
         self._bar: Progress | None = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             self._bar = Progress(
                 TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
                 TimeRemainingColumn(), console=Console(stderr=True), transient=True,

@@ -31,6 +31,13 @@ from nncompress.signatures import one_line
 log = logging.getLogger(__name__)
 
 RUN_LOG = "run.log"
+PROCESSES = "WORLD_SIZE"
+"""What torchrun calls the number of processes in the environment."""
+
+QUIET = ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
+"""Hydra's words for the processes that write nothing."""
+
+_stamps: list[str] = []  # the one that the processes of torchrun agreed on
 _sweep_folders: list[Path] = []  # Hydra hands the folder of a sweep to callbacks alone
 
 
@@ -44,7 +51,7 @@ class SweepFolder(Callback):
 
 def stamp() -> str:
     """`<date>_<time>-<6 hex>`: a folder's name that two runs of the same second do not share."""
-    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{os.urandom(3).hex()}"
+    return _stamps[-1] if _stamps else f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{os.urandom(3).hex()}"
 
 
 def drop_tracebacks() -> Callable[[logging.LogRecord], bool]:
@@ -66,7 +73,10 @@ def train(arguments: list[str]) -> int:
         sys.path.insert(0, os.getcwd())
     config.register()
     _sweep_folders.clear()
+    leads = _joined()
     task, arguments = resumed(arguments, _attempt) or (job, arguments)
+    if not leads:
+        arguments = [*arguments, *QUIET]
     code = 0
     try:
         with _hydra_process(arguments):
@@ -83,7 +93,19 @@ def train(arguments: list[str]) -> int:
         raise
     except OSError as error:
         raise _unwritable(error) from error
-    return _finish_sweep(_sweep_folders[-1], code) if _sweep_folders else code
+    return _finish_sweep(_sweep_folders[-1], code) if _sweep_folders and leads else code
+
+
+def _joined() -> bool:
+    """Join the processes of torchrun, if there are several; whether this one writes the folder."""
+    _stamps.clear()
+    if int(os.environ.get(PROCESSES, "1")) == 1:
+        return True
+    from nncompress import parallel
+
+    parallel.start()
+    _stamps.append(parallel.agreed(stamp()))
+    return parallel.rank() == 0
 
 
 def job(cfg: DictConfig) -> None:

@@ -36,10 +36,12 @@ class Solver(ABC, Generic[State]):
     """A method. Subclasses are frozen dataclasses of hyper-parameters; every iterate lives in the state.
 
     A state is a NamedTuple of tensors, modules, optimisers and generators with the step number `k` first.
-    `precision` is the floating-point type the method is meant for (used by precision=auto).
+    `precision` is the floating-point type the method is meant for (used by precision=auto); `parallel` says whether
+    it shares the samples out between the processes of torchrun.
     """
 
     precision: ClassVar[str] = "float32"
+    parallel: ClassVar[bool] = False
     num_steps: int
     tolerance: float
 

@@ -33,7 +33,7 @@ def output_preactivation(V: Tensor, product: Tensor, gamma: float, rho: float) -
 
 
 class ActivationStep:
-    """V_i = argmin rho/2 ‖U - V Bᵀ‖² + c/2 ‖V - target‖², B (d' x d) the matrix of the next layer, c = gamma without skips.
+    """V_i = argmin rho/2 ‖U - V Bᵀ‖² + c/2 ‖V - target‖²; B (d' x d): the next layer's matrix, c = gamma without skips.
 
     By Cholesky of B Bᵀ + c/rho I (d' x d', Woodbury) where d' <= d, else of rho BᵀB + c I. The small side never does
     more work: it gives the product V Bᵀ of the new V, which the next sweep needs, for free.
@@ -148,8 +148,8 @@ def add_cross_(out: Tensor, R: Tensor, rows: Tensor, bias: bool) -> None:
 def weight_step(pull: Tensor, cross: Tensor, gram: Tensor, diagonal: Tensor, rho: float) -> Tensor:
     """What (W_i, b_i) moves by: (pull + rho RᵀV)(rho VᵀV + diag)⁻¹, residual R = U_i - V_{i-1} W_oldᵀ - 1 b_oldᵀ.
 
-    `cross` is RᵀV; of `gram`, VᵀV, the lower triangle is read. pull = tau (T(G) - W_old) (0 in the bias column), diag = alpha + tau
-    (alpha for the bias). The same minimiser of the ridge problem, jointly in W_i and b_i, as
+    `cross` is RᵀV; of `gram`, VᵀV, the lower triangle is read. pull = tau (T(G) - W_old) (0 in the bias column),
+    diag = alpha + tau (alpha for the bias). The same minimiser of the ridge problem, jointly in W_i and b_i, as
     (alpha W_old + tau T + rho UᵀV)(...)⁻¹, with rounding errors that shrink with the move.
     """
     matrix = rho * gram

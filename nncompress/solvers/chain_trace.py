@@ -6,7 +6,7 @@ import inspect
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,7 +24,8 @@ ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 FLATTENING = (torch.flatten, "flatten", "view", "reshape")
 
 
-class Value(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Value:
     """A tensor of the network: entries of U_layer (`activated` false) or V_layer, those of `index` (*shape, q) averaged
     over q. `summed`: V_layer with what skips to it."""
 
@@ -93,15 +94,15 @@ class _Trace:
         if type(module) in (nn.Linear, nn.Conv2d):
             return self._layer(node, module, value)
         if _flattens(module, node):
-            return value._replace(index=value.index.flatten(0, -2))
+            return replace(value, index=value.index.flatten(0, -2))
         if node.target in ("permute", torch.permute):
             order = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
             if order[0] == 0 and len(order) == value.index.dim():
                 axes = [int(axis) % len(order) - 1 for axis in order[1:]]  # type: ignore[arg-type]
-                return value._replace(index=value.index.permute(*axes, -1))
+                return replace(value, index=value.index.permute(*axes, -1))
         pooled = _pooled(module, node, value.index)
         if pooled is not None:
-            return value._replace(activated=True, index=pooled)  # V = U where no activation comes before
+            return replace(value, activated=True, index=pooled)  # V = U where no activation comes before
         return self._activated(node, value, _slope(module, node))
 
     def _activated(self, node: fx.Node, value: Value, slope: float) -> Value:
@@ -112,7 +113,7 @@ class _Trace:
         if slope == 1.0:
             return value
         self.layers[value.layer - 1] = replace(self.layers[value.layer - 1], slope=slope)
-        return value._replace(activated=True)
+        return replace(value, activated=True)
 
     def _layer(self, node: fx.Node, module: Any, value: Value) -> Value:
         if value.layer != len(self.layers) or self._before_skip(value):
@@ -154,11 +155,10 @@ class _Trace:
             raise self._refusal(node, "a branch")
         layer = self.layers[i - 1]
         # without an activation in between, the sum goes to U: what follows may still be one
-        kind = "outer" if late.activated else "inner"
-        if getattr(layer, kind) is not None:
+        if (layer.outer if late.activated else layer.inner) is not None:
             raise self._refusal(node, "a second skip into one layer")
-        self.layers[i - 1] = replace(layer, **{kind: j})
-        return late._replace(summed=late.activated)
+        self.layers[i - 1] = replace(layer, outer=j) if late.activated else replace(layer, inner=j)
+        return replace(late, summed=late.activated)
 
     def _before_skip(self, value: Value) -> bool:
         """Whether the value is V_i without what skips to it, which NN-BCD keeps no copy of."""

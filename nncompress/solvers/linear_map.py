@@ -59,9 +59,7 @@ class LinearMap:
         return B.view(-1, self.width + 1)[:, : self.width].contiguous()
 
 
-def windows(
-    index: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int] = (1, 1)
-) -> Tensor:
+def windows(index: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int] = (1, 1)) -> Tensor:
     """The windows of an index (channels, height, width, q): (height', width', channels, kernel_h, kernel_w, q)."""
     found = index
     for axis, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True), 1):

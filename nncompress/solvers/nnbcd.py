@@ -63,6 +63,7 @@ class NNBCD(Solver[NNBCDState]):
     """
 
     precision: ClassVar[str] = "float64"
+    parallel: ClassVar[bool] = True
 
     num_steps: int = 100
     tau: float = 5.0
@@ -105,7 +106,9 @@ class NNBCD(Solver[NNBCDState]):
         plan = problem.plan if self.initial_rank is None else _with_rank(problem.plan, self.initial_rank)
         shapes = {name: p.shape for name, p in problem.model.named_parameters()}
         names = [layer.weight for layer in chain.layers]
-        theta = plan.compress(plan.select({name: w.view(shapes[name]) for name, w in zip(names, W, strict=True)}), self.tau)
+        theta = plan.compress(
+            plan.select({name: w.view(shapes[name]) for name, w in zip(names, W, strict=True)}), self.tau
+        )
         dense = plan.decompress(theta)
         T = tuple(dense[name].flatten(1) if name in dense else None for name in names)
         U, V = _forward(chain, W, b, inputs_of(problem))
@@ -141,19 +144,17 @@ class NNBCD(Solver[NNBCDState]):
             self._update_layer(P, i, tau)  # V_i, U_i, W_i
             self._update_compressed(P, i, tau)  # G_i
         if self.multipliers:
-            P.guaranteed -= tau * P.distance_sq()
-            P.lam = [None if lam is None else lam - tau * (W - T) for lam, W, T in zip(P.lam, P.W, P.T, strict=True)]
+            P.update_multipliers(tau)
         new = P.state(state)
         return extrapolate(P, new, tau=tau, gamma=self.gamma, rho=self.rho) if self.extrapolation else new
 
     def observe(self, problem: Problem, state: NNBCDState) -> Observation:
         P, tau = Blocks.of(problem, state), self._tau(max(0, state.k - 1))
         terms = figures(P, tau=tau, gamma=self.gamma, rho=self.rho)
-        step_sq, step_sq_sum = state.step_sq, state.step_sq_sum
         if state.k > 0:
             terms |= {
-                "step_sq": float(step_sq),
-                "step_sq/sum": float(step_sq_sum),
+                "step_sq": float(state.step_sq),
+                "step_sq/sum": float(state.step_sq_sum),
                 "step_sq/theta": float(state.theta_sq),
             }
         if self.tau_growth > 1:
@@ -253,7 +254,7 @@ class NNBCD(Solver[NNBCDState]):
             saved[rows] = product if b is None else product + b.repeat(following.map.positions)
 
     def _target(self, P: Blocks, i: int, rows: slice, c: float) -> Tensor:
-        """What the V_i block pulls V_i to, a new tensor: sigma_i(U_i) and, weighted, what the layers it skips to need."""
+        """What the V_i block pulls V_i to, a new tensor: sigma_i(U_i) and, weighted, what it skips to."""
         target, outer = P.activation(i, rows), P.layer(i).outer
         if outer is not None:
             target += P.V[outer][rows]
@@ -315,8 +316,8 @@ class NNBCD(Solver[NNBCDState]):
             entries = layer.map.positions * len(parameters[layer.weight]) * layer.map.width
             if layer.map.index is not None and entries > LARGEST:
                 raise Unsupported(
-                    f"NN-BCD needs the matrix of each convolution behind the first layer, at most {LARGEST} entries; found "
-                    f"{entries} for {layer.weight!r}; use smaller images, fewer channels or larger strides"
+                    f"NN-BCD needs the matrix of each convolution behind the first layer, at most {LARGEST} entries; "
+                    f"found {entries} for {layer.weight!r}; use smaller images, fewer channels or larger strides"
                 )
         layers = [dataclasses.replace(layer, map=layer.map.to(problem.device)) for layer in chain.layers]
         return Chain(tuple(layers))
@@ -335,9 +336,7 @@ class NNBCD(Solver[NNBCDState]):
         return weights, [None if layer.bias is None else given[layer.bias] for layer in chain.layers]
 
 
-def _forward(
-    chain: Chain, W: list[Tensor], b: list[Tensor | None], V0: Tensor
-) -> tuple[list[Tensor], list[Tensor]]:
+def _forward(chain: Chain, W: list[Tensor], b: list[Tensor | None], V0: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """U and V as the network makes them of its input."""
     U: list[Tensor] = []
     V = [V0]

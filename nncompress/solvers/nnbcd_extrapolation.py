@@ -21,7 +21,7 @@ def extrapolate(P: Blocks, state: NNBCDState, *, tau: float, gamma: float, rho: 
     """
     beta, ceiling = state.beta
     value = terms_of(P, tau=tau, gamma=gamma, rho=rho).sum()
-    here = (tuple(P.W[1:]), tuple(P.b[1:]), tuple(P.U[1:]), tuple(P.V[1:]))
+    here = _taken(P)
     further = tuple(_moved(old, new, beta) for old, new in zip(state.ended, here, strict=True))
     _put(P, further)
     if bool(terms_of(P, tau=tau, gamma=gamma, rho=rho).sum() <= value):
@@ -31,13 +31,20 @@ def extrapolate(P: Blocks, state: NNBCDState, *, tau: float, gamma: float, rho: 
         beta, ceiling = beta / SHRINKAGE, beta
         _put(P, here)
         ended = tuple(_copied(old, new) for old, new in zip(further, here, strict=True))
-    W, b, U, V = (tuple(group[1:]) for group in (P.W, P.b, P.U, P.V))
-    return state._replace(
-        W=W, b=b, U=U, V=V, products=tuple(P.products[1:]), ended=ended, beta=(beta, ceiling)
-    )
+    return P.put_into(state)._replace(ended=ended, beta=(beta, ceiling))
 
 
 Group = tuple[Tensor | None, ...]
+
+
+def _taken(P: Blocks) -> tuple[Group, ...]:
+    return tuple(P.W[1:]), tuple(P.b[1:]), tuple(P.U[1:]), tuple(P.V[1:])
+
+
+def _put(P: Blocks, groups: tuple[Group, ...]) -> None:
+    P.W[1:], P.b[1:], P.U[1:], P.V[1:] = groups  # type: ignore[assignment]
+    for i in range(2, P.last + 1):
+        P.refresh(i)
 
 
 def _moved(old: Group, new: Group, beta: float) -> Group:
@@ -48,10 +55,3 @@ def _moved(old: Group, new: Group, beta: float) -> Group:
 
 def _copied(old: Group, new: Group) -> Group:
     return tuple(None if o is None or x is None else o.copy_(x) for o, x in zip(old, new, strict=True))
-
-
-def _put(P: Blocks, groups: tuple[Group, ...]) -> None:
-    for name, group in zip(("W", "b", "U", "V"), groups, strict=True):
-        getattr(P, name)[1:] = group
-    for i in range(2, P.last + 1):
-        P.refresh(i)

@@ -101,13 +101,8 @@ class Blocks:
         parallel.sum_(self.of_samples)
         self.step_sq += self.of_samples[0]
         self.guaranteed += self.of_samples[1]
-        return old._replace(
+        return self.put_into(old)._replace(
             k=old.k + 1,
-            W=tuple(self.W[1:]),
-            b=tuple(self.b[1:]),
-            U=tuple(self.U[1:]),
-            V=tuple(self.V[1:]),
-            products=tuple(self.products[1:]),
             theta=tuple(self.theta),
             T=tuple(self.T[1:]),
             lam=tuple(self.lam[1:]),
@@ -116,6 +111,11 @@ class Blocks:
             step_sq_sum=old.step_sq_sum + self.step_sq,
             guaranteed=old.guaranteed + self.guaranteed,
         )
+
+    def put_into(self, state: NNBCDState) -> NNBCDState:
+        """The state with these W, b, U, V and their products."""
+        W, b, U, V, products = (tuple(group[1:]) for group in (self.W, self.b, self.U, self.V, self.products))
+        return state._replace(W=W, b=b, U=U, V=V, products=products)  # type: ignore[arg-type]
 
     @property
     def last(self) -> int:
@@ -199,6 +199,13 @@ class Blocks:
         """Whether the W_i block works on the side of the rows, of which there are fewer than half the columns."""
         rows = len(self.Y) * self.layer(i).map.positions
         return parallel.size() == 1 and 2 * rows < self.W[i].shape[1]
+
+    def update_multipliers(self, tau: float) -> None:
+        """lam <- lam - tau (W - T), by which L grows by tau ‖W - T‖²."""
+        self.guaranteed -= tau * self.distance_sq()
+        for i, (W, T, lam) in enumerate(zip(self.W, self.T, self.lam, strict=True)):
+            if T is not None and lam is not None:
+                self.lam[i] = lam - tau * (W - T)
 
     def project(self, i: int) -> None:
         """Overwrite W_i with T(G_i); the step is counted to where W_i ends up."""
