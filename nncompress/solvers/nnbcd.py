@@ -49,7 +49,8 @@ class NNBCD(Solver[NNBCDState]):
     O(1/k) for the running mean of the squared subgradients.
 
     num_steps: sweeps. plain: recompute Θ from scratch, as the published code does (by default the old Θ stays when
-    it is better, which makes L monotone). project: overwrite W_i with T(G_i) after each G step, the published pruning.
+    it is better, which makes L monotone). project: W_i is T(G_i) at the start and overwritten with it after each G step, the
+    published pruning.
     initial: a scheme of `initialization.SCHEMES` (convolutions: always 0.01 N(0,1), as published), or "model" for the
     network's own weights and biases; initial_scale: its factor (None: the published one); initial_rank: rank of the
     first Θ only (published: 400, HAR; 700, CNN).
@@ -111,6 +112,8 @@ class NNBCD(Solver[NNBCDState]):
         )
         dense = plan.decompress(theta)
         T = tuple(dense[name].flatten(1) if name in dense else None for name in names)
+        if self.project:
+            W = [w if t is None else t.clone() for w, t in zip(W, T, strict=True)]
         U, V = _forward(chain, W, b, inputs_of(problem))
         zero = torch.zeros((), dtype=torch.float64, device=problem.device)
         state = NNBCDState(
