@@ -24,7 +24,7 @@ from nncompress.signatures import Target, check_call, locate, one_line
 
 GROUPS = ("dataset", "model", "compression", "solver")
 OFFERED: dict[str, frozenset[str]] = {"model": frozenset({"input_shape", "num_classes"})}
-PRECISIONS = ("auto", "float32", "float64")
+PRECISIONS = ("auto", "float32", "float64", "tf32")
 
 
 @dataclass
