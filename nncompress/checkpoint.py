@@ -29,7 +29,12 @@ def pack(value: Any) -> Any:
 
 
 def unpack(template: Any, packed: Any) -> Any:
-    """The value that was packed, rebuilt on the pattern of `template` (a freshly initialised state)."""
+    """The value that was packed, rebuilt on the pattern of `template` (a freshly initialised state).
+
+    What was not packed stays the template's: the problem determines it.
+    """
+    if packed is None:
+        return template
     if isinstance(template, nn.Module | Optimizer):
         template.load_state_dict(packed)
         return template
@@ -42,7 +47,7 @@ def unpack(template: Any, packed: Any) -> Any:
         return type(template)(*items) if hasattr(template, "_fields") else type(template)(items)
     if isinstance(template, Tensor):
         return packed.to(device=template.device, dtype=template.dtype)
-    return template if packed is None else packed
+    return packed
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

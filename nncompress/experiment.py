@@ -10,7 +10,7 @@ import math
 import statistics
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,14 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     Writes the files of a run folder, `status.json` whatever happens. Raises an NNCompressError or what else went
     wrong, and SystemExit(130 or 143) after a checkpoint when interrupted.
     """
-    if parallel.rank() > 0:  # process 0 writes the folder
-        with Interruption() as interruption:
-            _Execution(cfg, folder, interruption, {}).run(None)
-        return {}
-    with _claimed(folder):
-        if cfg.resume is None and (folder / RECORDS).exists():
-            raise ConfigError(
-                f"a run needs a folder of its own, found the records of another run in {folder}; "
-                f"continue that one with resume={folder}, or give another hydra.run.dir"
-            )
-        with _status(folder, cfg.resume is not None) as status, Interruption() as interruption:
+    with ExitStack() as claim:
+        with parallel.together():
+            if parallel.rank() == 0:
+                claim.enter_context(_claimed(folder, cfg.resume is not None))
+        if parallel.rank() > 0:  # process 0 writes the folder
+            with Interruption() as interruption:
+                return _Execution(cfg, folder, interruption, {}).recorded()
+        with Interruption() as interruption, _status(folder, cfg.resume is not None) as status:
             saved = OmegaConf.merge(cfg, {"resume": None})
             (folder / CONFIG).write_text(OmegaConf.to_yaml(saved, resolve=True), encoding="utf-8")
             execution = _Execution(cfg, folder, interruption, status)
@@ -63,7 +60,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
+def _claimed(folder: Path, resumed: bool) -> Iterator[None]:
     """Hold the folder: a second process that wants to run in it is refused. The claim ends with the process."""
     with open(folder / "run.lock", "w", encoding="utf-8") as lock:
         try:
@@ -73,6 +70,11 @@ def _claimed(folder: Path) -> Iterator[None]:
                 f"a run needs a folder of its own, found another process running in {folder}; wait for it, or give "
                 "another hydra.run.dir"
             ) from error
+        if not resumed and (folder / RECORDS).exists():
+            raise ConfigError(
+                f"a run needs a folder of its own, found the records of another run in {folder}; "
+                f"continue that one with resume={folder}, or give another hydra.run.dir"
+            )
         yield
 
 
@@ -116,7 +118,8 @@ class _Execution:
 
     def __init__(self, cfg: DictConfig, folder: Path, interruption: Interruption, status: dict[str, Any]) -> None:
         self.cfg, self.folder, self.interruption, self.status = cfg, folder, interruption, status
-        self.problem, self.solver, self.target = build(cfg)
+        with parallel.together():
+            self.problem, self.solver, self.target = build(cfg)
         environment.reset_peak_memory(self.problem.device)
         self.step_seconds: list[float] = []
         self.start: dict[str, Any] | None = None
@@ -124,14 +127,21 @@ class _Execution:
         self.restored, self.rows = self._restored()
 
     def recorded(self) -> dict[str, Any]:
-        """Process 0: iterate with all records kept in the folder; the summary."""
-        self._describe_environment()
-        with Recorder(self.folder / RECORDS, keep=self.rows) as recorder:
-            if self.restored is not None:
-                observed = read_run(self.folder).rows
-                self.start, self.previous = _row_of(observed, 0), _row_of(observed, -1)
+        """Iterate; the summary, once process 0 has all records in the folder (nothing in the others)."""
+        leads = parallel.rank() == 0
+        with ExitStack() as opened:
+            with parallel.together():
+                recorder = opened.enter_context(self._recorder()) if leads else None
             iterate, observation = self.run(recorder)
-        return self._summary(iterate, observation)
+        return self._summary(iterate, observation) if leads else {}
+
+    def _recorder(self) -> Recorder:
+        self._describe_environment()
+        recorder = Recorder(self.folder / RECORDS, keep=self.rows)
+        if self.restored is not None:
+            observed = read_run(self.folder).rows
+            self.start, self.previous = _row_of(observed, 0), _row_of(observed, -1)
+        return recorder
 
     def run(self, recorder: Recorder | None) -> tuple[Iterate, Observation]:
         """The last iterate and its observation; what there is to write goes to the recorder of process 0."""
@@ -140,7 +150,8 @@ class _Execution:
         first = 0 if iterate is None else iterate.step
         with ProgressLog(first, last, shown=recorder is not None) as progress:
             for iterate in self._iterates(self.restored):
-                progress.update(iterate.step, None if recorder is None else self._recorded(iterate, recorder))
+                with parallel.together():
+                    progress.update(iterate.step, None if recorder is None else self._recorded(iterate, recorder))
                 stop = parallel.largest(self.interruption.code)
                 saved = bool(stop) or (iterate.step > 0 and iterate.step % self.cfg.checkpoint_every == 0)
                 if saved:
@@ -217,8 +228,11 @@ class _Execution:
 
     def _save(self, iterate: Iterate, recorder: Recorder | None) -> None:
         state = self.solver.whole(self.problem, iterate.state)
-        if recorder is None:
-            return
+        with parallel.together():
+            if recorder is not None:
+                self._write(iterate, state, recorder)
+
+    def _write(self, iterate: Iterate, state: Any, recorder: Recorder) -> None:
         recorder.sync()
         content = {
             "rows": recorder.count,

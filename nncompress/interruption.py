@@ -1,4 +1,8 @@
-"""SIGINT and SIGTERM: finish the step, keep everything, leave with 130 or 143; a second one leaves at once."""
+"""SIGINT and SIGTERM: finish the step, keep everything, leave with 130 or 143; a second one leaves at once.
+
+Not so under torchrun, which passes on a signal that its processes may have had already and ends them itself when they
+take longer than half a minute.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,16 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from nncompress import parallel
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
     """While entered, remembers the first signal in `code` (128 + its number; 0 before) instead of dying of it.
 
-    The second one raises SystemExit(code) where it strikes. Outside the main thread nothing is caught.
+    In a group of one process the second one raises SystemExit(code) where it strikes. Outside the main thread nothing
+    is caught.
     """
 
     def __init__(self) -> None:
@@ -30,6 +37,6 @@ class Interruption:
             signal.signal(number, handler)
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
-        if self.code:
+        if self.code and parallel.size() == 1:
             raise SystemExit(self.code)
         self.code = 128 + number

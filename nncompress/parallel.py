@@ -6,11 +6,16 @@ A process that was not started by torchrun is a group of one, and nothing here i
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from nncompress.errors import NNCompressError
+from nncompress.signatures import one_line
 
 T = TypeVar("T")
 
@@ -76,3 +81,32 @@ def largest(code: int) -> int:
     found = torch.tensor(code)
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return int(found)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What goes wrong within it in one process goes wrong in all, so that none waits for one that has left.
+
+    No sums within it. Raises NNCompressError: another process failed (what it said), or this one with any error of
+    several processes.
+    """
+    try:
+        yield
+    except Exception as error:
+        _said(str(error) if isinstance(error, NNCompressError) else f"{type(error).__name__}: {one_line(error)}")
+        if size() == 1 or isinstance(error, NNCompressError):
+            raise
+        raise NNCompressError(f"{type(error).__name__}: {one_line(error)}") from error
+    said = _said(None)
+    if said:
+        raise NNCompressError(said)
+
+
+def _said(sentence: str | None) -> str | None:
+    """What the first process with something to say says; none when nobody has."""
+    if not largest(int(sentence is not None)):
+        return None
+    said: list[str | None] = [None] * size()
+    if size() > 1:
+        dist.all_gather_object(said, sentence)
+    return next((f"process {r}: {words}" for r, words in enumerate(said) if words), None)

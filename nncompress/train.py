@@ -6,10 +6,13 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import datetime
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -34,10 +37,9 @@ RUN_LOG = "run.log"
 PROCESSES = "WORLD_SIZE"
 """What torchrun calls the number of processes in the environment."""
 
-QUIET = ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
-"""Hydra's words for the processes that write nothing."""
+QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
+"""Hydra's words for the processes of torchrun that write nothing."""
 
-_stamps: list[str] = []  # the one that the processes of torchrun agreed on
 _sweep_folders: list[Path] = []  # Hydra hands the folder of a sweep to callbacks alone
 
 
@@ -51,7 +53,7 @@ class SweepFolder(Callback):
 
 def stamp() -> str:
     """`<date>_<time>-<6 hex>`: a folder's name that two runs of the same second do not share."""
-    return _stamps[-1] if _stamps else f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{os.urandom(3).hex()}"
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{os.urandom(3).hex()}"
 
 
 def drop_tracebacks() -> Callable[[logging.LogRecord], bool]:
@@ -66,46 +68,59 @@ OmegaConf.register_new_resolver("nncompress.stamp", stamp, use_cache=True, repla
 def train(arguments: list[str]) -> int:
     """Run Hydra on the words after `train`; the exit code.
 
+    Of the processes of torchrun the first writes the folder, says what there is to say and has the exit code.
+
     Raises:
         NNCompressError: the configuration is refused, the output folder cannot be written, or a single run failed.
     """
     if "" not in sys.path[:1] and os.getcwd() not in sys.path[:1]:
         sys.path.insert(0, os.getcwd())
     config.register()
+    if _joined():
+        code = _hydra(arguments)
+        return _finish_sweep(_sweep_folders[-1], code) if _sweep_folders else code
+    logging.disable()
+    with TemporaryDirectory() as nowhere, suppress(NNCompressError), redirect_stdout(StringIO()):
+        code = _hydra(arguments, (*QUIET, f"hydra.run.dir={nowhere}", f"hydra.sweep.dir={nowhere}"))
+        return code if code == NNCompressError.exit_code else 0
+    return 0
+
+
+def _joined() -> bool:
+    """Join the processes of torchrun, if there are several; whether this one is the first."""
+    if not _several():
+        return True
+    from nncompress import parallel
+
+    parallel.start()
+    return parallel.rank() == 0
+
+
+def _several() -> bool:
+    return int(os.environ.get(PROCESSES, "1")) > 1
+
+
+def _hydra(arguments: list[str], more: Sequence[str] = ()) -> int:
+    """What Hydra makes of the words, and of `more` of its own; the exit code."""
     _sweep_folders.clear()
-    leads = _joined()
     task, arguments = resumed(arguments, _attempt) or (job, arguments)
-    if not leads:
-        arguments = [*arguments, *QUIET]
-    code = 0
+    arguments = [*arguments, *more]
     try:
         with _hydra_process(arguments):
             hydra.main(version_base="1.3", config_path="pkg://nncompress.conf", config_name="config")(task)()
     except SystemExit as stop:
         if isinstance(stop.__cause__, NNCompressError):
             raise stop.__cause__ from None
-        code = stop.code if isinstance(stop.code, int) else 0
+        return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
-        code = 130
+        return 130
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(sentence(error, arguments)) from error
     except BrokenPipeError:
         raise
     except OSError as error:
         raise _unwritable(error) from error
-    return _finish_sweep(_sweep_folders[-1], code) if _sweep_folders and leads else code
-
-
-def _joined() -> bool:
-    """Join the processes of torchrun, if there are several; whether this one writes the folder."""
-    _stamps.clear()
-    if int(os.environ.get(PROCESSES, "1")) == 1:
-        return True
-    from nncompress import parallel
-
-    parallel.start()
-    _stamps.append(parallel.agreed(stamp()))
-    return parallel.rank() == 0
+    return 0
 
 
 def job(cfg: DictConfig) -> None:
@@ -128,12 +143,19 @@ def _retarget(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def _attempt(cfg: DictConfig, folder: Path, sweep: bool) -> None:
-    """Check and run; a failure ends a single run and leaves a sweep going."""
+    """Check and run; a failure ends a single run and leaves a sweep going.
+
+    Under torchrun only one that all processes know of does: NNCompressError.
+    """
     try:
         _prepared(cfg, folder)(cfg, folder)
     except Exception as error:
+        shared = isinstance(error, NNCompressError) or not _several()
+        if not shared and os.environ["RANK"] != "0":  # then process 0 may not know of it
+            traceback.print_exception(error)
+            raise SystemExit(NNCompressError.exit_code) from None
         failure = _as_told(error, folder)
-        if not sweep:
+        if not sweep or not shared:
             # Past Hydra, which would print its own account of the failure.
             raise SystemExit(failure.exit_code) from failure
         log.error("job in %s failed: %s", _short(folder), "; ".join(str(failure).splitlines()))

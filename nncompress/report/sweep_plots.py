@@ -48,13 +48,38 @@ def accuracy_ratio_plot(groups: pd.DataFrame, keys: Sequence[str], title: str, o
         several = "\n± standard deviation over seeds" if (drawn["n"] > 1).any() else ""
         axes = figure.add_subplot(xscale="log", ylabel=f"test accuracy of the deployed network (%){several}")
         axes.set_xlabel(f"{LEFT[of]} left: compressed / dense, whole network (below: times smaller)")
-        labels = [group_label(group, keys) for _, group in drawn.iterrows()]
-        _draw_points(axes, drawn, labels)
         _draw_front(axes, drawn["ratio"].to_numpy(float), 100 * drawn["accuracy/test"].to_numpy(float))
-        _draw_dense(axes, drawn)
         _ratio_axis(axes, drawn["ratio"])
-        _label(figure, axes, drawn, labels)
+        series = _series(drawn, keys)
+        if series:
+            _draw_series(figure, axes, series)
+        else:
+            labels = [group_label(group, keys) for _, group in drawn.iterrows()]
+            _draw_points(axes, drawn, labels)
+            _draw_dense(axes, drawn)
+            _label(figure, axes, drawn, labels)
     return figure
+
+
+def _series(groups: pd.DataFrame, keys: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The groups that differ in numbers alone (ranks, say) together, under what they share; nothing unless that gives
+    several series, most of them of several points."""
+    options = [key for key in keys if not pd.to_numeric(groups[key], errors="coerce").notna().all()]
+    if not options or len(options) == len(keys):
+        return {}
+    labels = pd.Series([group_label(group, options) for _, group in groups.iterrows()], index=groups.index)
+    series = {str(label): part.sort_values("ratio") for label, part in groups.groupby(labels, sort=False)}
+    return series if len(series) > 1 and len(groups) >= 2 * len(series) else {}
+
+
+def _draw_series(figure: Figure, axes: Axes, series: Mapping[str, pd.DataFrame]) -> None:
+    for (label, groups), style in zip(series.items(), group_styles(len(series)), strict=True):
+        x, y = zip(*_points(groups), strict=True)
+        axes.errorbar(
+            x, y, yerr=_std(groups), fmt=style.marker, linestyle=style.line, color=style.colour, capsize=4, zorder=3,
+            label=label,
+        )  # fmt: skip
+    figure.legend(loc="outside lower center", ncols=2)
 
 
 def objectives_plot(curves: Sequence[tuple[str, pd.DataFrame]], title: str) -> Figure | None:

@@ -20,7 +20,9 @@ REQUIREMENT = (
     "flatten, permute and identity skips allowed)"
 )
 
-ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+IN_PLACE = (operator.iadd, "add_")
+ADDITIONS = (operator.add, torch.add, "add", *IN_PLACE)
+POOLING = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 FLATTENING = (torch.flatten, "flatten", "view", "reshape")
 
 
@@ -95,8 +97,9 @@ class _Trace:
             return self._layer(node, module, value)
         if _flattens(module, node):
             return replace(value, index=value.index.flatten(0, -2))
-        if node.target in ("permute", torch.permute):
-            order = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
+        if module is None and node.target in ("permute", torch.permute):
+            given = [*node.args[1:], *node.kwargs.values()]
+            order = given[0] if isinstance(given[0], tuple | list) else given
             if order[0] == 0 and len(order) == value.index.dim():
                 axes = [int(axis) % len(order) - 1 for axis in order[1:]]  # type: ignore[arg-type]
                 return replace(value, index=value.index.permute(*axes, -1))
@@ -148,6 +151,8 @@ class _Trace:
         (early, late) = sorted((self.values[first], self.values[second]), key=lambda value: value.layer)
         node_of_late = first if self.values[first] is late else second
         i, j = late.layer, early.layer
+        if node.target in IN_PLACE and list(first.users)[-1] is not node:
+            raise self._refusal(node, "a sum written over a tensor that is used again")
         straight = early.index.shape == late.index.shape and torch.equal(early.index, late.index)
         alone = self._users(node_of_late) == 1 and early.activated and j < i == len(self.layers)
         alone = alone and not self._before_skip(early)
@@ -208,28 +213,27 @@ def _flattens(module: nn.Module | None, node: fx.Node) -> bool:
 def _pooled(module: nn.Module | None, node: fx.Node, index: Tensor) -> Tensor | None:
     """The index behind an average pooling without padding, (channels, height', width', q'); None for other nodes."""
     if isinstance(module, nn.AvgPool2d):
-        settings = {key: getattr(module, key) for key in ("kernel_size", "stride", "padding", "ceil_mode")}
+        settings = {key: getattr(module, key) for key in POOLING}
     elif isinstance(module, nn.AdaptiveAvgPool2d):
         settings = {"output_size": module.output_size}
     elif node.target is nn.functional.avg_pool2d:
-        names = ("kernel_size", "stride", "padding", "ceil_mode")
-        settings = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+        settings = dict(zip(POOLING, node.args[1:], strict=False)) | node.kwargs
     elif node.target is nn.functional.adaptive_avg_pool2d:
         settings = dict(zip(("output_size",), node.args[1:], strict=False)) | node.kwargs
     else:
         return None
-    size = index.shape[1:3]
+    if index.dim() != 4:
+        raise Unsupported(f"{REQUIREMENT}; found pooling of something else than images at {_name(node)!r}")
     if "output_size" in settings:
-        if _pair(settings["output_size"]) != (1, 1):
+        if settings["output_size"] not in (1, (1, 1), [1, 1]):
             raise Unsupported(f"{REQUIREMENT}; found adaptive pooling to more than one place at {_name(node)!r}")
-        kernel = stride = (size[0], size[1])
+        kernel = stride = (index.shape[1], index.shape[2])
     else:
         kernel = _pair(settings["kernel_size"])
         stride = _pair(settings.get("stride") or kernel)
-    if _pair(settings.get("padding", 0)) != (0, 0) or settings.get("ceil_mode"):
-        raise Unsupported(f"{REQUIREMENT}; found average pooling with padding or ceil_mode at {_name(node)!r}")
-    if index.dim() != 4:
-        raise Unsupported(f"{REQUIREMENT}; found pooling of something else than images at {_name(node)!r}")
+    if _pair(settings.get("padding", 0)) != (0, 0) or settings.get("ceil_mode") or settings.get("divisor_override"):
+        special = "padding, ceil_mode or divisor_override"
+        raise Unsupported(f"{REQUIREMENT}; found average pooling with {special} at {_name(node)!r}")
     found = windows(index, kernel, stride)  # height', width', channels, kernel, kernel, q
     return found.permute(2, 0, 1, 3, 4, 5).flatten(3)
 

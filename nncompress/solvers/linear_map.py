@@ -26,7 +26,8 @@ class LinearMap:
     def of(cls, width: int, index: Tensor) -> LinearMap:
         """The map of an index (..., inputs, q), leading dimensions being positions."""
         positions = index[..., 0, 0].numel()
-        whole = positions == 1 and torch.equal(index.flatten(), torch.arange(width))
+        straight = positions == 1 and index.shape[-1] == 1
+        whole = straight and torch.equal(index.flatten(), torch.arange(width))
         return cls(width, positions, None if whole else index.reshape(positions, *index.shape[-2:]).contiguous())
 
     def to(self, device: torch.device) -> LinearMap:
