@@ -39,6 +39,7 @@ format: venv ## format the code and mend what ruff can
 bench: venv ## time the compressions and one NN-BCD sweep against their plain forms
 	$(BIN)/python -m benchmarks.compressions
 	$(BIN)/python -m benchmarks.nnbcd_sweep
+	$(BIN)/python -m benchmarks.nnbcd_scale
 
 clean: ## remove caches and builds; .venv and outputs stay
 	rm -rf build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

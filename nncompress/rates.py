@@ -82,7 +82,8 @@ def rate_summary(rows: pd.DataFrame) -> dict[str, float | int | bool | None]:
     """The summary keys on convergence; a figure that the records do not allow is None.
 
     `rate/slope` is of the running mean of step_sq, `rate/slope_grad` of that of grad_sq, and `objective/rises` counts
-    the records whose objective exceeds that of the record before by more than rounding (1e-9 relative).
+    the records whose objective exceeds that of the record before by more than rounding (1e-9 relative); not known where
+    the objective itself changes from step to step (continuation in tau, multipliers).
     """
     table = convergence(rows)
     step_fit = fit_slope(table["step"], table["step_sq_mean"])
@@ -98,7 +99,7 @@ def rate_summary(rows: pd.DataFrame) -> dict[str, float | int | bool | None]:
         "rate/lambda": decrease_constant(rows),
         "rate/worst_slack": _known(slack.min()),
         "rate/decrease_ok": bool((slack >= -_rounding(table["objective"])[slack.index]).all()) if len(slack) else None,
-        "objective/rises": _rises(table["objective"]),
+        "objective/rises": None if _objective_changes(rows) else _rises(table["objective"]),
     }
 
 
@@ -109,6 +110,10 @@ def _rounding(objective: "pd.Series[float]") -> "pd.Series[float]":
 def _rises(objective: "pd.Series[float]") -> int | None:
     known = objective.dropna()
     return int((known.diff() > _rounding(known)).sum()) if len(known) else None
+
+
+def _objective_changes(rows: pd.DataFrame) -> bool:
+    return "term/multipliers" in rows or ("tau" in rows and rows["tau"].nunique() > 1)
 
 
 def _all(checks: "pd.Series[bool]") -> bool | None:

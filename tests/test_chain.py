@@ -314,6 +314,7 @@ VECTORS = [
     (behind_a_layer(nn.Dropout(0.5)), "found Dropout at '1'"),
     (behind_a_layer(nn.Softmax(dim=1)), "found Softmax at '1'"),
     (branched(lambda net, x: net.d(torch.tanh(net.a(x)))), "found tanh at 'tanh'"),
+    (branched(lambda net, x: net.d(x.view(2, -1))), "found view at 'view'"),
     (branched(lambda net, x: net.d(net.a(x) + 1)), "found add at 'add'"),
     (branched(lambda net, x: net.d(2 * net.a(x))), "found mul at 'mul'"),
     (branched(lambda net, x: functional.linear(x, net.d.weight)), "found a branch at 'd_weight'"),
@@ -381,6 +382,13 @@ def test_a_weight_outside_the_chain_is_refused():
     model = nn.Sequential(nn.Linear(4, 3)).to(F64)
     model.register_parameter("extra", nn.Parameter(torch.zeros(2, 2)))
     with pytest.raises(Unsupported, match="found the weight 'extra' outside the chain"):
+        NNBCD().init(Problem(model, samples((4,)), none({})))
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 5])
+def test_outputs_other_than_the_classes_are_refused(outputs):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, outputs)).to(F64)
+    with pytest.raises(Unsupported, match=f"each of the 3 classes; found {outputs} of '2.weight'"):
         NNBCD().init(Problem(model, samples((4,)), none({})))
 
 

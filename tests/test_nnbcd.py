@@ -222,6 +222,15 @@ def test_subgradient_equals_the_papers_explicit_one_away_from_kinks():
     assert found == pytest.approx(float(total), rel=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("V", "smooth", "slope", "expected"),
+    [(1, 0.5, 0, 0.25), (1, 3, 0, 1), (-1, -0.5, 0, 0), (-1, 0.5, 0, 0.25), (-1, -3, 0, 1), (1, 1.4, 0.5, 0.16)],
+)
+def test_at_a_kink_the_subgradient_nearest_to_zero_counts(V, smooth, slope, expected):
+    found = blocks.subgradient_sq(t(0.0), t(float(V)), t(float(smooth)), 2.0, slope)  # ends: smooth - 2 (slope or 1) V
+    assert float(found) == pytest.approx(expected)
+
+
 def test_objective_is_the_sum_of_its_definition():
     p, solver = toy(bias=True), NNBCD(**CARD)
     state = solver.step(p, solver.init(p))

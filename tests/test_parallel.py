@@ -39,6 +39,16 @@ codes = [main(["train", *words]) for words in json.loads(sys.argv[1])]
 open(f"codes{parallel.rank()}.json", "w").write(json.dumps(codes))
 """
 
+# A user's network that fails in one process alone.
+LAME = """
+import os
+def net(num_classes: int):
+    if os.environ["RANK"] == "1":
+        raise RuntimeError("no memory left here")
+    from nncompress.models.mlp import MLP
+    return MLP((1, 8, 8), num_classes)
+"""
+
 DATA = ["solver=nnbcd", "dataset.train_size=151", "dataset.test_size=40"]  # 75 and 76 samples
 MLP = [*DATA, "model.widths=[16,12]", "compression=tt", "compression.rank=4"]
 STEPS = ["solver.num_steps=6"]
@@ -53,7 +63,7 @@ KINDS = {
     "pruned": [*DATA, "model.widths=[16,12]", "compression=l0", "compression.keep=0.3", "solver.project=true"],
 }
 HALVES = ("few", "inertial_cnn")
-DIVERGES = "solver.initial_scale=1e200"
+PLAIN, DIVERGES = [*DATA, "model.widths=[16,12]"], "solver.initial_scale=1e200"  # process 0 alone sees it
 
 
 @pytest.fixture
@@ -90,13 +100,15 @@ def _two_processes(folder: Path) -> dict[str, Any]:
     jobs |= {
         "sgd": ["solver=sgd", "dataset.train_size=151", "hydra.run.dir=two/sgd"],
         "key": ["solver=nnbcd", "sede=3", "hydra.run.dir=two/key"],
-        "diverged": [*MLP, DIVERGES, "hydra.run.dir=two/diverged"],
+        "diverged": [*PLAIN, DIVERGES, "hydra.run.dir=two/diverged"],
+        "lame": ["solver=nnbcd", "model._target_=lame.net", "hydra.run.dir=two/lame"],
         "taken": [*MLP, "hydra.run.dir=one/mlp"],
-        "sweep": ["-m", *MLP, f"{DIVERGES},1,0.5", "solver.num_steps=1", "hydra.sweep.dir=two/sweep"],
+        "sweep": ["-m", *PLAIN, f"{DIVERGES},1,0.5", "solver.num_steps=1", "hydra.sweep.dir=two/sweep"],
         "default": [*MLP, *STEPS],
     }
     script = folder / "script.py"
     script.write_text(SCRIPT)
+    (folder / "lame.py").write_text(LAME)
     words = [*TORCHRUN, str(script), json.dumps(list(jobs.values()))]
     ran = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT, cwd=folder)
     assert ran.returncode == 0, ran.stderr
@@ -203,7 +215,7 @@ def test_one_folder_is_written_and_written_once(together):
     assert log.count("step 0/6") == log.count("step 6/6") == 1
     assert (folder / ".hydra" / "config.yaml").exists()
     assert {path.name for path in together["folder"].iterdir()} == {
-        *("one", "two", "outputs", "script.py", "codes0.json", "codes1.json")
+        *("one", "two", "outputs", "script.py", "lame.py", "__pycache__", "codes0.json", "codes1.json")
     }
 
 
@@ -213,6 +225,7 @@ def test_one_folder_is_written_and_written_once(together):
         ("sgd", 1, "unsupported", "several processes (torchrun) need a solver that shares the samples out"),
         ("key", 2, None, "Key 'sede' not in the configuration"),
         ("diverged", 1, "diverged", "the objective must stay finite"),
+        ("lame", 1, "failed", "process 1: RuntimeError: no memory left here"),
         ("taken", 2, None, "a run needs a folder of its own, found the records of another run"),
     ],
 )

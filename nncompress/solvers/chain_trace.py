@@ -206,7 +206,8 @@ def _flattens(module: nn.Module | None, node: fx.Node) -> bool:
         return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
     if node.target in ("view", "reshape"):
         shape = node.args[1] if isinstance(node.args[1], tuple) else node.args[1:]
-        return len(shape) == 2 and -1 in [size for size in shape if isinstance(size, int)]
+        one = shape[1:] if isinstance(shape[0], fx.Node) else shape[:1]  # where -1 leaves each sample one row
+        return len(shape) == 2 and list(one) == [-1]
     return node.target in FLATTENING and [*node.args[1:], *node.kwargs.values()] == [1]
 
 

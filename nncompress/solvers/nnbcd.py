@@ -49,8 +49,8 @@ class NNBCD(Solver[NNBCDState]):
     O(1/k) for the running mean of the squared subgradients.
 
     num_steps: sweeps. plain: recompute Θ from scratch, as the published code does (by default the old Θ stays when
-    it is better, which makes L monotone). project: W_i is T(G_i) at the start and overwritten with it after each G step, the
-    published pruning.
+    it is better, which makes L monotone). project: W_i is T(G_i) at the start and overwritten with it after each G
+    step, the published pruning.
     initial: a scheme of `initialization.SCHEMES` (convolutions: always 0.01 N(0,1), as published), or "model" for the
     network's own weights and biases; initial_scale: its factor (None: the published one); initial_rank: rank of the
     first Θ only (published: 400, HAR; 700, CNN).
@@ -315,6 +315,12 @@ class NNBCD(Solver[NNBCDState]):
         if outside:
             raise Unsupported(f"{REQUIREMENT}; found the weight {min(outside)!r} outside the chain")
         parameters = dict(problem.model.named_parameters())
+        last, classes = chain.layers[-1], problem.data.num_classes
+        outputs = last.map.positions * len(parameters[last.weight])
+        if outputs != classes:
+            raise Unsupported(
+                f"NN-BCD needs one output for each of the {classes} classes; found {outputs} of {last.weight!r}"
+            )
         for layer in chain.layers[1:]:
             entries = layer.map.positions * len(parameters[layer.weight]) * layer.map.width
             if layer.map.index is not None and entries > LARGEST:
