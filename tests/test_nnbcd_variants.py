@@ -9,7 +9,7 @@ from nnbcd_cases import case, problem_of
 from problems import gaussian, mlp, problem
 
 from nncompress import checkpoint
-from nncompress.compressions.sparsity import l0, l0_penalty
+from nncompress.compressions.sparsity import l0, l0_penalty, l1_penalty
 from nncompress.compressions.tensor_train import tt
 from nncompress.solvers import nnbcd_extrapolation
 from nncompress.solvers.nnbcd import NNBCD
@@ -171,6 +171,15 @@ def test_the_proximal_g_step_projects_the_average_with_the_old_compression(multi
     kept = average.abs() >= average.abs().flatten().sort().values[-round(0.1 * 256)]
     torch.testing.assert_close(state.T[1], torch.where(kept, average, 0.0))
     assert float(state.theta_sq) == pytest.approx(float((state.T[1] - T_old).square().sum()), rel=1e-10)
+
+
+def test_a_penalty_is_weighed_against_tau_and_the_proximal_weight_together():
+    p, solver = toy(l1_penalty, alpha=0.4), dataclasses.replace(CARD, alpha_theta=3.0)
+    state = solver.step(p, solver.init(p))
+    T_old = state.T[1]
+    state = solver.step(p, state)
+    average = (5.0 * state.W[1] + 3.0 * T_old) / 8.0
+    torch.testing.assert_close(state.T[1], torch.nn.functional.softshrink(average, 0.4 / 8.0))
 
 
 @pytest.mark.parametrize(("recipe", "settings"), [(tt, {}), (l0, {"keep": 0.1}), (l0, {"keep": 0.1, "joint": True})])

@@ -31,10 +31,11 @@ LIMIT = 120
 # One start of two processes serves many runs; without pictures, which take longer than the runs.
 SCRIPT = """
 import json, sys
-import nncompress.experiment
+import nncompress.experiment, nncompress.report.write
 from nncompress.cli import main
 from nncompress import parallel
 nncompress.experiment.write_run_report = lambda folder: []
+nncompress.report.write.save_sweep_plots = lambda figures, folder: []
 codes = [main(["train", *words]) for words in json.loads(sys.argv[1])]
 open(f"codes{parallel.rank()}.json", "w").write(json.dumps(codes))
 """
@@ -214,8 +215,8 @@ def test_one_folder_is_written_and_written_once(together):
     log = (folder / "run.log").read_text()
     assert log.count("step 0/6") == log.count("step 6/6") == 1
     assert (folder / ".hydra" / "config.yaml").exists()
-    assert {path.name for path in together["folder"].iterdir()} == {
-        *("one", "two", "outputs", "script.py", "lame.py", "__pycache__", "codes0.json", "codes1.json")
+    assert {path.name for path in together["folder"].iterdir() if path.is_dir()} - {"__pycache__"} == {
+        *("one", "two", "outputs")
     }
 
 
@@ -244,7 +245,7 @@ def test_a_sweep_goes_on_behind_a_failed_job_in_one_folder(together):
     sweep = together["folder"] / "two" / "sweep"
     assert together["codes"]["sweep"] == (1, 0)
     assert [status(sweep / job) for job in "012"] == ["diverged", "done", "done"]
-    assert {path.name for path in sweep.iterdir()} == {"0", "1", "2", "multirun.yaml", "tables", "plots"}
+    assert {path.name for path in sweep.iterdir()} == {"0", "1", "2", "multirun.yaml", "tables"}
     assert [len(rows(sweep / job)) for job in "12"] == [2, 2]
 
 
