@@ -54,7 +54,7 @@ class Conv(nn.Sequential):
     """A network that NN-BCD does not treat."""
 
     def __init__(self, num_classes: int) -> None:
-        super().__init__(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, num_classes))
+        super().__init__(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(18, num_classes))
 
 
 @pytest.fixture(autouse=True)
@@ -262,7 +262,14 @@ def test_a_numerical_breakdown_is_divergence(tmp_path, monkeypatch):
 
 BAD = [
     (["solver=nnbcd", "model._target_=test_experiment.Conv"], 1,
-     "NN-BCD needs a chain of Linear layers with ReLU, LeakyReLU or Identity between them; found Conv2d at '0'"),
+     "NN-BCD needs a chain of Linear and Conv2d layers with ReLU, LeakyReLU or Identity between them (average pooling, "
+     "flatten, permute and identity skips allowed); found MaxPool2d at '1'"),
+    (["solver=nnbcd", "model=nnbcd_cnn", "dataset.flatten=true"], 2, "nnbcd_cnn needs images (channels, height, width)"),
+    ([*NNBCD_WORDS, "solver.tau_growth=0.9"], 2, "tau_growth must be at least 1, found 0.9"),
+    ([*NNBCD_WORDS, "solver.tau_max=1"], 2, "tau_max must be at least tau = 5.0, found 1"),
+    ([*NNBCD_WORDS, "solver.project=true", "solver.multipliers=true"], 2, "choose one of them"),
+    ([*NNBCD_WORDS, "precision=half"], 2, "precision: must be one of auto, float32, float64, tf32, found 'half'"),
+    ([*NNBCD_WORDS, "compression.als=-1"], 2, "als, a number of sweeps, must be at least 0, found -1"),
     ([*NNBCD_WORDS, "compression.rank=0"], 2, "rank must be at least 1, found 0"),
     ([*NNBCD_WORDS, "compression.modes=[4,4]"], 2, "must multiply to its 2048 entries"),
     ([*NNBCD_WORDS, "compression.layers=[nothing]"], 2, "found 'nothing'"),

@@ -187,10 +187,11 @@ def test_fewer_samples_than_half_the_columns_take_the_side_of_the_samples():
 
 
 @every
-def test_products_kept_from_the_activation_blocks_equal_fresh_ones(name):
+@pytest.mark.parametrize("sweeps", [0, 7])
+def test_products_kept_from_the_activation_blocks_equal_fresh_ones(name, sweeps):
     made = case(name)
     p = problem_of(made)
-    P = Blocks.of(p, swept(p, sweeps=7))
+    P = Blocks.of(p, swept(p, sweeps=sweeps))
     kept = [i for i in range(1, P.last + 1) if P.products[i] is not None]
     assert kept
     for i in kept:
