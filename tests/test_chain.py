@@ -273,6 +273,19 @@ def later_without_its_skip(net, x):
     return net.d(net.c(g))
 
 
+def without_one_of_its_skips(net, x):
+    h = torch.relu(net.a(x))
+    g = torch.relu(net.b(h) + h)
+    _ = g.flatten(1) + h
+    return net.d(net.c(g))
+
+
+def skip_without_its_skip(net, x):
+    h = torch.relu(net.a(x))
+    g = torch.relu(net.b(h))
+    return net.d(torch.relu(net.c(g.flatten(1) + h)) + g)
+
+
 def two_branches(net, x):
     h = torch.relu(net.a(x))
     return net.d(torch.relu(net.b(h)) + torch.relu(net.c(h)))
@@ -332,6 +345,8 @@ VECTORS = [
     (branched(two_branches), "found a branch at 'c'"),
     (branched(also_without_its_skip), "found a branch at 'add'"),
     (branched(later_without_its_skip), "found a branch at 'c'"),
+    (branched(without_one_of_its_skips), "found a branch at 'c'"),
+    (branched(skip_without_its_skip), "found a branch at 'add_1'"),
     (branched(two_skips), "found a second skip into one layer at 'add_1'"),
     (branched(overwritten), "found a sum written over a tensor that is used again at 'add_'"),
     (branched(scaled_skip), "found a branch at 'add'"),

@@ -178,7 +178,7 @@ def observations(p, solver, steps):
     [(tt, {"rank": 4, "modes": [4, 4, 4, 4]}), (l0, {"keep": 0.1}), (l0, {"keep": 0.1, "joint": True})],
 )
 def test_objective_never_rises_and_the_decrease_inequality_holds_in_every_sweep(recipe, settings, bias):
-    terms = observations(toy(recipe, bias=bias, **settings), NNBCD(**CARD), 150)
+    terms = observations(toy(recipe, bias=bias, **settings), NNBCD(**CARD), 100)
     for before, after in itertools.pairwise(terms):
         guaranteed = after["decrease/guaranteed"] - before.get("decrease/guaranteed", 0.0)
         assert after["objective"] <= before["objective"] + 1e-12
@@ -278,6 +278,15 @@ def test_project_overwrites_the_weights_before_the_first_forward_pass_and_in_eve
         assert terms["term/compression"] == 0
         assert terms["term/linear"] == pytest.approx(0, abs=1e-20) or iterate.step > 0
         assert not any(key.startswith("decrease/") for key in terms)
+
+
+def test_projecting_several_layers_at_once_keeps_their_products_fresh():
+    data = gaussian()
+    p = problem(data, mlp(data, bias=True), l0, keep=0.3, joint=True)
+    *_, last = NNBCD(**CARD, project=True).run(p, 4)
+    P = Blocks.of(p, last.state)
+    assert torch.equal(P.W[2], P.T[2])
+    torch.testing.assert_close(P.products[2], P.product(2, slice(None)), atol=1e-12, rtol=1e-12)
 
 
 def test_project_starts_from_the_projected_weights():

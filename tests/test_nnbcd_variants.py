@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 from nnbcd_cases import case, problem_of
-from problems import gaussian, mlp, problem
+from problems import gaussian, mlp, problem, randn
 
 from nncompress import checkpoint
 from nncompress.compressions.sparsity import l0, l0_penalty, l1_penalty
@@ -54,8 +54,27 @@ def slacks(terms):
 @every
 @pytest.mark.parametrize(("recipe", "settings"), [(tt, {}), (l0, {"keep": 0.1}), (l0_penalty, {"alpha": 0.01})])
 def test_the_objective_falls_by_what_is_guaranteed_in_every_sweep(variant, recipe, settings):
-    terms = observations(toy(recipe, bias=True, **settings), solver_of(variant), 80)
+    terms = observations(toy(recipe, bias=True, **settings), solver_of(variant), 40)
     assert min(slacks(terms)) >= -1e-10
+
+
+@pytest.mark.parametrize(("recipe", "settings"), [(tt, {}), (l0, {"keep": 0.1}), (l1_penalty, {"alpha": 0.4})])
+def test_the_g_step_and_the_multipliers_count_exactly_what_they_change(recipe, settings):
+    p, solver = toy(recipe, **settings), dataclasses.replace(CARD, multipliers=True, alpha_theta=0.6)
+    *_, last = solver.run(p, 2)
+    P = Blocks.of(p, last.state)
+    P.W[2] = P.W[2] + 0.1 * randn(16, 16)
+
+    def balance():
+        objective = figures(P, tau=CARD.tau, gamma=CARD.gamma, rho=CARD.rho)["objective"]
+        return objective + float(P.guaranteed)
+
+    before, T = balance(), P.T[2]
+    solver._update_compressed(P, 2, CARD.tau)
+    assert not torch.equal(P.T[2], T)
+    assert balance() == pytest.approx(before, abs=1e-10)
+    P.update_multipliers(CARD.tau)
+    assert balance() == pytest.approx(before, abs=1e-10)
 
 
 @every
@@ -276,11 +295,11 @@ def test_extrapolations_are_kept_only_where_the_objective_does_not_rise(monkeypa
     assert last.observation.terms["objective"] == pytest.approx(compared[-1][1], rel=1e-12)
 
 
-@pytest.mark.parametrize(("recipe", "settings"), [(tt, {}), (l0, {"keep": 0.1})])
-def test_extrapolation_never_raises_the_objective_and_reaches_a_third_of_the_plain_one(recipe, settings):
+@pytest.mark.parametrize(("sweeps", "recipe", "settings"), [(300, tt, {}), (100, l0, {"keep": 0.1})])
+def test_extrapolation_never_raises_the_objective_and_reaches_a_third_of_the_plain_one(sweeps, recipe, settings):
     p = toy(recipe, **settings)
-    *_, plain = CARD.run(p, 300, every=300)
-    fast = observations(p, EXTRAPOLATING, 300)
+    *_, plain = CARD.run(p, sweeps, every=sweeps)
+    fast = observations(p, EXTRAPOLATING, sweeps)
     for before, after in itertools.pairwise(fast):
         fall = before["objective"] - after["objective"]
         assert fall >= 0.25 * after["step_sq"] - 1e-10
