@@ -117,6 +117,14 @@ def inner_skip_over_two() -> Case:
     return Case(model, (12,), (Part("a"), Part("b"), Part("c", inner=1), Part("d")))
 
 
+def skip_from_the_input() -> Case:
+    def run(net, x):
+        return net.c(torch.relu(net.b(torch.relu(net.a(x))) + x))
+
+    model = Net(run, a=nn.Linear(12, 14), b=nn.Linear(14, 12), c=nn.Linear(12, 3))
+    return Case(model, (12,), (Part("a"), Part("b", inner=0), Part("c")))
+
+
 def crossing_skips() -> Case:
     def run(net, x):
         h1 = functional.leaky_relu(net.a(x) + x, 0.2)
@@ -166,6 +174,7 @@ MAKERS: dict[str, Callable[[], Case]] = {
     "residual mlp": residual,
     "inner skip": inner_skip,
     "inner skip over two": inner_skip_over_two,
+    "skip from the input": skip_from_the_input,
     "crossing skips": crossing_skips,
     "residual cnn": residual_cnn,
     "sequence": sequence,

@@ -3,14 +3,14 @@
 import pytest
 import torch
 from nnbcd_cases import MAKERS, Net, case, problem_of, rows, samples
-from problems import F64, randn
+from problems import F64, gaussian, problem, randn
 from torch import nn
 from torch.nn import functional
 
 from nncompress.compressions.plan import none
 from nncompress.errors import Unsupported
 from nncompress.problem import Problem
-from nncompress.solvers import nnbcd
+from nncompress.solvers import nnbcd_start
 from nncompress.solvers.chain_trace import chain_of
 from nncompress.solvers.linear_map import LinearMap
 from nncompress.solvers.nnbcd import NNBCD
@@ -409,8 +409,28 @@ def test_outputs_other_than_the_classes_are_refused(outputs):
 
 def test_convolutions_whose_matrix_is_too_large_are_refused(monkeypatch):
     made = case("two convolutions")  # 12 x 90 entries
-    monkeypatch.setattr(nnbcd, "LARGEST", 12 * 90)
+    monkeypatch.setattr(nnbcd_start, "LARGEST", 12 * 90)
     NNBCD().init(problem_of(made))
-    monkeypatch.setattr(nnbcd, "LARGEST", 12 * 90 - 1)
+    monkeypatch.setattr(nnbcd_start, "LARGEST", 12 * 90 - 1)
     with pytest.raises(Unsupported, match=r"at most 1079 entries; found 1080 for '3\.weight'; use smaller images"):
         NNBCD().init(problem_of(made))
+
+
+class Aliased(nn.Module):
+    """`h += f(h)` changes what `kept` refers to; torch.fx records a plain sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.d = nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = kept = torch.relu(self.a(x))
+        h += torch.relu(self.b(h))
+        return self.d(torch.relu(self.c(h)) + kept)
+
+
+def test_a_network_that_its_trace_misreads_is_refused():
+    data = gaussian()
+    with pytest.raises(Unsupported):
+        NNBCD(initial="model").init(problem(data, Aliased().to(F64), none))

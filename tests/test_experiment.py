@@ -264,7 +264,7 @@ BAD = [
     (["solver=nnbcd", "model._target_=test_experiment.Conv"], 1,
      "NN-BCD needs a chain of Linear and Conv2d layers with ReLU, LeakyReLU or Identity between them (average pooling, "
      "flatten, permute and identity skips allowed); found MaxPool2d at '1'"),
-    (["solver=nnbcd", "model=nnbcd_cnn", "dataset.flatten=true"], 2, "nnbcd_cnn needs images (channels, height, width)"),
+    (["solver=nnbcd", "model=nnbcd_cnn", "dataset.flatten=true"], 2, "nnbcd_cnn needs images (channels, height"),
     ([*NNBCD_WORDS, "solver.tau_growth=0.9"], 2, "tau_growth must be at least 1, found 0.9"),
     ([*NNBCD_WORDS, "solver.tau_max=1"], 2, "tau_max must be at least tau = 5.0, found 1"),
     ([*NNBCD_WORDS, "solver.project=true", "solver.multipliers=true"], 2, "choose one of them"),

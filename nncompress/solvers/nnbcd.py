@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from nncompress import parallel
 from nncompress.compressions.base import distance_sq
-from nncompress.compressions.plan import Plan, Task
-from nncompress.errors import ConfigError, Unsupported
-from nncompress.problem import Problem, weights_of, with_weights
+from nncompress.problem import Problem, with_weights
 from nncompress.solvers import blocks
 from nncompress.solvers.base import Observation, Solver
-from nncompress.solvers.chain import Chain, activation
-from nncompress.solvers.chain_trace import REQUIREMENT, chain_of
-from nncompress.solvers.initialization import SCHEMES, draw
+from nncompress.solvers.initialization import SCHEMES
 from nncompress.solvers.nnbcd_extrapolation import INITIAL_BETA, extrapolate
 from nncompress.solvers.nnbcd_figures import figures
+from nncompress.solvers.nnbcd_start import (
+    chain_for,
+    copies,
+    forward,
+    initial_weights,
+    input_gram,
+    known_products,
+    with_rank,
+)
 from nncompress.solvers.nnbcd_state import Blocks, NNBCDState, inputs_of, own, whole
-
-LARGEST = 1 << 31
-"""Entries of the matrix that stands for a convolution behind other layers; a larger one is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +103,9 @@ class NNBCD(Solver[NNBCDState]):
             raise ValueError(f"initial must be model or one of {', '.join(SCHEMES)}, found {self.initial!r}")
 
     def init(self, problem: Problem) -> NNBCDState:
-        chain = self._chain(problem)
-        W, b = self._initial_weights(problem, chain)
-        plan = problem.plan if self.initial_rank is None else _with_rank(problem.plan, self.initial_rank)
+        chain = chain_for(problem)
+        W, b = initial_weights(problem, chain, self.initial, self.initial_scale, self.seed)
+        plan = problem.plan if self.initial_rank is None else with_rank(problem.plan, self.initial_rank)
         shapes = {name: p.shape for name, p in problem.model.named_parameters()}
         names = [layer.weight for layer in chain.layers]
         theta = plan.compress(
@@ -114,7 +115,7 @@ class NNBCD(Solver[NNBCDState]):
         T = tuple(dense[name].flatten(1) if name in dense else None for name in names)
         if self.project:
             W = [w if t is None else t.clone() for w, t in zip(W, T, strict=True)]
-        U, V = _forward(chain, W, b, inputs_of(problem))
+        U, V = forward(chain, W, b, inputs_of(problem))
         zero = torch.zeros((), dtype=torch.float64, device=problem.device)
         state = NNBCDState(
             k=0,
@@ -122,8 +123,8 @@ class NNBCD(Solver[NNBCDState]):
             W=tuple(W),
             b=tuple(b),
             U=tuple(U),
-            V=tuple(V),
-            products=_products(chain, U, V),
+            V=tuple(V[1:]),
+            products=known_products(chain, U, V),
             theta=theta,
             T=T,
             lam=tuple(None if t is None or not self.multipliers else torch.zeros_like(t) for t in T),
@@ -136,8 +137,8 @@ class NNBCD(Solver[NNBCDState]):
             guaranteed=zero,
         )
         if self.extrapolation:
-            state = state._replace(ended=tuple(_copies(blocks) for blocks in (W, b, U, V)))
-        return state._replace(input_gram=_input_gram(Blocks.of(problem, state)))
+            state = state._replace(ended=tuple(copies(blocks) for blocks in (W, b, U, V[1:])))
+        return state._replace(input_gram=input_gram(Blocks.of(problem, state)))
 
     def step(self, problem: Problem, state: NNBCDState) -> NNBCDState:
         P, tau = Blocks.of(problem, state), self._tau(state.k)
@@ -309,94 +310,7 @@ class NNBCD(Solver[NNBCDState]):
         """tau of sweep k, from 0."""
         return min(self.tau * self.tau_growth**k, self.tau_max) if self.tau_growth > 1 else self.tau
 
-    def _chain(self, problem: Problem) -> Chain:
-        chain = chain_of(problem.model, problem.data.input_shape)
-        outside = weights_of(problem.model).keys() - {layer.weight for layer in chain.layers}
-        if outside:
-            raise Unsupported(f"{REQUIREMENT}; found the weight {min(outside)!r} outside the chain")
-        parameters = dict(problem.model.named_parameters())
-        last, classes = chain.layers[-1], problem.data.num_classes
-        outputs = last.map.positions * len(parameters[last.weight])
-        if outputs != classes:
-            raise Unsupported(
-                f"NN-BCD needs one output for each of the {classes} classes; found {outputs} of {last.weight!r}"
-            )
-        for layer in chain.layers[1:]:
-            entries = layer.map.positions * len(parameters[layer.weight]) * layer.map.width
-            if layer.map.index is not None and entries > LARGEST:
-                raise Unsupported(
-                    f"NN-BCD needs the matrix of each convolution behind the first layer, at most {LARGEST} entries; "
-                    f"found {entries} for {layer.weight!r}; use smaller images, fewer channels or larger strides"
-                )
-        layers = [dataclasses.replace(layer, map=layer.map.to(problem.device)) for layer in chain.layers]
-        return Chain(tuple(layers))
-
-    def _initial_weights(self, problem: Problem, chain: Chain) -> tuple[list[Tensor], list[Tensor | None]]:
-        given = {name: p.detach().clone() for name, p in problem.model.named_parameters()}
-        if self.initial != "model":
-            generator = Generator().manual_seed(self.seed)
-            for layer in chain.layers:
-                shape = given[layer.weight].shape
-                scheme, scale = (self.initial, self.initial_scale) if len(shape) == 2 else ("normal", None)
-                given[layer.weight] = draw(shape, scheme, scale, generator).to(problem.device, problem.dtype)
-                if layer.bias is not None:
-                    given[layer.bias].zero_()
-        weights = [given[layer.weight].flatten(1) for layer in chain.layers]
-        return weights, [None if layer.bias is None else given[layer.bias] for layer in chain.layers]
-
-
-def _forward(chain: Chain, W: list[Tensor], b: list[Tensor | None], V0: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """U and V as the network makes them of its input."""
-    U: list[Tensor] = []
-    V = [V0]
-    for layer, w, bias in zip(chain.layers, W, b, strict=True):
-        u = layer.map.product(V[-1], w, bias)
-        U.append(u if layer.inner is None else u + V[layer.inner])
-        v = activation(U[-1], layer.slope)
-        V.append(v if layer.outer is None else v + V[layer.outer])
-    return U, V[1:]
-
-
-def _products(chain: Chain, U: list[Tensor], V: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """The products at the start, map(V_{i-1}) W_iᵀ + 1 b_iᵀ, of the layers whose V block will give them."""
-    found: list[Tensor | None] = [None]
-    for layer, u in zip(chain.layers[1:], U[1:], strict=True):
-        given = blocks.gives_product((u.shape[1], layer.map.width))
-        skipped = None if layer.inner is None else V[layer.inner - 1]
-        found.append((u.clone() if skipped is None else u - skipped) if given else None)
-    return tuple(found)
-
-
-def _copies(tensors: list[Tensor] | list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    return tuple(None if tensor is None else tensor.clone() for tensor in tensors)
-
-
-def _input_gram(P: Blocks) -> Tensor | None:
-    """rowsᵀrows of the input, None where the W_1 block does without."""
-    if P.few(1):
-        return None
-    bias = P.b[1] is not None
-    d = P.W[1].shape[1] + bias
-    gram = P.W[1].new_zeros(d, d)
-    for rows in P.chunks(1):
-        blocks.add_gram_(gram, P.layer(1).map.rows(P.V[0][rows]), bias)
-    parallel.sum_(gram)
-    return gram
-
 
 def _with_ones(rows: Tensor, bias: bool) -> Tensor:
     """`rows` with a column of ones behind it for a bias."""
     return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if bias else rows
-
-
-def _with_rank(plan: Plan, rank: int) -> Plan:
-    """The same tasks at another rank."""
-
-    def changed(task: Task) -> Task:
-        settings = {field.name for field in dataclasses.fields(task.compression)}  # type: ignore[arg-type]
-        if "rank" not in settings:
-            kind = type(task.compression).__name__
-            raise ConfigError(f"solver.initial_rank needs a compression with a rank, found {kind}; leave it null")
-        return dataclasses.replace(task, compression=dataclasses.replace(task.compression, rank=rank))  # type: ignore[type-var]
-
-    return dataclasses.replace(plan, tasks=tuple(changed(task) for task in plan.tasks))
