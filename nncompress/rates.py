@@ -36,8 +36,9 @@ def convergence(rows: pd.DataFrame) -> pd.DataFrame:
 
     Columns: step K; objective; step_sq ‖P^K - P^{K-1}‖²; step_sq_sum over all steps 1..K; step_sq_mean = sum / K;
     grad_sq ‖g^K‖²; grad_sq_mean over the records with step >= 1; slack, by how much the decrease since the record
-    before exceeds the guaranteed one; worst_slack, the least so far; bound (L0 - LK)/(lambda K); bound_ok, whether
-    step_sq_mean is at most the bound (nullable). What the solver does not record is NaN.
+    before exceeds the guaranteed one; worst_slack, the least so far; bound (L0 - LK)/(lambda K); grad_constant b², the
+    largest ‖g‖²/‖step‖² measured up to K; grad_bound b² (L0 - LK)/(lambda K); bound_ok and grad_bound_ok, whether
+    step_sq_mean and grad_sq_mean are at most theirs (nullable). What the solver does not record is NaN.
     """
     step, objective, lam = _column(rows, "step"), _column(rows, "objective"), decrease_constant(rows)
     table = pd.DataFrame({"step": step.astype(int), "objective": objective})
@@ -52,7 +53,13 @@ def convergence(rows: pd.DataFrame) -> pd.DataFrame:
     start = objective[step == 0].iloc[0] if (step == 0).any() else np.nan
     table["bound"] = (start - objective) / (np.nan if lam is None else lam) / after_start
     rounding = TOLERANCE * max(abs(start), TINY) / (np.nan if lam is None else lam) / after_start
+    # ‖g‖² <= b² ‖step‖², b measured: the largest quotient so far
+    table["grad_constant"] = (table["grad_sq"] / table["step_sq"]).where(table["step_sq"] > 0).cummax().ffill()
+    table["grad_bound"] = table["grad_constant"] * table["bound"]
     known = table["bound"].notna() & table["step_sq_mean"].notna()
+    grad_known = known & table["grad_bound"].notna() & table["grad_sq_mean"].notna()
+    grad_ok = table["grad_sq_mean"] <= table["grad_bound"] + table["grad_constant"] * rounding
+    table["grad_bound_ok"] = grad_ok.astype("boolean").where(grad_known)
     table["bound_ok"] = (table["step_sq_mean"] <= table["bound"] + rounding).astype("boolean").where(known)
     return table
 
@@ -96,6 +103,8 @@ def rate_summary(rows: pd.DataFrame) -> dict[str, float | int | bool | None]:
         "rate/fit_from": fit.first,
         "rate/fit_to": fit.last,
         "rate/bound_ok": _all(table["bound_ok"]),
+        "rate/grad_bound_ok": _all(table["grad_bound_ok"]),
+        "rate/grad_constant": _known(table["grad_constant"].max()),
         "rate/lambda": decrease_constant(rows),
         "rate/worst_slack": _known(slack.min()),
         "rate/decrease_ok": bool((slack >= -_rounding(table["objective"])[slack.index]).all()) if len(slack) else None,

@@ -31,6 +31,8 @@ def test_convergence_table_matches_hand_numbers() -> None:
     assert list(table["worst_slack"])[1:] == [2.0, 1.0]
     assert list(table["bound"])[1:] == [16.0, 12.0]  # (10 - 6)/(0.25 * 1), (10 - 4)/(0.25 * 2)
     assert list(table["bound_ok"])[1:] == [True, True]
+    assert list(table["grad_bound"])[1:] == [48.0, 36.0]  # ‖g‖² = 3 ‖step‖²
+    assert list(table["grad_bound_ok"])[1:] == [True, True]
     assert table.loc[0, ["step_sq_mean", "grad_sq_mean", "bound"]].isna().all()
     assert table["bound_ok"].isna()[0]
 
@@ -44,6 +46,14 @@ def test_a_step_sum_above_the_bound_is_reported() -> None:
     rows = descent_rows([10.0, 6.0, 4.0])
     rows["step_sq/sum"] *= 3
     assert rate_summary(rows)["rate/bound_ok"] is False
+
+
+def test_a_mean_subgradient_above_its_bound_is_reported() -> None:
+    rows = descent_rows([10.0, 6.0, 4.0])
+    rows["step_sq/sum"] /= 100
+    rows["step_sq"] *= 100  # the quotient, and the bound with it, fall
+    assert rate_summary(rows)["rate/grad_constant"] == pytest.approx(0.03)
+    assert rate_summary(rows)["rate/grad_bound_ok"] is False
 
 
 def test_the_bound_met_with_equality_holds_despite_rounding() -> None:

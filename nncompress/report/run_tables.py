@@ -79,7 +79,7 @@ def convergence_table(run: Run) -> Table:
 SHOWN = {
     "step": "step K", "seconds": "seconds", "objective": "objective L", "step_sq": "squared step",
     "step_sq_mean": "mean squared step", "bound": "its bound", "grad_sq_mean": "mean squared subgradient",
-    "slack": "slack", "worst_slack": "worst slack",
+    "grad_bound": "bound of that", "slack": "slack", "worst_slack": "worst slack",
 }  # fmt: skip
 SIZE_COLUMNS = ["quantity", "dense", "compressed", "ratio", "times smaller", "Huffman"]
 
@@ -194,6 +194,12 @@ def _rate_words(table: pd.DataFrame, summary: Mapping[str, Any]) -> list[str]:
     if summary.get("rate/bound_ok") is not None:
         held = "holds at every record" if summary["rate/bound_ok"] else "does not hold"
         words.append(f"Bound on the mean squared step, (L at step 0 − L at step K) / (λ K): {held}.")
+    if summary.get("rate/grad_bound_ok") is not None:
+        held = "holds at every record" if summary["rate/grad_bound_ok"] else "does not hold"
+        words.append(
+            f"Bound on the mean squared subgradient, b² times that, with b² = {number(summary['rate/grad_constant'])} the "
+            f"largest quotient of squared subgradient and squared step among the records: {held}."
+        )
     if summary.get("objective/rises") is not None:
         words.append(f"The objective rose at {summary['objective/rises']} of {len(table)} records.")
     return [
