@@ -33,6 +33,10 @@ def build(cfg: DictConfig) -> tuple[Problem, Solver[Any], dict[str, Any]]:
     data = config.build(cfg.dataset)
     if not isinstance(data, Dataset):
         raise ConfigError(f"dataset: must give an nncompress.problem.Dataset, found {type(data).__name__}")
+    if len(data.train) < parallel.size():
+        raise ConfigError(
+            f"each of {parallel.size()} processes needs a sample, found {len(data.train)}; start fewer processes"
+        )
     data = data.to(device, dtype)
     model = config.build(cfg.model, input_shape=data.input_shape, num_classes=data.num_classes)
     if not isinstance(model, nn.Module):

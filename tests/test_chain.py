@@ -332,8 +332,14 @@ VECTORS = [
     (branched(lambda net, x: net.d(2 * net.a(x))), "found mul at 'mul'"),
     (branched(lambda net, x: functional.linear(x, net.d.weight)), "found a branch at 'd_weight'"),
     (nn.Sequential(nn.Linear(4, 2), nn.ReLU()), "an activation behind the output layer '0.weight'"),
-    (nn.Sequential(nn.ReLU(), nn.Linear(4, 2)), "an activation at '0' that follows no Linear or Conv2d layer"),
-    (branched(lambda net, x: net.d(torch.relu(torch.relu(net.a(x))))), "at 'relu_1' that follows no Linear"),
+    (
+        nn.Sequential(nn.ReLU(), nn.Linear(4, 2)),
+        "an activation at '0' that does not directly follow a Linear or Conv2d layer",
+    ),
+    (
+        branched(lambda net, x: net.d(torch.relu(torch.relu(net.a(x))))),
+        "at 'relu_1' that does not directly follow a Linear",
+    ),
     (nn.Sequential(nn.Flatten()), "found no Linear layer in Sequential"),
     (nn.Sequential(nn.Linear(3, 2)), "found inputs that do not fit at '0'"),
     (nn.Sequential(nn.Conv2d(1, 2, 3)), "found inputs that do not fit at '0'"),
@@ -356,7 +362,7 @@ VECTORS = [
     (branched(lambda net, x: (net.d(x), x)), "found a branch at 'output'"),
     (net(lambda net, x: net.b(torch.relu(net.a(x)) + x), a=(4, 1), b=(4, 2)), "found a branch at 'add'"),
     (branched(lambda net, x: net.d(net.a(torch.relu(net.a(x))))), "found 'a.weight' used twice"),
-    (tied(), "found '2.weight' used twice"),
+    (tied(), "found '2.weight' shared or computed from others"),
     (Two(), "found a second input at 'y'"),
     (branched(controlled), "Net cannot be traced"),
 ]
@@ -373,7 +379,10 @@ IMAGES = [
     (of_images(nn.AvgPool2d(2, padding=1)), "average pooling with padding, ceil_mode or divisor_override at '0'"),
     (of_images(nn.AvgPool2d(2, ceil_mode=True)), "average pooling with padding, ceil_mode or divisor_override at '0'"),
     (of_images(nn.AvgPool2d(2, divisor_override=1)), "with padding, ceil_mode or divisor_override at '0'"),
-    (nn.Sequential(nn.Conv2d(4, 2, 1), nn.AvgPool2d(2), nn.ReLU()), "an activation at '2' that follows no Linear"),
+    (
+        nn.Sequential(nn.Conv2d(4, 2, 1), nn.AvgPool2d(2), nn.ReLU()),
+        "an activation at '2' that does not directly follow a Linear",
+    ),
     (nn.Sequential(nn.Conv2d(4, 2, 1), nn.AvgPool2d(6), nn.Flatten()), "behind the output layer at '2'"),
     (nn.Sequential(nn.Conv2d(4, 2, 6)), "found a reshape or pooling behind the output layer at '0'"),
     (nn.Sequential(nn.Flatten(2), nn.Linear(36, 2)), "found Flatten at '0'"),

@@ -6,9 +6,11 @@ import itertools
 import pytest
 import torch
 from nnbcd_cases import case, problem_of
-from problems import gaussian, mlp, problem, randn
+from problems import F64, gaussian, mlp, problem, randn
+from torch import nn
 
 from nncompress import checkpoint
+from nncompress.compressions.plan import none
 from nncompress.compressions.sparsity import l0, l0_penalty, l1_penalty
 from nncompress.compressions.tensor_train import tt
 from nncompress.solvers import nnbcd_extrapolation
@@ -309,14 +311,44 @@ def test_extrapolation_never_raises_the_objective_and_reaches_a_third_of_the_pla
 @pytest.mark.parametrize(
     ("settings", "found"),
     [
-        ({"tau_growth": 0.9}, "tau_growth must be at least 1, found 0.9"),
-        ({"tau_growth": float("nan")}, "tau_growth must be at least 1, found nan"),
+        ({"tau_growth": 0.9}, "tau_growth must be at least 1 and finite, found 0.9"),
+        ({"tau_growth": float("nan")}, "tau_growth must be at least 1 and finite, found nan"),
         ({"tau": 5.0, "tau_max": 4.0}, "tau_max must be at least tau = 5.0, found 4.0"),
-        ({"alpha_theta": -0.1}, "alpha_theta must be at least 0, found -0.1"),
-        ({"project": True, "multipliers": True}, "project leaves nothing to multipliers"),
-        ({"project": True, "extrapolation": True}, "project leaves nothing to multipliers or extrapolation"),
+        ({"alpha_theta": -0.1}, "alpha_theta must be at least 0 and finite, found -0.1"),
+        ({"project": True, "multipliers": True}, "found multipliers; drop one"),
+        ({"project": True, "extrapolation": True}, "found extrapolation; drop one"),
+        ({"project": True, "alpha_theta": 1.0}, "found alpha_theta; drop one"),
+        ({"tau": float("inf")}, "tau must be positive and finite, found inf"),
+        ({"initial_scale": -1.0}, "initial_scale must be positive and finite, found -1.0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, found):
     with pytest.raises(ValueError, match=found):
         NNBCD(**settings)
+
+
+def test_tau_stops_at_its_largest_value_however_many_sweeps():
+    solver = NNBCD(tau=2.0, tau_growth=2.0, tau_max=100.0)
+    assert [solver._tau(k) for k in (0, 1, 5, 6, 5000)] == pytest.approx([2.0, 4.0, 64.0, 100.0, 100.0])
+
+
+def test_a_network_is_read_as_it_is_deployed():
+    class Trained(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(12, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.b(torch.relu(h) if self.training else h)
+
+    data = gaussian()
+    state = NNBCD(initial="model").init(problem(data, Trained().to(F64), none))
+    assert [layer.slope for layer in state.chain.layers] == [1.0, 1.0]
+
+
+def test_no_descent_constant_is_claimed_from_a_larger_first_rank():
+    data = gaussian()
+    p = problem(data, mlp(data, widths=(16, 16)), tt, rank=3)
+    *_, last = NNBCD(initial_rank=8).run(p, 2)
+    assert "decrease/lambda" not in last.observation.terms

@@ -28,12 +28,16 @@ class NNBCDCNN(nn.Module):
         widths: Sequence[int] = (1024, 1024),
         bias: bool = False,
     ) -> None:
+        if min(filters, kernel_size, stride, pool) < 1:
+            found = f"{filters}, {kernel_size}, {stride}, {pool}"
+            raise ValueError(f"filters, kernel_size, stride and pool must be at least 1, found {found}")
         super().__init__()
         sizes = [(size + 2 * padding - kernel_size) // stride + 1 for size in input_shape[1:]]
         if len(input_shape) != 3 or min(sizes) < pool:
             raise ValueError(
-                f"nnbcd_cnn needs images (channels, height, width) of at least {kernel_size}x{kernel_size} pixels, "
-                f"found {tuple(input_shape)}; choose such a data set (dataset=mnist) and leave dataset.flatten=false"
+                f"nnbcd_cnn needs images (channels, height, width) of at least {kernel_size}x{kernel_size} pixels that "
+                f"leave {pool}x{pool} to the pooling, found {tuple(input_shape)}; choose such data "
+                "(dataset=mnist) and leave dataset.flatten=false"
             )
         self.conv1 = nn.Conv2d(input_shape[0], filters, kernel_size, stride=stride, padding=padding, bias=bias)
         self.pool = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()

@@ -187,8 +187,11 @@ def _rate_words(table: pd.DataFrame, summary: Mapping[str, Any]) -> list[str]:
     lam, slack = summary.get("rate/lambda"), summary.get("rate/worst_slack")
     if slack is not None:
         held = "held at every record" if summary["rate/decrease_ok"] else "was violated"
+        claim = f"each step lowers L by at least λ times the squared step, λ = {number(lam)}"
+        if lam is None:
+            claim = "L falls by at least what the updates of the blocks account for"
         words.append(
-            f"Sufficient decrease (each step lowers L by at least λ times the squared step, λ = {number(lam)}) {held}; "
+            f"Sufficient decrease ({claim}) {held}; "
             f"worst slack {number(slack)}, in units of the objective (negative: violated)."
         )
     if summary.get("rate/bound_ok") is not None:
@@ -197,8 +200,8 @@ def _rate_words(table: pd.DataFrame, summary: Mapping[str, Any]) -> list[str]:
     if summary.get("rate/grad_bound_ok") is not None:
         held = "holds at every record" if summary["rate/grad_bound_ok"] else "does not hold"
         words.append(
-            f"Bound on the mean squared subgradient, b² times that, with b² = {number(summary['rate/grad_constant'])} the "
-            f"largest quotient of squared subgradient and squared step among the records: {held}."
+            "Bound on the mean squared subgradient, b² times that, with the largest quotient of squared subgradient and "
+            f"squared step measured on these records as b² = {number(summary['rate/grad_constant'])}: {held}."
         )
     if summary.get("objective/rises") is not None:
         words.append(f"The objective rose at {summary['objective/rises']} of {len(table)} records.")

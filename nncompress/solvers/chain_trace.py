@@ -49,9 +49,11 @@ def chain_of(model: nn.Module, input_shape: Sequence[int]) -> Chain:
             trace.read(node)
     layers = trace.layers
     names = [layer.weight for layer in layers]
-    shared = [name for name in names if names.count(name) > 1 or name not in dict(model.named_parameters())]
+    own = dict(model.named_parameters())
+    shared = [name for name in names if names.count(name) > 1 or name not in own]
     if shared:
-        raise Unsupported(f"{REQUIREMENT}, each with a weight of its own; found {shared[0]!r} used twice")
+        found = "used twice" if names.count(shared[0]) > 1 else "shared or computed from others"
+        raise Unsupported(f"{REQUIREMENT}, each with a weight of its own; found {shared[0]!r} {found}")
     if not layers:
         raise Unsupported(f"{REQUIREMENT}; found no Linear layer in {type(model).__name__}")
     last = layers[-1]
@@ -111,7 +113,7 @@ class _Trace:
     def _activated(self, node: fx.Node, value: Value, slope: float) -> Value:
         if value.activated:
             if slope != 1.0:
-                raise self._refusal(node, "an activation", "that follows no Linear or Conv2d layer")
+                raise self._refusal(node, "an activation", "that does not directly follow a Linear or Conv2d layer")
             return value
         if slope == 1.0:
             return value

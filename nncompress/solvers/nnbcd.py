@@ -60,7 +60,7 @@ class NNBCD(Solver[NNBCDState]):
     Beyond the paper: tau_growth: tau is multiplied by it after every sweep up to tau_max (continuation).
     multipliers: lam_i <- lam_i - tau (W_i - T(G_i)) after every sweep (augmented Lagrangian; lam = 0 without).
     alpha_theta: proximal weight of the G step, which projects (tau W - lam + alpha_theta T_old)/(tau + alpha_theta);
-    with it the decrease covers T too. extrapolation: inertial steps with a monotone restart
+    with it steps and decrease cover T too. extrapolation: inertial steps with a monotone restart
     (`nnbcd_extrapolation`).
     """
 
@@ -86,17 +86,26 @@ class NNBCD(Solver[NNBCDState]):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("tau", "alpha", "gamma", "rho"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
-        if not self.tau_growth >= 1:
-            raise ValueError(f"tau_growth must be at least 1, found {self.tau_growth}")
+        positive = ("tau", "alpha", "gamma", "rho", *(["initial_scale"] if self.initial_scale is not None else []))
+        for name in positive:
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, found {getattr(self, name)}")
+        if not 1 <= self.tau_growth < math.inf:
+            raise ValueError(f"tau_growth must be at least 1 and finite, found {self.tau_growth}")
         if not self.tau_max >= self.tau:
             raise ValueError(f"tau_max must be at least tau = {self.tau}, found {self.tau_max}")
-        if not self.alpha_theta >= 0:
-            raise ValueError(f"alpha_theta must be at least 0, found {self.alpha_theta}")
-        if self.project and (self.multipliers or self.extrapolation):
-            raise ValueError("project leaves nothing to multipliers or extrapolation; choose one of them")
+        if not 0 <= self.alpha_theta < math.inf:
+            raise ValueError(f"alpha_theta must be at least 0 and finite, found {self.alpha_theta}")
+        options = {
+            "multipliers": self.multipliers,
+            "extrapolation": self.extrapolation,
+            "alpha_theta": self.alpha_theta,
+        }
+        given = [name for name, value in options.items() if value]
+        if self.project and given:
+            raise ValueError(
+                f"project keeps W = T and goes with none of {', '.join(options)}, found {given[0]}; drop one"
+            )
         if self.initial_rank is not None and self.initial_rank < 1:
             raise ValueError(f"initial_rank must be at least 1, found {self.initial_rank}")
         if self.initial not in (*SCHEMES, "model"):
@@ -147,6 +156,8 @@ class NNBCD(Solver[NNBCDState]):
         for i in range(P.last, 0, -1):
             self._update_layer(P, i, tau)  # V_i, U_i, W_i
             self._update_compressed(P, i, tau)  # G_i
+        if self.alpha_theta:
+            P.step_sq += P.theta_sq
         if self.multipliers:
             P.update_multipliers(tau)
         new = P.state(state)
@@ -165,7 +176,8 @@ class NNBCD(Solver[NNBCDState]):
             terms["tau"] = tau
         if state.k > 0 and not self.project:  # projecting may raise L
             terms["decrease/guaranteed"] = float(state.guaranteed)
-        if state.k > 0 and not (self.project or self.plain or self.multipliers or self.tau_growth > 1):
+        own = self.project or self.plain or self.multipliers or self.tau_growth > 1 or self.initial_rank is not None
+        if state.k > 0 and not own:
             strengths = [self.alpha, self.gamma, *([self.alpha_theta] if self.alpha_theta else [])]
             terms["decrease/lambda"] = min(strengths) / 2
         return Observation(with_weights(problem.model, P.weights()), state.theta, terms)
@@ -181,7 +193,7 @@ class NNBCD(Solver[NNBCDState]):
     def _update_layer(self, P: Blocks, i: int, tau: float) -> None:
         """V_i and U_i, some samples at a time, then W_i from the sums over all samples."""
         layer, W, b = P.layer(i), P.W[i], P.b[i]
-        pull = torch.zeros_like(W) if P.T[i] is None else self._pull(P, i, tau)
+        pull = self._pull(P, i, tau)
         diagonal = W.new_full((W.shape[1],), self.alpha if P.T[i] is None else self.alpha + tau)
         if b is not None:
             pull = torch.nn.functional.pad(pull, (0, 1))
@@ -210,10 +222,9 @@ class NNBCD(Solver[NNBCDState]):
         P.W_old[i], P.W[i] = W, W + move
 
     def _pull(self, P: Blocks, i: int, tau: float) -> Tensor:
-        """-1 times the gradient in W_i of its compression's terms, tau (T - W) + lam."""
+        """-1 times the gradient in W_i of its compression's terms: tau (T - W) + lam, 0 where there are none."""
         T, lam = P.T[i], P.lam[i]
-        assert T is not None
-        pull = tau * (T - P.W[i])
+        pull = torch.zeros_like(P.W[i]) if T is None else tau * (T - P.W[i])
         return pull if lam is None else pull.add_(lam)
 
     def _update_samples(self, P: Blocks, i: int, rows: slice, step: blocks.ActivationStep | None) -> Tensor:
@@ -301,14 +312,15 @@ class NNBCD(Solver[NNBCDState]):
         """What the G step projects: W_i, or (tau W_i - lam_i + alpha_theta T_old)/(tau + alpha_theta)."""
         W, T, lam = P.W[i], P.T[i], P.lam[i]
         centre = W if lam is None else W - lam / tau
-        return centre if not self.alpha_theta or T is None else torch.lerp(centre, T, self._share(tau))
-
-    def _share(self, tau: float) -> float:
-        return self.alpha_theta / (tau + self.alpha_theta)
+        share = self.alpha_theta / (tau + self.alpha_theta)
+        return centre if share == 0 or T is None else torch.lerp(centre, T, share)
 
     def _tau(self, k: int) -> float:
         """tau of sweep k, from 0."""
-        return min(self.tau * self.tau_growth**k, self.tau_max) if self.tau_growth > 1 else self.tau
+        exponent = k * math.log(self.tau_growth)
+        return (
+            self.tau_max if exponent > math.log(self.tau_max / self.tau) else self.tau * math.exp(min(exponent, 700.0))
+        )
 
 
 def _with_ones(rows: Tensor, bias: bool) -> Tensor:

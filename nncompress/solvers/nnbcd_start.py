@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from nncompress import parallel
 from nncompress.compressions.plan import Plan, Task
@@ -23,7 +24,8 @@ LARGEST = 1 << 31
 
 def chain_for(problem: Problem) -> Chain:
     """The chain of the problem's network, on its device. Raises Unsupported, naming what NN-BCD cannot treat."""
-    chain = chain_of(problem.model, problem.data.input_shape)
+    model = copy.deepcopy(problem.model).eval()  # as it is deployed
+    chain = chain_of(model, problem.data.input_shape)
     outside = weights_of(problem.model).keys() - {layer.weight for layer in chain.layers}
     if outside:
         raise Unsupported(f"{REQUIREMENT}; found the weight {min(outside)!r} outside the chain")
@@ -42,20 +44,22 @@ def chain_for(problem: Problem) -> Chain:
                 f"found {entries} for {layer.weight!r}; use smaller images, fewer channels or larger strides"
             )
     chain = Chain(tuple(dataclasses.replace(layer, map=layer.map.to(problem.device)) for layer in chain.layers))
-    _compare(problem, chain)
+    _compare(problem, chain, model)
     return chain
 
 
 @torch.no_grad()
-def _compare(problem: Problem, chain: Chain) -> None:
+def _compare(problem: Problem, chain: Chain, model: nn.Module) -> None:
     """Raise Unsupported when the chain computes something else than the network: what a trace cannot see."""
     x = problem.data.train.x[:2]
     W, b = initial_weights(problem, chain, "model", None, 0)
-    found, expected = forward(chain, W, b, x.flatten(1))[0][-1], problem.model(x)
+    found, expected = forward(chain, W, b, x.flatten(1))[0][-1], model(x)
+    if not isinstance(expected, Tensor) or found.shape != expected.shape:
+        raise Unsupported(f"NN-BCD needs a network that returns logits (n, classes), found {type(expected).__name__}")
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         raise Unsupported(
             f"{REQUIREMENT}; found that {type(problem.model).__name__} computes something else than its traced graph: "
-            "write what it does in place (+=, add_) out of place"
+            "write what it does in place (+=, add_) out of place, remove hooks"
         )
 
 
