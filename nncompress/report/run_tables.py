@@ -200,8 +200,8 @@ def _rate_words(table: pd.DataFrame, summary: Mapping[str, Any]) -> list[str]:
     if summary.get("rate/grad_bound_ok") is not None:
         held = "holds at every record" if summary["rate/grad_bound_ok"] else "does not hold"
         words.append(
-            "Bound on the mean squared subgradient, b² times that, with the largest quotient of squared subgradient and "
-            f"squared step measured on these records as b² = {number(summary['rate/grad_constant'])}: {held}."
+            "Bound on the mean squared subgradient, b² times that, with the largest quotient of squared subgradient "
+            f"and squared step measured on these records as b² = {number(summary['rate/grad_constant'])}: {held}."
         )
     if summary.get("objective/rises") is not None:
         words.append(f"The objective rose at {summary['objective/rises']} of {len(table)} records.")
