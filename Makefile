@@ -19,8 +19,8 @@ demo: venv ## the main job: train a tensor-train network with NN-BCD, then show 
 	@run=$$(ls -td outputs/nnbcd-tt_mlp-digits/*/ | head -n 1) && for table in $${run}tables/*.md; do echo; cat $$table; done \
 	  && echo && ls $${run}plots/*.png
 
-test: lint ## lint, then the tests
-	$(BIN)/pytest
+test: lint ## lint, then the tests, a process for each core
+	$(BIN)/pytest -n auto --dist loadfile
 
 test-slow: venv ## the tests on real data, found under $$NNCOMPRESS_DATA
 	@test -n "$$NNCOMPRESS_DATA" || { echo "test-slow needs NNCOMPRESS_DATA: the folder that holds the real data sets"; exit 2; }
