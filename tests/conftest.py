@@ -2,6 +2,9 @@
 
 import os
 import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,3 +21,17 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(f"tests have no network, found a connection to {address}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty current folder, and no pictures but where they are asked for."""
+    import torch
+
+    import nncompress.experiment
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(nncompress.experiment, "write_run_report", lambda folder: [])
+    yield
+    torch.use_deterministic_algorithms(False)

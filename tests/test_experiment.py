@@ -10,14 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-import nncompress.experiment
 from nncompress.cli import main
 from nncompress.compact.artefact import load_compact
 from nncompress.data.digits import digits
@@ -57,14 +55,7 @@ class Conv(nn.Sequential):
         super().__init__(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(18, num_classes))
 
 
-@pytest.fixture(autouse=True)
-def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty current folder, and no pictures but where they are asked for."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(nncompress.experiment, "write_run_report", lambda folder: [])
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("apart")
 
 
 def train(folder: Path, *words: str) -> int:

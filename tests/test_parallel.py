@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +64,6 @@ KINDS = {
 }
 HALVES = ("few", "inertial_cnn")
 PLAIN, DIVERGES = [*DATA, "model.widths=[16,12]"], "solver.initial_scale=1e200"  # process 0 alone sees it
-
-
-@pytest.fixture
-def no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(nncompress.experiment, "write_run_report", lambda folder: [])
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +245,7 @@ def test_after_failures_the_processes_still_work_in_step(together):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_to_torchrun_leaves_a_checkpoint_that_one_process_resumes(tmp_path, no_pictures, number):
+def test_a_signal_to_torchrun_leaves_a_checkpoint_that_one_process_resumes(tmp_path, apart, number):
     """SIGTERM as a batch system sends it: to the processes and to torchrun, which sends its own again."""
     words = [*TORCHRUN, "-m", "nncompress", "train", *MLP, "solver.num_steps=1000000", "hydra.run.dir=run"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)

@@ -10,6 +10,7 @@ from torch import nn
 
 from nncompress import checkpoint
 from nncompress.compressions.low_rank import low_rank
+from nncompress.compressions.plan import none
 from nncompress.compressions.sparsity import l0
 from nncompress.compressions.tensor_train import tt
 from nncompress.metrics import evaluate
@@ -122,7 +123,7 @@ def test_an_epoch_visits_every_sample_once_in_the_generators_order():
     model = Spy(12, 3).to(F64)
     generator = torch.Generator().manual_seed(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    epoch(model, data.train, nn.functional.cross_entropy, optimizer=optimizer, batch_size=4, generator=generator)
+    epoch(model, problem(data, model, none), optimizer=optimizer, batch_size=4, generator=generator)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
     assert [len(x) for x in seen] == [4, 4, 2]
     assert torch.equal(torch.cat(seen), data.train.x[order])

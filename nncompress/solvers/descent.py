@@ -6,12 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from nncompress.problem import Loss, Split
+from nncompress.metrics import evaluate
+from nncompress.problem import Problem
 
 
 class Schedule(ABC):
@@ -59,10 +61,26 @@ class MultiStep(Schedule):
         return self.decay ** sum(step >= fraction * num_steps for fraction in self.milestones)
 
 
-def epoch(
-    model: nn.Module, split: Split, loss: Loss, *, optimizer: Optimizer, batch_size: int, generator: Generator
-) -> None:
-    """One pass over the split in random order; the last batch may be smaller. No host synchronisation inside."""
+class Descent(Protocol):
+    """What the states of minibatch solvers have in common."""
+
+    @property
+    def k(self) -> int: ...
+    @property
+    def step_sq(self) -> Tensor: ...
+    @property
+    def step_sq_sum(self) -> Tensor: ...
+
+
+def set_rate(optimizer: Optimizer, lr: float) -> None:
+    """The learning rate of the next epoch."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def epoch(model: nn.Module, problem: Problem, *, optimizer: Optimizer, batch_size: int, generator: Generator) -> None:
+    """One pass over the training data in random order; the last batch may be smaller. No host synchronisation."""
+    split, loss = problem.data.train, problem.loss
     model.train()
     order = torch.randperm(len(split), generator=generator).to(split.y.device)
     for batch in torch.split(order, batch_size):
@@ -75,6 +93,14 @@ def moved_sq(model: nn.Module, before: list[Tensor]) -> Tensor:
     """‖parameters - before‖², a 0-dimensional float64 tensor; `before` in the order of `model.parameters()`."""
     moves = [p.detach() - old for p, old in zip(model.parameters(), before, strict=True)]
     return torch.stack([torch.linalg.vector_norm(m, dtype=torch.float64).square() for m in moves]).sum()
+
+
+def epoch_terms(problem: Problem, model: nn.Module, state: Descent) -> dict[str, float]:
+    """The record of an epoch: the training loss of `model` and the squared steps."""
+    terms = {"objective": evaluate(model, problem.data.train, problem.loss).loss}
+    if state.k > 0:
+        terms |= {"step_sq": float(state.step_sq), "step_sq/sum": float(state.step_sq_sum)}
+    return terms
 
 
 def check_minibatches(lr: float, batch_size: int) -> None:

@@ -15,11 +15,10 @@ from torch.optim import Adam, Optimizer
 from nncompress.compressions.base import Factorised
 from nncompress.compressions.plan import Plan
 from nncompress.errors import Unsupported
-from nncompress.metrics import evaluate
 from nncompress.params import Params
 from nncompress.problem import Problem, weights_of
 from nncompress.solvers.base import Observation, Solver
-from nncompress.solvers.descent import Cosine, Schedule, check_minibatches, epoch, moved_sq
+from nncompress.solvers.descent import Cosine, Schedule, check_minibatches, epoch, epoch_terms, moved_sq, set_rate
 
 REQUIREMENT = "direct learning needs factorised compressions (tt, tt_matrix, tucker, cp, low_rank)"
 
@@ -108,17 +107,9 @@ class DirectLearning(Solver[DirectState]):
 
     def step(self, problem: Problem, state: DirectState) -> DirectState:
         k, network, optimizer, generator, _, step_sq_sum = state
-        for group in optimizer.param_groups:
-            group["lr"] = self.lr * self.schedule.factor(k, self.num_steps)
         before = [p.detach().clone() for p in network.model.parameters()]
-        epoch(
-            network,
-            problem.data.train,
-            problem.loss,
-            optimizer=optimizer,
-            batch_size=self.batch_size,
-            generator=generator,
-        )
+        set_rate(optimizer, self.lr * self.schedule.factor(k, self.num_steps))
+        epoch(network, problem, optimizer=optimizer, batch_size=self.batch_size, generator=generator)
         network.fill()
         step_sq = moved_sq(network.model, before)
         return DirectState(k + 1, network, optimizer, generator, step_sq, step_sq_sum + step_sq)
@@ -126,10 +117,7 @@ class DirectLearning(Solver[DirectState]):
     def observe(self, problem: Problem, state: DirectState) -> Observation:
         model = copy.deepcopy(state.network.model).eval()
         theta = tuple(_mapped(lambda tensor: tensor.detach().clone(), t) for t in state.network.theta)
-        terms: dict[str, Any] = {"objective": evaluate(model, problem.data.train, problem.loss).loss}
-        if state.k > 0:
-            terms |= {"step_sq": float(state.step_sq), "step_sq/sum": float(state.step_sq_sum)}
-        return Observation(model, theta, terms)
+        return Observation(model, theta, epoch_terms(problem, model, state))
 
 
 def _start(plan: Plan, w: Params) -> tuple[Any, ...]:

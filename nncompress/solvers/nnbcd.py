@@ -318,9 +318,9 @@ class NNBCD(Solver[NNBCDState]):
     def _tau(self, k: int) -> float:
         """tau of sweep k, from 0."""
         exponent = k * math.log(self.tau_growth)
-        return (
-            self.tau_max if exponent > math.log(self.tau_max / self.tau) else self.tau * math.exp(min(exponent, 700.0))
-        )
+        if exponent > math.log(self.tau_max / self.tau):
+            return self.tau_max
+        return self.tau * math.exp(min(exponent, 700.0))  # beyond, floats end
 
 
 def _with_ones(rows: Tensor, bias: bool) -> Tensor:

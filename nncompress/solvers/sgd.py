@@ -6,16 +6,15 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from nncompress.metrics import evaluate
 from nncompress.problem import Problem, weights_of
 from nncompress.solvers.base import Observation, Solver
-from nncompress.solvers.descent import Cosine, Schedule, check_minibatches, epoch, moved_sq
+from nncompress.solvers.descent import Cosine, Schedule, check_minibatches, epoch, epoch_terms, moved_sq, set_rate
 
 
 class SGDState(NamedTuple):
@@ -57,17 +56,9 @@ class SGD(Solver[SGDState]):
 
     def step(self, problem: Problem, state: SGDState) -> SGDState:
         k, model, optimizer, generator, _, step_sq_sum = state
-        for group in optimizer.param_groups:
-            group["lr"] = self.lr * self.schedule.factor(k, self.num_steps)
         before = [p.detach().clone() for p in model.parameters()]
-        epoch(
-            model,
-            problem.data.train,
-            problem.loss,
-            optimizer=optimizer,
-            batch_size=self.batch_size,
-            generator=generator,
-        )
+        set_rate(optimizer, self.lr * self.schedule.factor(k, self.num_steps))
+        epoch(model, problem, optimizer=optimizer, batch_size=self.batch_size, generator=generator)
         step_sq = moved_sq(model, before)
         return SGDState(k + 1, model, optimizer, generator, step_sq, step_sq_sum + step_sq)
 
@@ -75,7 +66,4 @@ class SGD(Solver[SGDState]):
         model = copy.deepcopy(state.model).eval()
         plan = problem.plan
         theta = plan.compress(plan.select(weights_of(model)))
-        terms: dict[str, Any] = {"objective": evaluate(model, problem.data.train, problem.loss).loss}
-        if state.k > 0:
-            terms |= {"step_sq": float(state.step_sq), "step_sq/sum": float(state.step_sq_sum)}
-        return Observation(model, theta, terms)
+        return Observation(model, theta, epoch_terms(problem, model, state))
