@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from nncompress import config, environment, metrics, parallel
+from nncompress.compact.artefact import DESCRIPTION, load_compact
 from nncompress.compressions.plan import Plan, check_finite, plan_of
 from nncompress.compressions.target import Target, fit
-from nncompress.errors import ConfigError, Unsupported
+from nncompress.errors import ConfigError, NNCompressError, Unsupported
 from nncompress.problem import Dataset, Problem, weights_of
 from nncompress.signatures import one_line
 from nncompress.solvers.base import Solver
@@ -38,14 +43,76 @@ def build(cfg: DictConfig) -> tuple[Problem, Solver[Any], dict[str, Any]]:
             f"each of {parallel.size()} processes needs a sample, found {len(data.train)}; start fewer processes"
         )
     data = data.to(device, dtype)
-    model = config.build(cfg.model, input_shape=data.input_shape, num_classes=data.num_classes)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model: must give a torch.nn.Module, found {type(model).__name__}")
-    model = model.to(device, dtype)
+    model = _model(cfg, data)
     plan, target = _plan(cfg, model, data)
     for words in plan.clipped():
         log.warning("%s", words)
     return Problem(model, data, plan), solver, target
+
+
+def _model(cfg: DictConfig, data: Dataset) -> nn.Module:
+    """The network on the data's device and of its type, with the weights of the reference if there is one."""
+    model = config.build(cfg.model, input_shape=data.input_shape, num_classes=data.num_classes)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: must give a torch.nn.Module, found {type(model).__name__}")
+    x = data.train.x
+    model = model.to(x.device, x.dtype)
+    if cfg.reference is not None:
+        _start_from(cfg.reference, model, data)
+    return model
+
+
+def _start_from(folder: str, model: nn.Module, data: Dataset) -> None:
+    """Give `model` the weights of the network that the run in `folder` deploys.
+
+    Raises:
+        ConfigError: that network is another one.
+        CheckpointError: the run's compact network is damaged.
+    """
+    try:
+        reference = load_compact(Path(folder) / "model").to(data.train.x.device, data.train.x.dtype)
+    except NNCompressError as error:
+        raise type(error)(f"reference: {error}; give another run, or remove it and train it again") from error
+    weights = reference.state_dict()
+    differences = _differences(weights, model.state_dict())
+    if differences:
+        shown = ", ".join(differences[:SHOWN]) + (", ..." if len(differences) > SHOWN else "")
+        raise ConfigError(f"reference: must be a run of the same network, found that {shown} (there is {folder})")
+    model.load_state_dict(weights)
+    for network in (reference, model):
+        layers_of(network, data)
+    if not _agree(reference, model, data.train.x[:COMPARED]):
+        raise ConfigError(
+            f"reference: must be a run of the same network, found that the one in {folder} gives other outputs with "
+            "the same weights; give the model its activations and other settings, or another run"
+        )
+    about = json.loads((Path(folder) / "model" / DESCRIPTION).read_text(encoding="utf-8"))
+    there, here = (about["dataset"], about["preprocessing"]), (data.name, data.preprocessing)
+    if there != here:
+        log.warning("the reference was trained on %s (preprocessing: %s), this run takes %s (%s)", *there, *here)
+
+
+def _differences(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> list[str]:
+    """What is not alike in the names and shapes of two networks' tensors, in words."""
+    found = []
+    for name in dict.fromkeys([*there, *here]):
+        shapes = [_shape(tensors[name]) if name in tensors else "missing" for tensors in (there, here)]
+        if shapes[0] != shapes[1]:
+            found.append(f"{name} is {shapes[0]} there and {shapes[1]} here")
+    return found
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"
+
+
+@torch.no_grad()
+def _agree(there: nn.Module, here: nn.Module, x: Tensor) -> bool:
+    """Whether two networks of equal weights compute the same in evaluation mode, up to rounding."""
+    training = here.training
+    a, b = there.eval()(x), here.eval()(x)
+    here.train(training)
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(a.abs().max()), equal_nan=True)
 
 
 def _plan(cfg: DictConfig, model: nn.Module, data: Dataset) -> tuple[Plan, dict[str, Any]]:
@@ -81,6 +148,10 @@ def layers_of(model: nn.Module, data: Dataset) -> list[metrics.Layer]:
         ) from error
 
 
+COMPARED = 32
+"""Training samples on which a reference is compared with the network that is to start from it."""
+SHOWN = 4
+"""Differences that a message lists."""
 TARGETS = {
     "ratio": ("ratio/params", "ratio/params"),
     "bits": ("ratio/bits", "bits/compressed"),

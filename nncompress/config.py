@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -23,6 +24,7 @@ from nncompress.errors import ConfigError
 from nncompress.signatures import Target, check_call, locate, one_line
 
 GROUPS = ("dataset", "model", "compression", "solver")
+REFERENCE_TRAINING = "reference_training"
 OFFERED: dict[str, frozenset[str]] = {"model": frozenset({"input_shape", "num_classes"})}
 PRECISIONS = ("auto", "float32", "float64", "tf32")
 
@@ -48,7 +50,11 @@ class TargetSize:
 
 @dataclass
 class Config:
-    """The typed shell of `conf/config.yaml`; the four groups are `_target_` and the keywords of its constructor."""
+    """The typed shell of `conf/config.yaml`; the four groups are `_target_` and the keywords of its constructor.
+
+    reference: folder of a run whose network is the start. reference_dir: where the networks are kept that are trained
+    for solvers that need such a start and are given none. reference_training: the solver that trains them.
+    """
 
     seed: int = 0
     device: str = "auto"
@@ -60,6 +66,9 @@ class Config:
     checkpoint_every: int = 10
     resume: str | None = None
     target: TargetSize = field(default_factory=TargetSize)
+    reference: str | None = None
+    reference_dir: str = "outputs/references"
+    reference_training: Any = None
     choices: dict[str, str] = field(default_factory=dict)
     dataset: Any = None
     model: Any = None
@@ -94,6 +103,8 @@ def validate(cfg: DictConfig) -> None:
     problems = list(_shell_problems(cfg))
     for group in GROUPS:
         problems += _group_problems(cfg, group)
+    if cfg.reference_training is not None:
+        problems += _group_problems(cfg, REFERENCE_TRAINING)
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -142,6 +153,12 @@ def _shell_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"device: must be auto, cpu, cuda or cuda:N, found '{cfg.device}'"
     if cfg.precision not in PRECISIONS:
         yield f"precision: must be one of {', '.join(PRECISIONS)}, found '{cfg.precision}'"
+    if cfg.reference is not None and not (Path(cfg.reference) / "model" / "model.json").is_file():
+        yield f"reference: must be the folder of a finished run, found no model/model.json in '{cfg.reference}'"
+    yield from _target_problems(cfg)
+
+
+def _target_problems(cfg: DictConfig) -> Iterator[str]:
     given = {str(key): value for key, value in cfg.target.items() if value is not None}
     for key, value in given.items():
         if not 0 < value < math.inf or (key == "ratio" and value > 1):
@@ -160,16 +177,17 @@ def _group_problems(cfg: DictConfig, group: str) -> Iterator[str]:
         yield f"{group}: {one_line(error)}"
         return
     if not isinstance(node, dict) or "_target_" not in node:
-        yield f"{group}: needs a _target_ (the dotted path of a class or function); choose one with {group}=NAME"
+        choose = f"choose one with {group}=NAME" if group in GROUPS else f"give {group}._target_=..."
+        yield f"{group}: needs a _target_ (the dotted path of a class or function); {choose}"
         return
-    if group == "solver":
-        yield from _step_problems(node)
+    if group in ("solver", REFERENCE_TRAINING):
+        yield from _step_problems(group, node)
     yield from check_call(group, {str(key): value for key, value in node.items()}, OFFERED.get(group, frozenset()))
 
 
-def _step_problems(solver: Mapping[Any, Any]) -> Iterator[str]:
+def _step_problems(place: str, solver: Mapping[Any, Any]) -> Iterator[str]:
     steps = solver.get("num_steps")
     if steps is None:
-        yield "solver.num_steps: every solver needs its number of steps; give solver.num_steps=N"
+        yield f"{place}.num_steps: every solver needs its number of steps; give {place}.num_steps=N"
     elif isinstance(steps, int) and steps < 0:
-        yield f"solver.num_steps: must be at least 0, found {steps}"
+        yield f"{place}.num_steps: must be at least 0, found {steps}"

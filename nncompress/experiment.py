@@ -19,16 +19,16 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from nncompress import checkpoint, environment, metrics, parallel
-from nncompress.building import build, layers_of
+from nncompress.building import build
 from nncompress.compact.artefact import save_compact
 from nncompress.errors import ConfigError, Diverged, NNCompressError, Unsupported
 from nncompress.interruption import Interruption
 from nncompress.problem import weights_of, with_weights
 from nncompress.progress import ProgressLog
-from nncompress.rates import rate_summary
 from nncompress.records import CONFIG, RECORDS, STATUS, SUMMARY, Recorder, read_run, write_json
 from nncompress.report import write_run_report
 from nncompress.solvers.base import Iterate, Observation
+from nncompress.summary import summary_of
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +162,8 @@ class _Execution:
             raise ConfigError(f"solver.num_steps must be at least 0, found {last}")
         if not saved:
             self._save(iterate, recorder)
-        return iterate, iterate.observation or self.solver.observe(self.problem, iterate.state)
+        observation = iterate.observation or self.solver.observe(self.problem, iterate.state)
+        return iterate, self.solver.result(self.problem, iterate.state, observation)
 
     def _iterates(self, restored: Iterate | None) -> Iterator[Iterate]:
         """The solver's iterates with the seconds of the whole run; numerical breakdown becomes Diverged."""
@@ -269,32 +270,23 @@ class _Execution:
 
     def _summary(self, iterate: Iterate, observation: Observation) -> dict[str, Any]:
         """The final figures: written to `summary.json` beside the compact network."""
-        problem, choices = self.problem, self.cfg.choices
         rows = read_run(self.folder).rows
-        final = rows.iloc[-1].to_dict()
-        kept = ("accuracy/test", "accuracy/train", "accuracy/dense_test", "loss/train", "loss/test", "gap", "sparsity")
-        theta, weights = observation.theta, problem.plan.select(weights_of(observation.model))
-        layers = layers_of(problem.model, problem.data)
-        summary = {key: final[key] for key in kept} | metrics.sizes(problem, theta)
-        summary |= {"huffman/compressed": metrics.huffman_bits(problem, theta)}
-        summary |= metrics.macs(problem.plan, theta, layers) | rate_summary(rows)
+        final: dict[Any, Any] = rows.iloc[-1].to_dict()
+        if final.get("step/kept", iterate.step) != iterate.step:  # the solver ends with an earlier step's network
+            final |= self._row(iterate, observation)
+        summary = summary_of(self.cfg, self.problem, observation, rows, final)
         if self.target:
             summary |= self.target | {"target/achieved": summary[self.target["target/key"]]}
         summary |= {
             "seconds/total": iterate.seconds,
             "seconds/step_median": statistics.median(self.step_seconds) if self.step_seconds else None,
-            "memory/peak_bytes": environment.peak_memory(problem.device),
-            "objective/final": final.get("objective"),
+            "memory/peak_bytes": environment.peak_memory(self.problem.device),
             "steps": iterate.step,
-            "device": str(problem.device),
-            "seed": self.cfg.seed,
+            "device": str(self.problem.device),
             "status": "done",
-            "tasks": metrics.task_sizes(problem.plan, weights, theta),
-        } | {group: choices.get(group) for group in ("solver", "model", "dataset", "compression")}
-        for task in summary["tasks"]:
-            if task["gap"] == 1:
-                log.warning("%s: all of it is compressed to zero (%s)", task["params"], task["compression"])
-        save_compact(self.folder / "model", problem, observation, OmegaConf.to_container(self.cfg.model, resolve=True))
+        }
+        model = OmegaConf.to_container(self.cfg.model, resolve=True)
+        save_compact(self.folder / "model", self.problem, observation, model)
         write_json(self.folder / SUMMARY, summary)
         return summary
 

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import datetime
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -148,7 +149,7 @@ def _attempt(cfg: DictConfig, folder: Path, sweep: bool) -> None:
     Under torchrun only one that all processes know of does: NNCompressError.
     """
     try:
-        _prepared(cfg, folder)(cfg, folder)
+        _prepared(cfg, folder)()
     except Exception as error:
         shared = isinstance(error, NNCompressError) or not _several()
         if not shared and os.environ["RANK"] != "0":  # then process 0 may not know of it
@@ -164,11 +165,14 @@ def _attempt(cfg: DictConfig, folder: Path, sweep: bool) -> None:
             _say_where(folder)
 
 
-def _prepared(cfg: DictConfig, folder: Path) -> Callable[[DictConfig, Path], Any]:
-    """`experiment.run`, once the configuration is checked; what goes wrong before it is recorded here."""
+def _prepared(cfg: DictConfig, folder: Path) -> Callable[[], Any]:
+    """The run, once the configuration is checked and its reference there; what goes wrong before is recorded here."""
     try:
         config.validate(cfg)
         from nncompress.experiment import run
+        from nncompress.reference import with_reference
+
+        return partial(run, with_reference(cfg), folder)
     except Exception as error:
         log.error("the run did not start", exc_info=error)
         from nncompress.records import CONFIG, STATUS, write_json
@@ -178,7 +182,6 @@ def _prepared(cfg: DictConfig, folder: Path) -> Callable[[DictConfig, Path], Any
             reason = "; ".join(str(error).splitlines())
             write_json(folder / STATUS, {"status": "failed", "reason": reason, "traceback": None, "step": None})
         raise
-    return run
 
 
 def _as_told(error: Exception, folder: Path) -> NNCompressError:

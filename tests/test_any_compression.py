@@ -13,7 +13,9 @@ from problems import mlp, small_digits
 from nncompress import checkpoint, config, metrics
 from nncompress.compact.artefact import load_compact, save_compact
 from nncompress.compressions.plan import plan_of
+from nncompress.errors import Unsupported
 from nncompress.problem import Problem, weights_of, with_weights
+from nncompress.solvers.baselines import DCRetrain
 from nncompress.solvers.nnbcd import NNBCD
 from nncompress.solvers.sgd import SGD
 
@@ -55,6 +57,16 @@ def test_nnbcd_resumes_to_the_same_weights_from_plain_tensors(problem):
     *_, resumed = solver.run(problem, 4, state=restored)
     a, b = (problem.plan.decompress(iterate.state.theta) for iterate in (whole, resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_retraining_does_not_raise_the_loss_and_keeps_the_size(problem):
+    if not problem.plan.tasks:
+        with pytest.raises(Unsupported, match="choose a compression"):
+            DCRetrain().init(problem)
+        return
+    first, *_, last = (it.observation for it in DCRetrain(num_steps=2, lr=0.01).run(problem, 2) if it.observation)
+    assert last.terms["objective"] <= first.terms["objective"]
+    assert metrics.sizes(problem, last.theta) == metrics.sizes(problem, first.theta)
 
 
 def test_the_stored_network_computes_what_the_deployed_one_does(problem, tmp_path):

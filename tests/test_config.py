@@ -207,6 +207,23 @@ def test_a_group_without_target_is_refused() -> None:
     assert line.startswith("model: needs a _target_")
 
 
+def test_the_training_of_references_is_checked_like_a_solver() -> None:
+    lines = problems(reference_training={"_target_": f"{__name__}.Descent", "lr": "fast"}, seed=-1)
+    assert [line.split(":")[0] for line in lines] == ["seed", "reference_training.num_steps", "reference_training.lr"]
+    assert problems(reference_training={"lr": 1}) == [
+        "reference_training: needs a _target_ (the dotted path of a class or function); "
+        "give reference_training._target_=..."
+    ]
+
+
+def test_a_reference_must_be_a_finished_run(tmp_path: Path) -> None:
+    (line,) = problems(reference=str(tmp_path))
+    assert line == f"reference: must be the folder of a finished run, found no model/model.json in '{tmp_path}'"
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model.json").touch()
+    assert problems(reference=str(tmp_path)) == []
+
+
 def test_an_interpolation_that_leads_nowhere_is_named_by_its_group() -> None:
     (line,) = problems(**{"dataset.root": "${nowhere}"})
     assert line.startswith("dataset: ")

@@ -1,8 +1,9 @@
-"""Direct learning: gradients reach Θ, ranks and norms are kept, other compressions are refused."""
+"""Direct learning: gradients reach Θ, ranks, positions, codes and norms are kept, penalties are refused."""
 
 import itertools
 import json
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from nncompress.compressions.cp import cp
 from nncompress.compressions.low_rank import low_rank
 from nncompress.compressions.mixed import mixed
 from nncompress.compressions.plan import none
+from nncompress.compressions.quantization import scaled_ternary
 from nncompress.compressions.rank_selection import rank_selection
-from nncompress.compressions.sparsity import l0
+from nncompress.compressions.sparsity import l0, l1_penalty
+from nncompress.compressions.structured import group_l0, n_m
 from nncompress.compressions.tensor_train import tt
 from nncompress.compressions.tt_matrix import tt_matrix
 from nncompress.compressions.tucker import tucker
@@ -48,6 +51,12 @@ RECIPES = [
     pytest.param(cp, {"rank": 3}, id="cp"),
     pytest.param(low_rank, {"rank": 3}, id="low_rank"),
     pytest.param(low_rank_and_tucker, {}, id="mixed"),
+    pytest.param(l0, {"keep": 0.3}, id="l0"),
+    pytest.param(group_l0, {"keep": 0.5}, id="group_l0"),
+    pytest.param(n_m, {}, id="n_m"),
+    pytest.param(codebook, {"K": 3}, id="codebook"),
+    pytest.param(scaled_ternary, {"per": "channel"}, id="scaled_ternary"),
+    pytest.param(additive, {"parts": {"a": partial(l0, keep=5), "b": partial(low_rank, rank=1)}}, id="additive"),
 ]
 every = pytest.mark.parametrize(("recipe", "settings"), RECIPES)
 
@@ -95,7 +104,7 @@ def test_the_deployed_network_is_the_trained_one_and_keeps_the_ranks_of_the_plan
     weights = p.plan.select(dict(final.model.named_parameters())).detach()
     assert all(torch.equal(w, p.plan.decompress(final.theta)[name]) for name, w in weights.items())
     assert all(not torch.equal(w, p.model.get_parameter(name)) for name, w in final.model.named_parameters())
-    if recipe is not cp:  # whose projection finds local minima
+    if recipe not in (cp, additive):  # whose projection finds local minima
         again = p.plan.decompress(p.plan.compress(weights))
         assert float((weights - again).sq() / weights.sq()) < 1e-20
 
@@ -188,20 +197,28 @@ def test_convolutions_are_learned_and_batch_norm_keeps_its_statistics(scheme):
 
 
 REFUSED = [
-    (none, {}, r"direct learning needs factorised compressions \(tt, .*\); found no compressed weight; choose"),
-    (l0, {"keep": 0.3}, r"found L0\(.*\) for fc1.weight; use solver=nnbcd, or solver=sgd to compress afterwards"),
-    (l0, {"keep": 0.3, "joint": True}, "for fc1.weight, fc2.weight; use"),
-    (additive, {"parts": {"a": tt, "b": low_rank}}, r"found TensorTrain\(.*\) \+ LowRank\(.*\) for fc1.weight"),
-    (mixed, {"parts": {"a": lambda w: tt(w, layers=["fc1"]), "b": lambda w: codebook(w, layers=["fc2"])}},
-     r"found Codebook\(.*\) for fc2.weight"),
-    (rank_selection, {"alpha": 1e-3}, r"of fixed ranks; found RankSelection\(.*\), a penalty, for fc1.weight; give it"),
+    (none, {}, "compressed weights are needed, found none in the plan; choose a compression"),
+    (rank_selection, {"alpha": 1e-3}, r"needs a Θ of fixed size, found RankSelection\(.*\), a penalty, for fc1"),
+    (l1_penalty, {"alpha": 1e-3}, r"found L1Penalty\(.*\), a penalty, for fc1.weight; take a constraint instead"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("recipe", "settings", "said"), REFUSED)
-def test_other_compressions_are_refused_in_a_sentence(recipe, settings, said):
+def test_empty_plans_and_penalties_are_refused_in_a_sentence(recipe, settings, said):
     with pytest.raises(Unsupported, match=said):
         DirectLearning().init(small(recipe, settings))
+
+
+def test_positions_and_codes_stay_those_of_the_start():
+    p = small(l0, {"keep": 0.3})
+    final = last(DirectLearning(num_steps=3), p, 3).observation
+    first = DirectLearning().observe(p, DirectLearning().init(p))
+    assert all(torch.equal(a.positions, b.positions) for a, b in zip(first.theta, final.theta, strict=True))
+    p = small(codebook, {"K": 3})
+    final = last(DirectLearning(num_steps=3), p, 3).observation
+    first = DirectLearning().observe(p, DirectLearning().init(p))
+    assert all(torch.equal(a.codes, b.codes) for a, b in zip(first.theta, final.theta, strict=True))
+    assert all(not torch.equal(a.table, b.table) for a, b in zip(first.theta, final.theta, strict=True))
 
 
 def test_weights_that_compress_to_zero_are_refused():

@@ -9,12 +9,14 @@ from problems import F64, gaussian, mlp, problem, small_digits
 from torch import nn
 
 from nncompress import checkpoint
+from nncompress.compressions.codebook import codebook
 from nncompress.compressions.low_rank import low_rank
 from nncompress.compressions.plan import none
 from nncompress.compressions.sparsity import l0
 from nncompress.compressions.tensor_train import tt
 from nncompress.metrics import evaluate
 from nncompress.problem import with_weights
+from nncompress.solvers.baselines import IDC, DCRetrain, Distillation
 from nncompress.solvers.descent import Constant, Cosine, Exponential, MultiStep, epoch
 from nncompress.solvers.direct_learning import DirectLearning
 from nncompress.solvers.nnbcd import NNBCD
@@ -37,6 +39,12 @@ CASES = [
         False,
         id="direct-sgd-low-rank",
     ),
+    pytest.param(DCRetrain(num_steps=60, batch_size=16), l0, {"keep": 0.3}, True, id="dc-retrain-l0"),
+    pytest.param(DCRetrain(num_steps=60, batch_size=16), codebook, {"K": 4}, True, id="dc-retrain-codebook"),
+    pytest.param(Distillation(num_steps=60, batch_size=16), codebook, {"K": 4}, True, id="distillation-codebook"),
+    pytest.param(Distillation(num_steps=60, batch_size=16), low_rank, {"rank": 8}, False, id="distillation-low-rank"),
+    pytest.param(IDC(num_steps=60, epochs=1, batch_size=16), codebook, {"K": 8}, True, id="idc-codebook"),
+    pytest.param(IDC(num_steps=60, epochs=1, batch_size=16), l0, {"keep": 0.5}, False, id="idc-l0"),
 ]
 every = pytest.mark.parametrize(("solver", "recipe", "settings", "bias"), CASES)
 
@@ -75,7 +83,11 @@ def test_a_restored_state_continues_bit_for_bit(solver, recipe, settings, bias, 
 @every
 def test_the_deployed_network_learns_digits(solver, recipe, settings, bias):
     data = small_digits()
-    p = problem(data, mlp(data, widths=(64, 64), bias=bias), recipe, **settings)
+    model = mlp(data, widths=(64, 64), bias=bias)
+    if solver.from_reference:
+        *_, trained = SGD(num_steps=12, batch_size=16).run(problem(data, model), 12, every=12)
+        model = trained.observation.model
+    p = problem(data, model, recipe, **settings)
     *_, last = solver.run(p, 12 if isinstance(solver, SGD) else 60, every=100)
     model, theta, _ = last.observation
     deployed = with_weights(model, p.plan.decompress(theta))
@@ -123,7 +135,8 @@ def test_an_epoch_visits_every_sample_once_in_the_generators_order():
     model = Spy(12, 3).to(F64)
     generator = torch.Generator().manual_seed(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    epoch(model, problem(data, model, none), optimizer=optimizer, batch_size=4, generator=generator)
+    p = problem(data, model, none)
+    epoch(model, p.data.train, p.loss, optimizer=optimizer, batch_size=4, generator=generator)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
     assert [len(x) for x in seen] == [4, 4, 2]
     assert torch.equal(torch.cat(seen), data.train.x[order])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -86,6 +86,14 @@ class Additive(Compression[Parts]):
 
     def penalty(self, theta: Parts) -> float | Tensor:
         return sum(part.compression.penalty(t) for part, t in zip(self.parts, theta.parts, strict=True))
+
+    def map_free(self, theta: Parts, function: Callable[[Tensor], Tensor]) -> Parts:
+        """Those of all parts."""
+        pairs = zip(self.parts, theta.parts, strict=True)
+        return Parts(tuple(part.compression.map_free(t, function) for part, t in pairs))
+
+    def sensitivity(self, theta: Parts) -> Parts:
+        return Parts(tuple(part.compression.sensitivity(t) for part, t in zip(self.parts, theta.parts, strict=True)))
 
     def huffman_bits(self, theta: Parts) -> int:
         return sum(part.compression.least_bits(t) for part, t in zip(self.parts, theta.parts, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, final
 
 import torch
@@ -113,6 +113,23 @@ class Compression(ABC, Generic[Theta]):
         """C(Θ). Default: 0, for a constraint."""
         return 0.0
 
+    def map_free(self, theta: Theta, function: Callable[[Tensor], Tensor]) -> Theta:
+        """Θ with `function` applied to its free tensors: those that descent may change while all else stays as it is.
+
+        Whatever their values, Δ(Θ) keeps its form and its bits: kept entries, codebooks, scales, factors; not positions
+        and codes. They may leave an l1 ball and normal forms. Default: every tensor of real numbers in (nested) tuples.
+        """
+        mapped: Theta = map_tensors(theta, lambda tensor: function(tensor) if tensor.is_floating_point() else tensor)
+        return mapped
+
+    def sensitivity(self, theta: Theta) -> Theta:
+        """Θ with, in place of each free tensor, how far Δ(Θ) moves per unit of each of its entries (broadcast).
+
+        Descent in the free tensors times these takes the steps of descent in w. Default: 1, for entries that are
+        weights of their own.
+        """
+        return self.map_free(theta, lambda tensor: tensor.new_ones(()))
+
     def huffman_bits(self, theta: Theta) -> int:
         """Bits when codes and gaps are Huffman-coded (`coding.huffman_bits`). Default: `bits`, for real numbers."""
         return self.bits(theta)
@@ -152,6 +169,16 @@ class Factorised(Compression[Theta]):
 def numel(value: Any) -> int:
     """Entries of the tensors in (nested) tuples."""
     return value.numel() if isinstance(value, Tensor) else sum(map(numel, value)) if isinstance(value, tuple) else 0
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """(Nested) tuples and NamedTuples with `function` applied to every tensor."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if not isinstance(value, tuple):
+        return value
+    items = [map_tensors(item, function) for item in value]
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
 
 def not_finite(w: Tensor) -> str:

@@ -29,7 +29,7 @@ class Coded(NamedTuple):
 
 
 class Quantization(Compression[Coded], ABC):
-    """Δ(Θ)[i] = levels[channel of i, codes[i]]; channels are the rows of w, or there is one."""
+    """Δ(Θ)[i] = levels[channel of i, codes[i]], linear in the table; channels are the rows of w, or there is one."""
 
     @abstractmethod
     def levels(self, table: Tensor) -> Tensor:
@@ -42,6 +42,14 @@ class Quantization(Compression[Coded], ABC):
     @final
     def decompress(self, theta: Coded) -> Tensor:
         return self.values(theta.codes.reshape(len(theta.table), -1), theta.table).reshape(theta.codes.shape)
+
+    @final
+    def sensitivity(self, theta: Coded) -> Coded:
+        """The norm of what a unit of a table's entry adds to all weights that refer to it."""
+        codes = theta.codes.reshape(len(theta.table), -1)
+        units = torch.eye(theta.table.shape[1], dtype=theta.table.dtype, device=theta.table.device)
+        norms = [torch.linalg.vector_norm(self.values(codes, u.expand_as(theta.table)), dim=1) for u in units]
+        return Coded(theta.codes, torch.stack(norms, 1) if norms else theta.table)
 
     @final
     def bits(self, theta: Coded) -> int:

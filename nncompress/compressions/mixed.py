@@ -14,15 +14,16 @@ from nncompress.compressions.plan import Plan, Recipe, Task, part_named, plan_of
 def mixed(
     weights: Mapping[str, Tensor],
     *,
-    parts: Mapping[str, Recipe | Compression[Any]],
+    parts: Mapping[str, Recipe | Compression[Any] | None],
     uses: Mapping[str, Use] | None = None,
 ) -> Plan:
     """The tasks of all `parts` (recipes by a name of your choice), each with its own `layers`.
 
-    Layers that no part names stay as they are. Raises ConfigError for a weight that two parts name.
+    Layers that no part names stay as they are; a part that is None counts as left out. Raises ConfigError for a weight
+    that two parts name.
     """
     tasks: list[Task] = []
-    for key, part in parts.items():
+    for key, part in ((key, part) for key, part in parts.items() if part is not None):
         with part_named(key):
             tasks += plan_of(part, weights, uses).tasks
     return Plan.of(tasks, weights)

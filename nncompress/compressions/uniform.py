@@ -5,7 +5,7 @@ Nagel et al., "A white paper on neural network quantization", arXiv 2106.08295 (
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -146,6 +146,10 @@ class LowPrecision(Compression[Rounded]):
 
     def num_params(self, theta: Rounded) -> int:
         return theta.values.numel()
+
+    def map_free(self, theta: Rounded, function: Callable[[Tensor], Tensor]) -> Rounded:
+        """None: every value is a number of the format."""
+        return theta
 
     def huffman_bits(self, theta: Rounded) -> int:
         values = theta.values.to(FORMATS[self.format])

@@ -6,15 +6,20 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from nncompress.models.initial import initialise
+
 
 class LeNet5(nn.Module):
     """conv 20@5x5, pool, conv 50@5x5, pool, 500 hidden ReLU units; 431 080 parameters on 28x28 grey images.
 
-    Source: Caffe's LeNet for MNIST, as used in Han et al. 2015 and the LC papers. Raises ValueError for images
-    (channels, height, width) too small for two 5x5 convolutions and poolings.
+    Source: Caffe's LeNet for MNIST, as used in Han et al. 2015 and the LC papers. `initial` is one of
+    `models.initial.SCHEMES`. Raises ValueError for another scheme and for images (channels, height, width) too small
+    for two 5x5 convolutions and poolings.
     """
 
-    def __init__(self, input_shape: Sequence[int], num_classes: int, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, *, dropout: float = 0.0, initial: str = "torch"
+    ) -> None:
         super().__init__()
         if len(input_shape) != 3 or min(input_shape[1:]) < 16:
             raise ValueError(
@@ -30,6 +35,7 @@ class LeNet5(nn.Module):
         self.fc2 = nn.Linear(500, num_classes)
         self.act = nn.ReLU()
         self.dropout = nn.Dropout(dropout)
+        initialise(self, initial)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, num_classes) of x (n, channels, height, width)."""

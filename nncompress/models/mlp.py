@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from nncompress.models.initial import initialise
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -18,8 +20,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class MLP(nn.Sequential):
     """Linear layers fc1, fc2, ... with an activation between them; logits (n, num_classes) out.
 
-    `input_shape` is that of one sample and is flattened; `widths` are the hidden layers' sizes.
-    Raises ValueError for a width below 1 or an unknown activation.
+    `input_shape` is that of one sample and is flattened; `widths` are the hidden layers' sizes; `initial` is one of
+    `models.initial.SCHEMES`. Raises ValueError for a width below 1 or an unknown activation or scheme.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class MLP(nn.Sequential):
         widths: Sequence[int] = (256, 256),
         activation: str = "relu",
         bias: bool = True,
+        initial: str = "torch",
     ) -> None:
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, found {activation!r}")
@@ -42,3 +45,4 @@ class MLP(nn.Sequential):
             self.add_module(f"fc{k}", nn.Linear(sizes[k - 1], sizes[k], bias=bias))
             if k < len(sizes) - 1:
                 self.add_module(f"act{k}", ACTIVATIONS[activation]())
+        initialise(self, initial)

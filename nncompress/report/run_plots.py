@@ -1,4 +1,4 @@
-"""The plots of one run: objective, accuracy, convergence rate, weights."""
+"""The plots of one run: objective, accuracy, constraint, convergence rate, weights."""
 
 import logging
 from collections.abc import Mapping
@@ -37,6 +37,7 @@ def run_plots(run: Run, folder: Path) -> list[Path]:
         figures = {
             "objective": objective_plot(run.rows, f"Objective: {title}"),
             "accuracy": accuracy_plot(run.rows, f"Accuracy: {title}"),
+            "constraint": constraint_plot(run.rows, f"Constraint w = Δ(Θ): {title}"),
             "rate": rate_plot(run.rows, f"Convergence rate: {title}"),
             "weights": weights_plot(tensors, f"Weights of the compressed model: {title}"),
         }
@@ -53,6 +54,7 @@ def objective_plot(rows: pd.DataFrame, title: str) -> Figure | None:
     floor = _log_floor(values) if log_scale else -np.inf
     under = {key: " (under the axis)" if values[key].max() < floor else "" for key in terms}
     lines = {"objective": "objective L"} | {key: f"{key.removeprefix('term/')} term{under[key]}" for key in terms}
+    lines |= {"loss/w": "training loss of the weights w"}
     figure = _two_panels(rows, lines, title, "value (units of the objective)")
     for axes in figure.axes if log_scale else ():
         axes.set_yscale("log", nonpositive="mask")
@@ -67,6 +69,33 @@ def accuracy_plot(rows: pd.DataFrame, title: str) -> Figure | None:
     if values.isna().all(axis=None):
         return None
     return _two_panels(rows.assign(**(100 * values)), ACCURACIES, title, "accuracy (%)")
+
+
+def constraint_plot(rows: pd.DataFrame, title: str) -> Figure | None:
+    """How w and Δ(Θ) meet as mu grows, and how the multipliers come to be the gradient; None without multipliers."""
+    if "kkt/cosine" not in rows:
+        return None
+    figure = new_figure(12, 4.2, title)
+    for position, (lines, ylabel, log_scale) in enumerate(CONSTRAINT, start=1):
+        axes = figure.add_subplot(1, len(CONSTRAINT), position, xlabel=AXES["step"], ylabel=ylabel)
+        positive = rows[rows["step"] > 0].reindex(columns=["step", *lines])
+        for index, (key, label) in enumerate(lines.items()):
+            _draw_line(axes, positive["step"], positive[key], index, label)
+        if log_scale and spans_a_decade(positive[list(lines)]):
+            axes.set_yscale("log")
+            log_ticks(axes.yaxis, *axes.get_ylim())
+        axes.legend()
+    return figure
+
+
+CONSTRAINT = (
+    (
+        {"gap": "gap ‖w − Δ(Θ)‖ / ‖w‖", "c_step/error": "C step ‖v − Δ(Θ)‖ / ‖v‖, v = w − λ/μ"},
+        "relative distance", True,
+    ),
+    ({"mu": "μ", "lam/norm": "‖λ‖", "grad/norm": "‖∇L(w)‖"}, "value", True),
+    ({"kkt/cosine": "cosine of λ and ∇L(w)", "kkt/distance": "‖λ − ∇L(w)‖ / ‖∇L(w)‖"}, "value", False),
+)  # fmt: skip
 
 
 def rate_plot(rows: pd.DataFrame, title: str) -> Figure | None:

@@ -35,12 +35,20 @@ def accuracy_table(run: Run, summary: Mapping[str, Any]) -> Table:
     notes = [
         "Deployed: the network rebuilt from the compressed theta (Θ). Dense: the same run's uncompressed weights w.",
         "Best recorded: the best value seen during the run, at the step in brackets; it selects nothing, "
-        "the network kept is the final one.",
+        f"{_end(summary)}.",
         "Seconds: time inside the solver's start and steps; evaluation is not counted.",
         *_unfinished(run),
     ]
     shown = pd.DataFrame([_measure_shown(row) for _, row in raw.iterrows()])
     return Table("accuracy", f"Accuracy: {name(run)}", raw, known(shown), notes)
+
+
+def _end(summary: Mapping[str, Any]) -> str:
+    """Which network the run ended with."""
+    kept = summary.get("step/kept")
+    if missing(kept) or kept == summary.get("steps"):
+        return "the network kept is the final one"
+    return f"the network kept is that of step {number(kept)}, whose compressed training objective was the lowest"
 
 
 def compression_table(run: Run, summary: Mapping[str, Any]) -> Table:
@@ -69,6 +77,8 @@ def convergence_table(run: Run) -> Table:
     raw = convergence(run.rows)
     if "seconds" in run.rows:
         raw.insert(1, "seconds", run.rows["seconds"])
+    if "mu" in run.rows:
+        raw = raw.join(run.rows[[key for key in CONSTRAINED if key in run.rows]])
     chosen = raw.iloc[log_spaced(len(raw), SHOWN_ROWS)]
     shown = pd.DataFrame({title: chosen[key].map(number) for key, title in SHOWN.items() if key in chosen})
     shown["within bound"] = chosen["bound_ok"].map(yes_no)
@@ -80,7 +90,10 @@ SHOWN = {
     "step": "step K", "seconds": "seconds", "objective": "objective L", "step_sq": "squared step",
     "step_sq_mean": "mean squared step", "bound": "its bound", "grad_sq_mean": "mean squared subgradient",
     "grad_bound": "bound of that", "slack": "slack", "worst_slack": "worst slack",
+    "mu": "μ", "gap": "gap", "loss/w": "loss of w", "lam/norm": "‖λ‖", "kkt/cosine": "cosine of λ and ∇L(w)",
 }  # fmt: skip
+CONSTRAINED = ("mu", "gap", "loss/w", "lam/norm", "kkt/cosine", "kkt/distance", "c_step/error")
+"""Records of solvers of the constraint w = Δ(Θ)."""
 SIZE_COLUMNS = ["quantity", "dense", "compressed", "ratio", "times smaller", "Huffman"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, final
 
 import torch
@@ -37,11 +37,13 @@ class Solver(ABC, Generic[State]):
 
     A state is a NamedTuple of tensors, modules, optimisers and generators with the step number `k` first.
     `precision` is the floating-point type the method is meant for (used by precision=auto); `parallel` says whether
-    it shares the samples out between the processes of torchrun.
+    it shares the samples out between the processes of torchrun, `from_reference` whether it starts from a trained
+    network.
     """
 
     precision: ClassVar[str] = "float32"
     parallel: ClassVar[bool] = False
+    from_reference: ClassVar[bool] = False
     num_steps: int
     tolerance: float
 
@@ -56,6 +58,20 @@ class Solver(ABC, Generic[State]):
     @abstractmethod
     def observe(self, problem: Problem, state: State) -> Observation:
         """The networks and figures of a state, which it leaves unchanged."""
+
+    def result(self, problem: Problem, state: State, observation: Observation) -> Observation:
+        """What the run ends with, `observation` being that of its last state. Default: that observation."""
+        return observation
+
+    def finished(self, previous: float | None, terms: Mapping[str, float]) -> bool:
+        """Whether to stop, given the objective last observed and the figures observed now.
+
+        Default: when the objective fell by less than `tolerance`, relatively.
+        """
+        objective = terms.get("objective")
+        if self.tolerance <= 0 or previous is None or objective is None:
+            return False
+        return 0 <= previous - objective < self.tolerance * abs(previous)
 
     def whole(self, problem: Problem, state: State) -> State:
         """On process 0, the state with what all processes hold of it, for a checkpoint. Default: the state itself."""
@@ -77,8 +93,8 @@ class Solver(ABC, Generic[State]):
         """Iterate until step `num_steps`, observing the start, every `every` steps and the last.
 
         With a `state` (from a checkpoint) the iteration continues behind its step; `previous` then is the objective
-        last observed. Stops early when the objective
-        falls by less than `tolerance`, relatively, between two observations. The clock runs in `init` and `step`.
+        last observed. Stops early at an observation that `finished` says is the last. The clock runs in `init` and
+        `step`.
         """
         clock = Clock(problem.device)
         if state is None:
@@ -93,15 +109,9 @@ class Solver(ABC, Generic[State]):
             seen = self.observe(problem, state) if state.k % every == 0 or state.k == num_steps else None
             yield Iterate(state.k, clock.seconds, state, seen)
             if seen is not None:
-                objective = seen.terms.get("objective")
-                if self._stalled(previous, objective):
+                if self.finished(previous, seen.terms):
                     return
-                previous = objective
-
-    def _stalled(self, previous: float | None, objective: float | None) -> bool:
-        if self.tolerance <= 0 or previous is None or objective is None:
-            return False
-        return 0 <= previous - objective < self.tolerance * abs(previous)
+                previous = seen.terms.get("objective")
 
 
 class Clock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,8 +12,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from nncompress.metrics import evaluate
-from nncompress.problem import Problem
+from nncompress.errors import Unsupported
+from nncompress.metrics import EVALUATION_BATCH, evaluate
+from nncompress.params import Params
+from nncompress.problem import Loss, Problem, Split
 
 
 class Schedule(ABC):
@@ -72,21 +74,85 @@ class Descent(Protocol):
     def step_sq_sum(self) -> Tensor: ...
 
 
+def stability_limit(optimizer: Optimizer) -> float | None:
+    """The learning rate times curvature from which descent on a quadratic is unstable; None for other methods than SGD.
+
+    2 (1 + beta) with momentum beta, 2 (1 + beta)/(1 + 2 beta) with Nesterov's: where a root of the recursion's
+    characteristic polynomial reaches -1 (Polyak 1964 for the former).
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return None
+    group = optimizer.param_groups[0]
+    beta = float(group["momentum"])
+    return 2 * (1 + beta) / (1 + 2 * beta if group["nesterov"] else 1)
+
+
 def set_rate(optimizer: Optimizer, lr: float) -> None:
     """The learning rate of the next epoch."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
-def epoch(model: nn.Module, problem: Problem, *, optimizer: Optimizer, batch_size: int, generator: Generator) -> None:
-    """One pass over the training data in random order; the last batch may be smaller. No host synchronisation."""
-    split, loss = problem.data.train, problem.loss
+def epoch(
+    model: nn.Module,
+    split: Split,
+    loss: Loss,
+    *,
+    optimizer: Optimizer,
+    batch_size: int,
+    generator: Generator,
+    add_gradient: Callable[[], None] | None = None,
+) -> Tensor:
+    """One pass over `split` in random order; the last batch may be smaller. No host synchronisation.
+
+    `add_gradient` is called between the gradient of the loss and the optimiser's step, to add that of another term.
+    Returns the mean loss of the samples as they came by, a 0-dimensional tensor.
+    """
     model.train()
+    total = split.x.new_zeros(())
     order = torch.randperm(len(split), generator=generator).to(split.y.device)
     for batch in torch.split(order, batch_size):
         optimizer.zero_grad(set_to_none=True)
-        loss(model(split.x[batch]), split.y[batch]).backward()  # type: ignore[no-untyped-call]
+        value = loss(model(split.x.index_select(0, batch)), split.y.index_select(0, batch))
+        value.backward()  # type: ignore[no-untyped-call]
+        if add_gradient is not None:
+            add_gradient()
         optimizer.step()
+        total += value.detach() * len(batch)
+    return total / len(split)
+
+
+def toward(model: nn.Module, target: Params, mu: float) -> Callable[[], None]:
+    """Adds mu (w - target), the gradient of mu/2 ‖w - target‖², to that of the weights w of the model."""
+    parameters = dict(model.named_parameters())
+    w: list[Tensor] = [parameters[name] for name in target]
+    goals = list(target.values())
+
+    @torch.no_grad()
+    def add() -> None:
+        torch._foreach_add_([_gradient(p) for p in w], torch._foreach_sub(w, goals), alpha=mu)
+
+    return add
+
+
+def _gradient(p: Tensor) -> Tensor:
+    """Its gradient, zeros where the loss does not depend on it."""
+    if p.grad is None:
+        p.grad = torch.zeros_like(p)
+    return p.grad
+
+
+def full_gradient(model: nn.Module, split: Split, loss: Loss) -> dict[str, Tensor]:
+    """The gradient of the mean loss of `model`, in evaluation mode, on a whole split, by parameter."""
+    was_training = model.training
+    model.eval()
+    model.zero_grad(set_to_none=True)
+    for x, y in zip(torch.split(split.x, EVALUATION_BATCH), torch.split(split.y, EVALUATION_BATCH), strict=True):
+        (loss(model(x), y) * (len(y) / len(split))).backward()  # type: ignore[no-untyped-call]
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    model.train(was_training)
+    return found
 
 
 def moved_sq(model: nn.Module, before: list[Tensor]) -> Tensor:
@@ -96,11 +162,25 @@ def moved_sq(model: nn.Module, before: list[Tensor]) -> Tensor:
 
 
 def epoch_terms(problem: Problem, model: nn.Module, state: Descent) -> dict[str, float]:
-    """The record of an epoch: the training loss of `model` and the squared steps."""
-    terms = {"objective": evaluate(model, problem.data.train, problem.loss).loss}
+    """The record of an epoch: the training loss of `model`, the epochs so far and the squared steps."""
+    terms = {"objective": evaluate(model, problem.data.train, problem.loss).loss, "epochs": state.k}
     if state.k > 0:
         terms |= {"step_sq": float(state.step_sq), "step_sq/sum": float(state.step_sq_sum)}
     return terms
+
+
+def check_trainable(problem: Problem) -> None:
+    """Raise Unsupported, naming the weight, when the plan holds one that is frozen, or none at all."""
+    if not problem.plan.tasks:
+        raise Unsupported(
+            "compressed weights are needed, found none in the plan; choose a compression, or use solver=sgd"
+        )
+    for name, p in problem.model.named_parameters():
+        if name in problem.plan.shapes and not p.requires_grad:
+            raise Unsupported(
+                f"every compressed weight must be trainable, found that {name} is frozen (requires_grad=False); "
+                "unfreeze it, or leave it out by compression.layers"
+            )
 
 
 def check_minibatches(lr: float, batch_size: int) -> None:

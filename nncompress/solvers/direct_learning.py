@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,153 +14,223 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.optim import Adam, Optimizer
 
-from nncompress.compressions.base import Factorised
+from nncompress.compressions.base import map_tensors
 from nncompress.compressions.plan import Plan
 from nncompress.errors import Unsupported
 from nncompress.params import Params
-from nncompress.problem import Problem, weights_of
+from nncompress.problem import Loss, Problem, Split, weights_of
 from nncompress.solvers.base import Observation, Solver
-from nncompress.solvers.descent import Cosine, Schedule, check_minibatches, epoch, epoch_terms, moved_sq, set_rate
+from nncompress.solvers.descent import (
+    Cosine,
+    Schedule,
+    check_minibatches,
+    check_trainable,
+    epoch,
+    epoch_terms,
+    moved_sq,
+    set_rate,
+)
 
-REQUIREMENT = "direct learning needs factorised compressions (tt, tt_matrix, tucker, cp, low_rank)"
 
+class CompressedNetwork(nn.Module):
+    """A network that computes with the weights Δ(Θ): the free tensors of Θ are learned, its others stay fixed.
 
-class FactorisedNetwork(nn.Module):
-    """A network that computes with the weights Δ(Θ), the tensors of Θ being parameters.
-
-    `theta` has the form that the plan gives it; `model` holds the weights as `fill` last decompressed them.
+    `Compression.map_free` says what is free: values, codebooks, scales, factors. Each is learned times its
+    `sensitivity`, since a value that many weights share would take far larger steps than they: gradient descent then
+    moves it by the mean of their gradients. `model` holds the weights as `fill` last decompressed them.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, theta: Sequence[Any]) -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
         self.plan = plan
-        self.tensors = nn.ParameterList()
-        self.theta = tuple(_mapped(self._learned, t) for t in theta)
+        units = [task.compression.sensitivity(t) for task, t in zip(plan.tasks, theta, strict=True)]
+        self.scales = [self._stored(power_of_two(unit)) for unit in self._free(units)]
+        pairs = zip(self._free(theta), self.scales, strict=True)
+        self.tensors = nn.ParameterList([(tensor * scale).contiguous() for tensor, scale in pairs])
+        self.fixed = map_tensors(self._mapped(theta, lambda tensor: tensor.new_empty(0)), self._stored)
         self.fill()
 
-    def _learned(self, tensor: Tensor) -> Tensor:
-        parameter = nn.Parameter(tensor.clone(memory_format=torch.contiguous_format))
-        self.tensors.append(parameter)
-        return parameter
+    @property
+    def theta(self) -> tuple[Any, ...]:
+        """Θ in the form that the plan gives it, with gradients to what is learned."""
+        found = iter([tensor / scale for tensor, scale in zip(self.tensors, self.scales, strict=True)])
+        return self._mapped(self.fixed, lambda _: next(found))
+
+    def _mapped(self, theta: Sequence[Any], function: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
+        pairs = zip(self.plan.tasks, theta, strict=True)
+        return tuple(task.compression.map_free(t, function) for task, t in pairs)
+
+    def _free(self, theta: Sequence[Any]) -> list[Tensor]:
+        found: list[Tensor] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self._mapped(theta, keep)
+        return found
+
+    def _stored(self, tensor: Tensor) -> Tensor:
+        """Part of a checkpoint: where Π breaks ties otherwise, on another machine, its Θ would not fit."""
+        self.register_buffer(f"fixed{len(list(self.buffers(recurse=False)))}", tensor)
+        return tensor
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = functional_call(self.model, dict(self.plan.decompress(self.theta)), (x,))
         return logits
 
     def learned(self) -> list[nn.Parameter]:
-        """The tensors of Θ, then the parameters that are not compressed."""
-        outside = [p for name, p in self.model.named_parameters() if name not in self.plan.shapes]
+        """The free tensors of Θ, then the trainable parameters that are not compressed."""
+        outside = [p for name, p in self.model.named_parameters() if name not in self.plan.shapes and p.requires_grad]
         return [*self.tensors, *outside]
 
     @torch.no_grad()
     def fill(self) -> None:
         """Put Δ(Θ) into `model`."""
-        parameters = dict(self.model.named_parameters())
-        for name, w in self.plan.decompress(self.theta).items():
-            parameters[name].copy_(w)
+        put(self.model, self.plan.decompress(self.theta))
 
 
-class DirectState(NamedTuple):
-    """The network with Θ in it, its optimiser, the order of the samples, and the squared steps of Δ(Θ) (float64)."""
+def power_of_two(sizes: Tensor) -> Tensor:
+    """The powers of two within a factor of sqrt 2 of positive numbers; 1 for 0. Products with them are exact."""
+    x = torch.where(sizes > 0, sizes, 1) / math.sqrt(2)
+    return x / torch.frexp(x).mantissa
+
+
+@torch.no_grad()
+def put(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Overwrite parameters of `model`."""
+    parameters = dict(model.named_parameters())
+    for name, w in weights.items():
+        parameters[name].copy_(w)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Training samples with what the network is to give for them, and the loss that compares the two."""
+
+    split: Split
+    loss: Loss
+
+
+class ThetaState(NamedTuple):
+    """The network with Θ in it, its optimiser, the samples and their order, the squared steps of Δ(Θ) (float64)."""
 
     k: int
-    network: FactorisedNetwork
+    network: CompressedNetwork
     optimizer: Optimizer
     generator: Generator
+    lesson: Lesson
     step_sq: Tensor
     step_sq_sum: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectLearning(Solver[DirectState]):
-    """min over Θ and the parameters outside the plan of L(Δ(Θ)), by minibatches through Δ; one step is one epoch.
+class ThetaDescent(Solver[ThetaState], ABC):
+    """min over the free tensors of Θ and the parameters outside the plan, by minibatches through Δ.
 
-    It starts from Θ = Π(w), w the initial weights. The tensors of Θ keep their shapes, hence Δ(Θ) its ranks;
-    normal forms (orthonormal factors of Tucker, columns of equal norms of CP) are lost.
+    One step is one epoch. Positions, codes and ranks stay those of `start`, hence the bits; an l1 ball, the price of a
+    penalty and normal forms (orthonormal factors of Tucker, columns of equal norms of CP) bind the start alone.
 
-    num_steps: epochs. lr: initial learning rate, times `schedule`. optimizer: called with the tensors of Θ, the
-    parameters outside the plan, and `lr`. rescale: start from Π(c w) with c such that ‖Δ(Θ)‖ = ‖w‖ in every task,
-    since a low rank keeps little of random weights and training would begin slowly; for trained weights leave it out.
+    num_steps: epochs. lr: initial learning rate, times `schedule`. optimizer: called with the free tensors of Θ, the
+    parameters outside the plan, and `lr`; SGD needs a small `lr` where factors are large or logits are learned.
     """
 
-    num_steps: int = 30
+    num_steps: int = 100
     lr: float = 0.01
     batch_size: int = 64
     optimizer: Callable[..., Optimizer] = Adam
     schedule: Schedule = field(default_factory=Cosine)
-    rescale: bool = True
     tolerance: float = 0.0
     seed: int = 0
+
+    @abstractmethod
+    def start(self, problem: Problem) -> tuple[Any, ...]:
+        """Θ to start from. Raises Unsupported, naming the weight, where descent makes no sense."""
+
+    def lesson(self, problem: Problem) -> Lesson:
+        """What is learned. Default: the labels of the training data, with the problem's loss."""
+        return Lesson(problem.data.train, problem.loss)
+
+    def terms(self, problem: Problem, model: nn.Module, state: ThetaState) -> dict[str, float]:
+        """The figures of a state whose network `model` is. Default: those of minibatch descent."""
+        return epoch_terms(problem, model, state)
+
+    def init(self, problem: Problem) -> ThetaState:
+        check_trainable(problem)
+        network = CompressedNetwork(problem.model, problem.plan, self.start(problem))
+        learned = network.learned()
+        if not any(parameter.numel() for parameter in learned):
+            raise Unsupported(
+                f"something must be left to learn, found that {problem.plan.tasks[0].compression} fixes every weight "
+                "and no other parameter is trainable; leave out layers (compression.layers=hidden) or add biases"
+            )
+        optimizer, generator = self.optimizer(learned, lr=self.lr), Generator().manual_seed(self.seed)
+        zero = torch.zeros((), dtype=torch.float64, device=problem.device)
+        return ThetaState(0, network, optimizer, generator, self.lesson(problem), zero, zero)
+
+    def step(self, problem: Problem, state: ThetaState) -> ThetaState:
+        k, network, optimizer, generator, lesson, _, step_sq_sum = state
+        before = [p.detach().clone() for p in network.model.parameters()]
+        set_rate(optimizer, self.lr * self.schedule.factor(k, self.num_steps))
+        split, loss = lesson.split, lesson.loss
+        epoch(network, split, loss, optimizer=optimizer, batch_size=self.batch_size, generator=generator)
+        network.fill()
+        step_sq = moved_sq(network.model, before)
+        return ThetaState(k + 1, network, optimizer, generator, lesson, step_sq, step_sq_sum + step_sq)
+
+    @torch.no_grad()
+    def observe(self, problem: Problem, state: ThetaState) -> Observation:
+        model = copy.deepcopy(state.network.model).eval()
+        theta = tuple(map_tensors(t, torch.clone) for t in state.network.theta)
+        return Observation(model, theta, self.terms(problem, model, state))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectLearning(ThetaDescent):
+    """min over Θ and the parameters outside the plan of L(Δ(Θ)), from Θ = Π(w), w the initial weights.
+
+    What of Θ is not a free tensor (`ThetaDescent`), positions and codes, stays as it is at the start. For weights that
+    were trained take rescale=false.
+
+    rescale: start from Π(c w), c = ‖w‖ / ‖Δ(Π(w))‖ in every task. Where c Δ(Θ) has the form of Δ(Θ) (all but fixed
+    codebooks, low precision and l1 balls), it has the norm of w: of random weights a low rank keeps little, and
+    training would begin slowly.
+    """
+
+    num_steps: int = 30
+    rescale: bool = True
 
     def __post_init__(self) -> None:
         check_minibatches(self.lr, self.batch_size)
 
-    def init(self, problem: Problem) -> DirectState:
+    def start(self, problem: Problem) -> tuple[Any, ...]:
         plan = problem.plan
         w = plan.select(weights_of(problem.model))
-        theta = _start(plan, w)
-        if self.rescale:
-            theta = plan.compress(_scaled(plan, w, plan.decompress(theta)))
-        network = FactorisedNetwork(problem.model, plan, theta)
-        optimizer = self.optimizer(network.learned(), lr=self.lr)
-        zero = torch.zeros((), dtype=torch.float64, device=problem.device)
-        return DirectState(0, network, optimizer, Generator().manual_seed(self.seed), zero, zero)
-
-    def step(self, problem: Problem, state: DirectState) -> DirectState:
-        k, network, optimizer, generator, _, step_sq_sum = state
-        before = [p.detach().clone() for p in network.model.parameters()]
-        set_rate(optimizer, self.lr * self.schedule.factor(k, self.num_steps))
-        epoch(network, problem, optimizer=optimizer, batch_size=self.batch_size, generator=generator)
-        network.fill()
-        step_sq = moved_sq(network.model, before)
-        return DirectState(k + 1, network, optimizer, generator, step_sq, step_sq_sum + step_sq)
-
-    def observe(self, problem: Problem, state: DirectState) -> Observation:
-        model = copy.deepcopy(state.network.model).eval()
-        theta = tuple(_mapped(lambda tensor: tensor.detach().clone(), t) for t in state.network.theta)
-        return Observation(model, theta, epoch_terms(problem, model, state))
+        theta = plan.compress(w)
+        _check_start(plan, theta)
+        return plan.compress(_scaled(plan, w, plan.decompress(theta))) if self.rescale else theta
 
 
-def _start(plan: Plan, w: Params) -> tuple[Any, ...]:
-    """Π(w); Unsupported, naming the weight, for a Θ in which descent makes no sense or no progress."""
-    if not plan.tasks:
-        raise Unsupported(f"{REQUIREMENT}; found no compressed weight; choose a compression, or use solver=sgd")
-    for task in plan.tasks:
-        if not isinstance(task.compression, Factorised):
-            raise Unsupported(
-                f"{REQUIREMENT}; found {task.compression} for {', '.join(task.params)}; "
-                "use solver=nnbcd, or solver=sgd to compress afterwards"
-            )
-    theta = plan.compress(w)
+def _check_start(plan: Plan, theta: Sequence[Any]) -> None:
+    """Raise Unsupported, naming the weight, for a Θ in which descent makes no sense or no progress."""
     for task, t in zip(plan.tasks, theta, strict=True):
         if task.compression.penalty(t) != 0:
             raise Unsupported(
-                f"{REQUIREMENT} of fixed ranks; found {task.compression}, a penalty, for {', '.join(task.params)}; "
-                "give it a rank, or use solver=nnbcd"
+                f"direct learning needs a Θ of fixed size, found {task.compression}, a penalty, for "
+                f"{', '.join(task.params)}; take a constraint instead (low_rank, l0), or use solver=lc"
             )
         if not plan.decompress_task(task, t).sq() > 0:
             raise Unsupported(
                 f"direct learning needs initial weights that do not compress to zero, found that {task.compression} "
                 f"makes {', '.join(task.params)} zero; choose another compression or other initial weights"
             )
-    return theta
 
 
 def _scaled(plan: Plan, w: Params, dense: Params) -> Params:
-    """w times ‖w‖/‖Δ(Π(w))‖ in every task: these formats hold c Δ with every Δ, so that Π(c w) has the norm of w."""
+    """w times ‖w‖/‖Δ(Π(w))‖ in every task; Π(c w) has the norm of w where c Δ is a Δ as well."""
     scaled: dict[str, Tensor] = {}
     for task in plan.tasks:
         total, kept = (Params({name: tensors[name] for name in task.params}).sq() for tensors in (w, dense))
         scaled |= {name: w[name] * (total / kept).sqrt() for name in task.params}
     return Params(scaled)
-
-
-def _mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """(Nested) tuples and NamedTuples with `function` applied to every tensor."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if not isinstance(value, tuple):
-        return value
-    items = [_mapped(function, item) for item in value]
-    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)

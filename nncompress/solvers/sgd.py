@@ -58,7 +58,8 @@ class SGD(Solver[SGDState]):
         k, model, optimizer, generator, _, step_sq_sum = state
         before = [p.detach().clone() for p in model.parameters()]
         set_rate(optimizer, self.lr * self.schedule.factor(k, self.num_steps))
-        epoch(model, problem, optimizer=optimizer, batch_size=self.batch_size, generator=generator)
+        train, loss = problem.data.train, problem.loss
+        epoch(model, train, loss, optimizer=optimizer, batch_size=self.batch_size, generator=generator)
         step_sq = moved_sq(model, before)
         return SGDState(k + 1, model, optimizer, generator, step_sq, step_sq_sum + step_sq)
 
