@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors.torch import save_file as torch_save
 from nncompress.records import Recorder, read_run, write_json
 from nncompress.report import write_run_report
 from nncompress.report.collect import final
-from nncompress.report.run_plots import objective_plot, rate_plot, weights
+from nncompress.report.run_plots import constraint_plot, objective_plot, rate_plot, weights
 from nncompress.report.run_tables import accuracy_table, compression_table, convergence_table, log_spaced
 from nncompress.report.tables import Table, escape, latex, markdown
 from nncompress.report.text import number, percent, spread, times
@@ -133,6 +134,42 @@ def test_a_solver_without_steps_or_terms_has_no_rate_plot(tmp_path: Path) -> Non
     assert figure is not None
     assert texts(figure) == "objective L"
     assert objective_plot(rows.drop(columns="objective"), "") is None
+
+
+def constrained(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the records of a solver of w = Δ(Θ)."""
+    growing = {"mu": 1e-3 * 1.1 ** rows["step"], "lam/norm": 0.1 * rows["gap"], "grad/norm": 0.2 * rows["gap"]}
+    kkt = {"kkt/cosine": 1 - rows["gap"], "kkt/distance": rows["gap"], "c_step/error": 0.5 * rows["gap"]}
+    return rows.assign(**growing, **kkt, **{"loss/w": 0.5 * rows["objective"]})
+
+
+def test_the_constraint_plot_draws_gap_mu_and_multipliers_where_they_are_recorded(tmp_path: Path) -> None:
+    rows = read_run(fake_run(tmp_path / "run", n=20)).rows
+    assert constraint_plot(rows, "") is None
+    figure = constraint_plot(constrained(rows), "Constraint")
+    assert figure is not None
+    assert len(figure.axes) == 3
+    for words in ("gap ‖w − Δ(Θ)‖ / ‖w‖", "μ", "‖λ‖", "cosine of λ and ∇L(w)"):
+        assert words in texts(figure)
+    objective = objective_plot(constrained(rows), "")
+    assert objective is not None
+    assert "training loss of the weights w" in texts(objective)
+
+
+def test_the_convergence_table_has_mu_gap_and_multipliers_where_they_are_recorded(tmp_path: Path) -> None:
+    run = read_run(fake_run(tmp_path / "run", n=20))
+    assert "μ" not in convergence_table(run).shown
+    table = convergence_table(replace(run, rows=constrained(run.rows)))
+    assert table.raw.loc[20, "mu"] == pytest.approx(1e-3 * 1.1**20)
+    assert {"μ", "gap", "loss of w", "‖λ‖", "cosine of λ and ∇L(w)"} <= set(table.shown)
+
+
+def test_the_accuracy_table_says_which_step_was_kept(tmp_path: Path) -> None:
+    run = read_run(fake_run(tmp_path / "run", n=4))
+    summary = final(run)
+    assert "the network kept is the final one." in " ".join(accuracy_table(run, summary).notes)
+    notes = accuracy_table(run, summary | {"steps": 4, "step/kept": 3}).notes
+    assert "the network kept is that of step 3, whose compressed training objective was the lowest." in " ".join(notes)
 
 
 def test_the_rate_plot_names_the_slope_its_range_the_bound_and_the_reference(tmp_path: Path) -> None:

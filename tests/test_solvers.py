@@ -12,6 +12,7 @@ from nncompress import checkpoint
 from nncompress.compressions.codebook import codebook
 from nncompress.compressions.low_rank import low_rank
 from nncompress.compressions.plan import none
+from nncompress.compressions.rank_selection import rank_selection
 from nncompress.compressions.sparsity import l0
 from nncompress.compressions.tensor_train import tt
 from nncompress.metrics import evaluate
@@ -19,6 +20,7 @@ from nncompress.problem import with_weights
 from nncompress.solvers.baselines import IDC, DCRetrain, Distillation
 from nncompress.solvers.descent import Constant, Cosine, Exponential, MultiStep, epoch
 from nncompress.solvers.direct_learning import DirectLearning
+from nncompress.solvers.learning_compression import LC
 from nncompress.solvers.nnbcd import NNBCD
 from nncompress.solvers.sgd import SGD
 
@@ -45,6 +47,9 @@ CASES = [
     pytest.param(Distillation(num_steps=60, batch_size=16), low_rank, {"rank": 8}, False, id="distillation-low-rank"),
     pytest.param(IDC(num_steps=60, epochs=1, batch_size=16), codebook, {"K": 8}, True, id="idc-codebook"),
     pytest.param(IDC(num_steps=60, epochs=1, batch_size=16), l0, {"keep": 0.5}, False, id="idc-l0"),
+    pytest.param(LC(epochs=1, batch_size=16, tolerance=0.0), codebook, {"K": 4}, True, id="lc-codebook"),
+    pytest.param(LC(epochs=1, batch_size=16, mu0=0.1), rank_selection, {"alpha": 1e-4}, True, id="lc-rank-selection"),
+    pytest.param(LC(epochs=1, batch_size=16, multipliers=False), l0, {"keep": 0.3, "joint": True}, False, id="qp-l0"),
 ]
 every = pytest.mark.parametrize(("solver", "recipe", "settings", "bias"), CASES)
 
