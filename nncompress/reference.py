@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nncompress import config, parallel
+from nncompress.building import build
 from nncompress.errors import ConfigError, NNCompressError, Unsupported
 from nncompress.experiment import CHECKPOINT, run
 from nncompress.records import RECORDS, is_run, read_run
@@ -60,10 +61,17 @@ def _trained(cfg: DictConfig) -> Path:
     if not _done(folder):
         with _alone(folder):
             if not _done(folder):
+                _check(cfg)
                 _train(training, folder)
                 return folder
     log.info("the reference is taken from %s", folder)
     return folder
+
+
+def _check(cfg: DictConfig) -> None:
+    """Refuse what the solver would refuse, before the training: it is started on the untrained network."""
+    problem, solver, _ = build(cfg)
+    solver.init(problem)
 
 
 def _training(cfg: DictConfig) -> DictConfig:
@@ -92,9 +100,15 @@ def _name(training: DictConfig) -> str:
     given = config.resolve(training)
     key = {name: given[name] for name in KEY}
     key["dataset"] = {name: value for name, value in key["dataset"].items() if name not in PLACES}
+    key["files"] = [_stamp(Path(value)) for value in key["dataset"].values() if isinstance(value, str)]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     choices = given["choices"]
     return f"{choices['model']}-{choices['dataset']}-{digest[:12]}".replace("/", "-")
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of change of a file that the data set names, None for anything else."""
+    return (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
 
 
 def _done(folder: Path) -> bool:

@@ -173,15 +173,22 @@ def _prepared(cfg: DictConfig, folder: Path) -> Callable[[], Any]:
         from nncompress.reference import with_reference
 
         return partial(run, with_reference(cfg), folder)
+    except SystemExit:
+        _not_started(cfg, folder, "interrupted", "stopped while its reference was trained; give the same command again")
+        raise
     except Exception as error:
         log.error("the run did not start", exc_info=error)
-        from nncompress.records import CONFIG, STATUS, write_json
-
-        if not (folder / STATUS).exists():  # a run that is resumed has its own
-            OmegaConf.save(cfg, folder / CONFIG)
-            reason = "; ".join(str(error).splitlines())
-            write_json(folder / STATUS, {"status": "failed", "reason": reason, "traceback": None, "step": None})
+        _not_started(cfg, folder, "failed", "; ".join(str(error).splitlines()))
         raise
+
+
+def _not_started(cfg: DictConfig, folder: Path, status: str, reason: str) -> None:
+    """Leave the configuration and why there is no run; one that is resumed has its own."""
+    from nncompress.records import CONFIG, STATUS, write_json
+
+    if not (folder / STATUS).exists():
+        OmegaConf.save(cfg, folder / CONFIG)
+        write_json(folder / STATUS, {"status": status, "reason": reason, "traceback": None, "step": None})
 
 
 def _as_told(error: Exception, folder: Path) -> NNCompressError:

@@ -16,8 +16,10 @@ for solver in "$@"; do
     direct_learning) settings="solver.num_steps=60 solver.batch_size=256 eval_every=10" ;; # from random weights
     *) settings="" ;;
   esac
+  codebook=$settings # Adam moves the few shared values too slowly at the default rate
+  case $solver in dc_retrain | distillation | direct_learning) codebook="$settings solver.lr=0.1" ;; esac
   # shellcheck disable=SC2086
-  nncompress train -m $common solver=$solver $settings compression=codebook compression.K="${K:-2,4,8,16,32,64}" \
+  nncompress train -m $common solver=$solver $codebook compression=codebook compression.K="${K:-2,4,8,16,32,64}" \
     hydra.sweep.dir="$out/$solver-codebook"
   # shellcheck disable=SC2086
   nncompress train -m $common solver=$solver $settings compression=l0 compression.keep="${KEEP:-0.01,0.02,0.05,0.1}" \

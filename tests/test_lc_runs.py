@@ -45,6 +45,15 @@ class Frozen(nn.Sequential):
         self[1].requires_grad_(False)
 
 
+class Tied(nn.Sequential):
+    """A network that uses a weight twice."""
+
+    def __init__(self, num_classes):
+        layers = [nn.Linear(64, 16), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, num_classes)]
+        super().__init__(nn.Flatten(), *layers)
+        self[4].weight = self[2].weight
+
+
 def train(folder, *words):
     try:
         return main(["train", *words, f"hydra.run.dir={folder}"])
@@ -91,6 +100,18 @@ def test_the_summary_and_the_stored_network_are_those_of_the_step_that_was_kept(
     assert (
         evaluate(load_compact(folder / "model"), test, nn.functional.cross_entropy).accuracy == summary["accuracy/test"]
     )
+
+
+def test_a_weight_with_two_names_is_stored_compressed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
+    words = ["model._target_=test_lc_runs.Tied", "solver=lc", "compression=codebook", "compression.layers=['2.weight']", *SHORT]
+    assert train(tmp_path / "run", *words, "solver.num_steps=2", "solver.epochs=2", "solver.batch_size=32") == 0
+    network = load_compact(tmp_path / "run/model")
+    assert network[2].weight is network[4].weight
+    assert len(network[2].weight.unique()) <= 4
+    test = digits(train_size=200, test_size=100).test.to("cpu", torch.float32)
+    accuracy = evaluate(network, test, nn.functional.cross_entropy).accuracy
+    assert accuracy == pytest.approx(read(tmp_path / "run", "summary.json")["accuracy/test"])
 
 
 def test_a_resumed_run_ends_like_an_unbroken_one(tmp_path):

@@ -10,14 +10,16 @@ import torch
 from problems import F64, gaussian, mlp, problem, randn, small_digits
 from torch import nn
 
+from nncompress.compressions.additive import additive
 from nncompress.compressions.codebook import codebook
 from nncompress.compressions.low_rank import LowRank, low_rank
+from nncompress.compressions.mixed import mixed
 from nncompress.compressions.plan import Plan, Task, none
 from nncompress.compressions.quantization import binary
 from nncompress.compressions.rank_selection import rank_selection
 from nncompress.compressions.sparsity import l0, l0_penalty, l1_penalty
 from nncompress.compressions.views import AsMatrix
-from nncompress.errors import Diverged, Unsupported
+from nncompress.errors import ConfigError, Diverged, Unsupported
 from nncompress.metrics import evaluate
 from nncompress.problem import Dataset, Problem, Split, weights_of, with_weights
 from nncompress.solvers.descent import Constant, Exponential, full_gradient, stability_limit
@@ -344,10 +346,66 @@ def test_the_first_mu_found_lets_a_short_l_step_move():
     assert start.observation.terms["mu"] == pytest.approx(1 / (0.1 * 6 * 2 / (1 - 0.9)))
 
 
-def test_a_reference_that_is_feasible_stays_what_it_is():
-    p = digits_problem(low_rank, rank=32, layers=["fc1"])
-    *_, last = LC(num_steps=1, epochs=1, lr=1e-9).run(p, 1)
-    assert last.observation.terms["gap"] < 1e-7
+def test_where_no_mu_empties_a_penalised_task_the_first_mu_is_that_of_constraints():
+    def penalty_and_codebook(weights):
+        parts = {"sparse": partial(l0_penalty, alpha=1e-3), "codebook": partial(codebook, K=2)}
+        return additive(weights, parts=parts, layers="all")
+
+    p = digits_problem(penalty_and_codebook)
+    w = p.plan.select(weights_of(p.model))
+    assert 1e-6 < found_mu0(p, w, math.inf) < 1
+
+
+def test_tasks_that_stay_zero_at_any_mu_do_not_raise_the_first_mu():
+    def mix(weights):
+        kept = partial(rank_selection, alpha=1e-3, layers=["fc1"])
+        return mixed(weights, parts={"first": kept, "second": partial(l0, keep=0, layers=["fc2"])})
+
+    p = digits_problem(mix)
+    alone = digits_problem(rank_selection, alpha=1e-3, layers=["fc1"])
+    found = [found_mu0(q, q.plan.select(weights_of(q.model)), math.inf) for q in (p, alone)]
+    assert found[0] == found[1] < 1
+
+
+def test_mu_that_leaves_the_numbers_of_the_type_is_refused():
+    p = digits_problem(l0, keep=0.1)
+    single = Problem(p.model.float(), p.data.to("cpu", torch.float32), p.plan)
+    with pytest.raises(ConfigError, match=r"between 1.2e-38 and 3.4e\+38 \(float32\), found mu0 0.001 times 10.0"):
+        LC(num_steps=60, growth=10.0, mu0=1e-3).init(single)
+    with pytest.raises(ConfigError, match="found mu0 1e-50"):
+        LC(mu0=1e-50).init(single)
+    LC(num_steps=60, growth=10.0, mu0=1e-3).init(digits_problem(l0, keep=0.1))  # float64
+
+
+def test_a_weight_that_the_loss_does_not_reach_is_compressed_all_the_same():
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.extra = nn.Linear(6, 3), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.fc(x)
+
+    data = gaussian(n=40, d=6)
+    torch.manual_seed(0)
+    p = problem(data, Unused().to(F64), codebook, K=2, layers="all")
+    *_, last = LC(num_steps=2, mu0=1.0, epochs=2, lr=0.1, batch_size=8).run(p, 2)
+    assert last.observation.terms["gap"] < 0.5
+
+
+def test_an_l_step_leaves_a_reference_without_loss_and_gap_alone():
+    p = quadratic(ROOT, [[1.0, 0.5], [2.0, 1.0]], rank_one)  # of rank one, and the minimum
+    *_, last = exact(3, mu0=0.5).run(p, 3)
+    assert last.observation.terms["gap"] < 1e-12
+    assert last.observation.terms["objective"] < 1e-20
+
+
+def test_the_weight_decay_of_adamw_is_no_part_of_the_loss():
+    p = digits_problem(l0, keep=0.1)
+    adamw, adam = (partial(o, weight_decay=0.1) for o in (torch.optim.AdamW, torch.optim.Adam))
+    found = [last_of(LC(num_steps=0, mu0=1.0, optimizer=o), p).observation.terms["grad/norm"] for o in (adamw, adam)]
+    plain = last_of(LC(num_steps=0, mu0=1.0), p).observation.terms["grad/norm"]
+    assert found[0] == plain != found[1]
 
 
 class Residual(nn.Module):
@@ -393,6 +451,7 @@ def test_a_task_on_a_frozen_parameter_and_a_plan_without_tasks_are_refused():
         ({"mu0": -1e-3}, "mu0 must be positive"),
         ({"mu0": float("nan")}, "mu0 must be positive"),
         ({"growth": 0.9}, "growth must be at least 1"),
+        ({"lr": math.inf}, "lr must be positive and finite"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"first_epochs": 0}, "epochs must be at least 1"),
         ({"lr": 0.0}, "lr must be positive"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
@@ -41,6 +42,13 @@ class Noisy(nn.Sequential):
 
     def __init__(self, num_classes: int, p: float = 0.5) -> None:
         super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(p), nn.Linear(16, num_classes))
+
+
+class Normalised(nn.Sequential):
+    """A network with batch norm."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, num_classes))
 
 
 DATA = ["dataset.train_size=200"]
@@ -227,6 +235,7 @@ def test_an_interrupted_training_is_continued_by_the_same_command(tmp_path, monk
         assert train(tmp_path / "b", *words) == 130
     assert status(reference()) == status(reference()) | {"status": "interrupted", "step": 8}
     assert not (tmp_path / "b/records.jsonl").exists()
+    assert status(tmp_path / "b")["status"] == "interrupted"
     assert train(tmp_path / "b", *words) == 0
     assert "resuming at step 8" in (tmp_path / "b/run.log").read_text()
     assert rows(reference()) == rows(tmp_path / "whole" / reference().name)
@@ -378,6 +387,33 @@ def test_a_folder_that_cannot_hold_references_is_refused(tmp_path):
 def test_without_a_training_the_reference_must_be_given():
     with pytest.raises(ConfigError, match="give one, or reference=FOLDER"):
         with_reference(composed("reference_training=null"))
+
+
+def test_what_the_solver_refuses_is_refused_before_the_reference_is_trained(tmp_path, capsys):
+    words = ["solver=lc", "compression=codebook", *SMALL, *TRAINING]
+    assert train(tmp_path / "a", *words, "solver.mu0=-1") == 2
+    assert train(tmp_path / "b", *words, "compression.K=0") == 2
+    assert train(tmp_path / "c", "solver=lc", *SMALL, *TRAINING) == 1
+    told = capsys.readouterr().err
+    for said in ("mu0 must be positive", "K must be at least 1", "found none in the plan"):
+        assert said in told
+    assert not list(REFERENCES.glob("*/records.jsonl"))
+
+
+def test_another_content_of_the_file_that_holds_the_data_has_another_reference(tmp_path):
+    def named(n):
+        rng = np.random.default_rng(0)
+        x, y = rng.normal(size=(n, 4)).astype(np.float32), rng.integers(0, 2, n)
+        np.savez("points.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+        cfg = composed("dataset=npz", "dataset.path=points.npz", *STARTED)
+        return nncompress.reference._name(nncompress.reference._training(cfg))
+
+    assert named(20) != named(30)
+
+
+def test_a_last_batch_of_one_sample_joins_the_one_before_so_that_batch_norm_can_be_trained(tmp_path):
+    words = ["solver=sgd", "solver.num_steps=1", "solver.batch_size=64", "model._target_=test_reference.Normalised"]
+    assert train(tmp_path / "run", "dataset.train_size=193", *words) == 0
 
 
 def test_several_processes_train_no_reference(monkeypatch):

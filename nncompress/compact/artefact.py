@@ -37,8 +37,10 @@ def save_compact(folder: Path, problem: Problem, observation: Observation, archi
         _described(task, theta, problem, tensors)
         for task, theta in zip(problem.plan.tasks, observation.theta, strict=True)
     ]
-    for name, value in observation.model.state_dict().items():
-        if name not in problem.plan.shapes:
+    weights = observation.model.state_dict()
+    compressed = {weights[name].data_ptr() for name in problem.plan.shapes}
+    for name, value in weights.items():
+        if value.data_ptr() not in compressed:  # by place, since a weight may have a second name
             _store(name, value, tensors)
     save_file(tensors, folder / TENSORS)
     data = problem.data
@@ -141,7 +143,10 @@ def _network(description: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Modu
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("theta/")}
     for task in description["tasks"]:
         weights |= _rebuilt(task, tensors)
-    network.load_state_dict(weights)
+    own = network.state_dict()
+    held = {own[name].data_ptr() for name in weights}
+    again = {name: own[name] for name in own if name not in weights and own[name].data_ptr() in held}
+    network.load_state_dict(weights | again)  # the second name of a weight: copied onto itself
     return network.eval()
 
 

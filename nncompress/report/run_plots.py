@@ -73,7 +73,7 @@ def accuracy_plot(rows: pd.DataFrame, title: str) -> Figure | None:
 
 def constraint_plot(rows: pd.DataFrame, title: str) -> Figure | None:
     """How w and Δ(Θ) meet as mu grows, and how the multipliers come to be the gradient; None without multipliers."""
-    if "kkt/cosine" not in rows:
+    if "kkt/cosine" not in rows or not (rows["step"] > 0).any():
         return None
     figure = new_figure(12, 4.2, title)
     for position, (lines, ylabel, log_scale) in enumerate(CONSTRAINT, start=1):

@@ -103,15 +103,19 @@ def epoch(
     generator: Generator,
     add_gradient: Callable[[], None] | None = None,
 ) -> Tensor:
-    """One pass over `split` in random order; the last batch may be smaller. No host synchronisation.
+    """One pass over `split` in random order. No host synchronisation.
 
+    The last batch may be smaller; one of a single sample joins the batch before it (batch norm needs two).
     `add_gradient` is called between the gradient of the loss and the optimiser's step, to add that of another term.
     Returns the mean loss of the samples as they came by, a 0-dimensional tensor.
     """
     model.train()
     total = split.x.new_zeros(())
     order = torch.randperm(len(split), generator=generator).to(split.y.device)
-    for batch in torch.split(order, batch_size):
+    batches = list(torch.split(order, batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    for batch in batches:
         optimizer.zero_grad(set_to_none=True)
         value = loss(model(split.x.index_select(0, batch)), split.y.index_select(0, batch))
         value.backward()  # type: ignore[no-untyped-call]
@@ -185,7 +189,7 @@ def check_trainable(problem: Problem) -> None:
 
 def check_minibatches(lr: float, batch_size: int) -> None:
     """Raise ValueError for a learning rate that is not positive or an empty batch."""
-    if not lr > 0:
-        raise ValueError(f"lr must be positive, found {lr}")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr must be positive and finite, found {lr}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, found {batch_size}")

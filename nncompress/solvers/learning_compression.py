@@ -18,10 +18,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from nncompress.errors import Diverged
-from nncompress.metrics import evaluate
+from nncompress.errors import ConfigError, Diverged
+from nncompress.metrics import evaluate, gap
 from nncompress.params import Params
-from nncompress.problem import Problem, weights_of, with_weights
+from nncompress.problem import Problem, weights_of
 from nncompress.solvers.base import Observation, Solver
 from nncompress.solvers.descent import (
     Constant,
@@ -30,18 +30,18 @@ from nncompress.solvers.descent import (
     check_minibatches,
     check_trainable,
     epoch,
-    full_gradient,
     moved_sq,
     set_rate,
     stability_limit,
     toward,
 )
+from nncompress.solvers.lc_figures import divergence, multiplier_figures, objective_of, parts_of
 from nncompress.solvers.mu_start import found_mu0
 
 log = logging.getLogger(__name__)
 
 DIVERGED_ABOVE = 10.0
-"""A loss after an L step beyond this multiple of the compressed reference's (at least of 1) is divergence."""
+"""A loss after an L step beyond this multiple of the lowest objective so far (at least of 1) is divergence."""
 
 
 class Kept(NamedTuple):
@@ -97,8 +97,9 @@ class LC(Solver[LCState]):
     num_steps: L and C steps. mu0: the first mu; None: found from the data (`mu_start.found_mu0`). growth: factor of mu
     per step. epochs: of an L step; first_epochs: of the first one, None: twice as many. lr: learning rate, times
     `schedule` of the step and `epoch_schedule` of the epoch within it. optimizer: called anew in every L step with the
-    trained parameters and `lr`; its weight decay belongs to L. clip: clip the learning rate at 1/mu. keep_best: end
-    with the step of the lowest L(Δ(Θ)) + C(Θ) on the training data, Π(w̄) included; else with the last.
+    trained parameters and `lr`; its weight decay is part of L in the L step and in the gradient compared with λ, not in
+    the losses recorded. clip: clip the learning rate at 1/mu. keep_best: end with the step of the lowest
+    L(Δ(Θ)) + C(Θ) on the training data, Π(w̄) included; else with the last. This evaluation is part of a step's time.
     tolerance: stop when ‖w - Δ(Θ)‖ / ‖w‖ is below it.
     """
 
@@ -134,15 +135,16 @@ class LC(Solver[LCState]):
         plan, model = problem.plan, copy.deepcopy(problem.model)
         w = plan.select(weights_of(model))
         mu0 = found_mu0(problem, w, self._reach(problem)) if self.mu0 is None else self.mu0
+        self._check_range(mu0, problem.dtype)
         theta = plan.compress(w, mu0)
         dense = plan.decompress(theta)
         lam = tuple(torch.zeros_like(tensor) for tensor in w.values())
-        objective = _objective(problem, model, theta, dense)
+        objective = objective_of(problem, model, theta, dense)
         zero = torch.zeros((), dtype=torch.float64, device=problem.device)
         kept = Kept(0, copy.deepcopy(model), theta, objective)
         generator = Generator().manual_seed(self.seed)
-        self._warn(model, mu0)
-        return LCState(0, model, theta, lam, generator, mu0, 0, objective, _error(w, dense), 0.0, zero, zero, kept)
+        self._warn(mu0)
+        return LCState(0, model, theta, lam, generator, mu0, 0, objective, gap(w, dense), 0.0, zero, zero, kept)
 
     def step(self, problem: Problem, state: LCState) -> LCState:
         plan, model, k = problem.plan, state.model, state.k
@@ -156,13 +158,13 @@ class LC(Solver[LCState]):
         theta = plan.compress(v, mu, start=state.theta)  # C step
         dense = plan.decompress(theta)
         lam = lam - mu * (w - dense)  # multipliers
-        objective, step_sq = _objective(problem, model, theta, dense), moved_sq(model, before)
+        objective, step_sq = objective_of(problem, model, theta, dense), moved_sq(model, before)
         kept = state.kept
         if objective < kept.objective:
             kept = Kept(k + 1, copy.deepcopy(model), theta, objective)
         return LCState(
             k + 1, model, theta, tuple(lam.values()), state.generator, state.mu0, state.epochs + self._epochs(k),
-            objective, _error(v, dense), rate, step_sq, state.step_sq_sum + step_sq, kept,
+            objective, gap(v, dense), rate, step_sq, state.step_sq_sum + step_sq, kept,
         )  # fmt: skip
 
     def observe(self, problem: Problem, state: LCState) -> Observation:
@@ -170,17 +172,17 @@ class LC(Solver[LCState]):
         theta, w = state.theta, problem.plan.select(weights_of(model))
         lam = Params(dict(zip(problem.plan.shapes, state.lam, strict=True)))
         terms = (
-            _parts(state.objective, problem.plan.penalty(theta))
+            parts_of(state.objective, problem.plan.penalty(theta))
             | {
                 "loss/w": evaluate(model, problem.data.train, problem.loss).loss,
-                "gap": _error(w, problem.plan.decompress(theta)),
+                "gap": gap(w, problem.plan.decompress(theta)),
                 "mu": self._mu(state, -1),
                 "lr": state.rate,
                 "epochs": state.epochs,
                 "c_step/error": state.error,
                 "step/kept": state.kept.step if self.keep_best else state.k,
             }
-            | self._kkt(problem, model, w, lam)
+            | multiplier_figures(problem, model, w, lam, self._decay())
         )
         if state.k > 0:
             terms |= {"step_sq": float(state.step_sq), "step_sq/sum": float(state.step_sq_sum)}
@@ -190,19 +192,36 @@ class LC(Solver[LCState]):
         kept = state.kept
         if not self.keep_best or kept.step == state.k:
             return observation
-        terms = observation.terms | _parts(kept.objective, problem.plan.penalty(kept.theta))
+        terms = observation.terms | parts_of(kept.objective, problem.plan.penalty(kept.theta))
         return Observation(copy.deepcopy(kept.model).eval(), kept.theta, terms)
 
     def finished(self, previous: float | None, terms: Mapping[str, float]) -> bool:
         return terms["gap"] < self.tolerance
 
+    def _check_range(self, mu0: float, dtype: torch.dtype) -> None:
+        """Raise ConfigError when mu leaves the numbers of a type on its way."""
+        info = torch.finfo(dtype)
+        last = math.log(mu0) + max(0, self.num_steps - 1) * math.log(self.growth)
+        if mu0 < info.tiny or last > math.log(info.max):
+            raise ConfigError(
+                f"mu must stay between {info.tiny:.2g} and {info.max:.2g} ({str(dtype).removeprefix('torch.')}), found "
+                f"mu0 {mu0:.3g} times {self.growth} to the power of up to {self.num_steps - 1}; give another "
+                "solver.mu0, a smaller solver.growth or fewer solver.num_steps"
+            )
+
     def _reach(self, problem: Problem) -> float:
         """The sum of the learning rates of an L step, times 1/(1 - beta) with momentum beta (infinite but for SGD)."""
-        optimizer = self.optimizer([torch.zeros((), requires_grad=True)], lr=self.lr)
-        if not isinstance(optimizer, torch.optim.SGD):
+        optimizer = self._some_optimizer()
+        beta = float(optimizer.param_groups[0].get("momentum", 0.0))
+        if not isinstance(optimizer, torch.optim.SGD) or beta >= 1:
             return math.inf
         batches = math.ceil(len(problem.data.train) / self.batch_size)
-        return self.lr * batches * self.epochs / (1 - float(optimizer.param_groups[0]["momentum"]))
+        factors = sum(self.epoch_schedule.factor(e, self.epochs) for e in range(self.epochs))
+        return self.lr * self.schedule.factor(0, self.num_steps) * factors * batches / (1 - beta)
+
+    def _some_optimizer(self) -> Optimizer:
+        """The optimiser on a number of its own, to be asked for its settings."""
+        return self.optimizer([torch.zeros((), requires_grad=True)], lr=self.lr)
 
     def _mu(self, state: LCState, ahead: int = 0) -> float:
         """mu of the next step, or of the last one with `ahead` -1 (mu0 before the first)."""
@@ -230,27 +249,17 @@ class LC(Solver[LCState]):
                 generator=state.generator, add_gradient=pull,
             )  # fmt: skip
         if not float(loss) <= DIVERGED_ABOVE * max(1.0, state.kept.objective):
-            raise Diverged(_divergence(state.k + 1, float(loss), largest, mu, stability_limit(optimizer)))
+            raise Diverged(divergence(state.k + 1, float(loss), largest, mu, stability_limit(optimizer)))
         return largest
 
-    def _kkt(self, problem: Problem, model: nn.Module, w: Params, lam: Params) -> dict[str, float]:
-        """How far λ is from grad L(w), to which it is equal at a minimum: norms, cosine and relative distance."""
-        optimizer = self.optimizer([p for p in model.parameters() if p.requires_grad], lr=self.lr)
-        decay = float(optimizer.param_groups[0].get("weight_decay", 0.0))
-        found = full_gradient(model, problem.data.train, problem.loss)
-        gradient = Params({name: found[name] + decay * w[name] for name in w})
-        norm, size = float(gradient.sq()) ** 0.5, float(lam.sq()) ** 0.5
-        product = sum(float((gradient[name] * lam[name]).sum()) for name in w)
-        return {
-            "lam/norm": size,
-            "grad/norm": norm,
-            "kkt/cosine": product / (norm * size) if norm * size > 0 else 0.0,
-            "kkt/distance": float((lam - gradient).sq()) ** 0.5 / norm if norm > 0 else size,
-        }
+    def _decay(self) -> float:
+        """The optimiser's weight decay, where it is the gradient of a term of L (AdamW's is not)."""
+        group = self._some_optimizer().param_groups[0]
+        return 0.0 if group.get("decoupled_weight_decay") else float(group.get("weight_decay", 0.0))
 
-    def _warn(self, model: nn.Module, mu0: float) -> None:
+    def _warn(self, mu0: float) -> None:
         """Say so when learning rates that are not clipped will leave the penalty's limit of stability."""
-        limit = stability_limit(self.optimizer(list(model.parameters()), lr=self.lr))
+        limit = stability_limit(self._some_optimizer())
         if self.clip or limit is None:
             return
         for k in range(self.num_steps):
@@ -261,37 +270,3 @@ class LC(Solver[LCState]):
                     product, k + 1, limit,
                 )  # fmt: skip
                 return
-
-
-def _objective(problem: Problem, model: nn.Module, theta: tuple[Any, ...], dense: Params) -> float:
-    """L(Δ(Θ)) + C(Θ) on the training data, the uncompressed parameters being those of `model`."""
-    deployed = with_weights(model, dense)
-    return evaluate(deployed, problem.data.train, problem.loss).loss + problem.plan.penalty(theta)
-
-
-def _parts(objective: float, penalty: float) -> dict[str, float]:
-    """The objective and, where there is a penalty, its two terms."""
-    return {"objective": objective} | (
-        {"term/loss": objective - penalty, "term/penalty": penalty} if penalty > 0 else {}
-    )
-
-
-def _error(v: Params, dense: Params) -> float:
-    """‖v - Δ(Θ)‖ / ‖v‖."""
-    norm = float(v.sq())
-    return (float((v - dense).sq()) / norm) ** 0.5 if norm > 0 else 0.0
-
-
-def _divergence(step: int, loss: float, rate: float, mu: float, limit: float | None) -> str:
-    """One sentence: what diverged, where the limit is, what to do."""
-    bound = (
-        ""
-        if limit is None
-        else f" (the penalty is stable for lr times mu below {limit:.4g}, here it is {rate * mu:.4g})"
-    )
-    over = limit is not None and rate * mu >= limit
-    remedy = "use solver.clip=true or a smaller solver.lr" if over else "use a smaller solver.lr"
-    return (
-        f"the loss must stay bounded in an L step, found {loss:.4g} in step {step} with learning rate {rate:.4g} and "
-        f"mu {mu:.4g}{bound}; {remedy}; the records are kept"
-    )
