@@ -10,8 +10,7 @@ common="experiment=lc/lenet300 reference_training.num_steps=60 reference_trainin
   compression.layers=all"
 for solver in "$@"; do
   case $solver in
-    lc) settings="solver.num_steps=14 solver.epochs=4 solver.growth=1.3 solver.lr=0.1" ;; # 8 + 13 x 4 epochs
-    idc) settings="solver.num_steps=14 solver.epochs=4 solver.lr=0.1" ;;
+    lc | idc) settings="solver.num_steps=59 solver.epochs=1 eval_every=10" ;; # 60 epochs: the first step has two
     dc_retrain | distillation) settings="solver.num_steps=60 eval_every=10" ;;
     direct_learning) settings="solver.num_steps=60 solver.batch_size=256 eval_every=10" ;; # from random weights
     *) settings="" ;;

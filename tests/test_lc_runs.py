@@ -104,7 +104,13 @@ def test_the_summary_and_the_stored_network_are_those_of_the_step_that_was_kept(
 
 def test_a_weight_with_two_names_is_stored_compressed(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(os.path.dirname(__file__))
-    words = ["model._target_=test_lc_runs.Tied", "solver=lc", "compression=codebook", "compression.layers=['2.weight']", *SHORT]
+    words = [
+        "model._target_=test_lc_runs.Tied",
+        "solver=lc",
+        "compression=codebook",
+        "compression.layers=['2.weight']",
+        *SHORT,
+    ]
     assert train(tmp_path / "run", *words, "solver.num_steps=2", "solver.epochs=2", "solver.batch_size=32") == 0
     network = load_compact(tmp_path / "run/model")
     assert network[2].weight is network[4].weight

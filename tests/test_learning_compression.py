@@ -338,12 +338,13 @@ def test_the_first_mu_found_makes_the_penalty_a_hundredth_of_the_loss_of_direct_
     assert penalty == pytest.approx(0.01 * (terms["objective"] - terms["loss/w"]))
 
 
-def test_the_first_mu_found_lets_a_short_l_step_move():
+def test_the_first_mu_found_lets_a_quarter_of_the_l_steps_move_the_weights():
     p = digits_problem(low_rank, rank=2)  # 300 samples
     w = p.plan.select(weights_of(p.model))
     assert found_mu0(p, w, 20.0) == 1 / 20
-    start, *_ = LC(num_steps=1, epochs=2, lr=0.1, batch_size=50).run(p, 0)
-    assert start.observation.terms["mu"] == pytest.approx(1 / (0.1 * 6 * 2 / (1 - 0.9)))
+    solver = LC(num_steps=5, epochs=2, lr=0.1, batch_size=50, schedule=Exponential(0.5))
+    start, *_ = solver.run(p, 0)  # 4 epochs of 6 batches, then 2
+    assert start.observation.terms["mu"] == pytest.approx((1 - 0.9) / (0.1 * 6 * (4 + 0.5 * 2)))
 
 
 def test_where_no_mu_empties_a_penalised_task_the_first_mu_is_that_of_constraints():

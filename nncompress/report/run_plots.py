@@ -47,7 +47,7 @@ def run_plots(run: Run, folder: Path) -> list[Path]:
 def objective_plot(rows: pd.DataFrame, title: str) -> Figure | None:
     """The objective and its terms against step and time; None when no record has an objective."""
     terms = [str(key) for key in rows if str(key).startswith("term/")]
-    values = rows.reindex(columns=["objective", *terms])
+    values = rows.reindex(columns=["objective", *terms, *(key for key in ("loss/w",) if key in rows)])
     if values["objective"].isna().all():
         return None
     log_scale = spans_a_decade(values[["objective"]]) and bool((values.min().dropna() >= 0).all())

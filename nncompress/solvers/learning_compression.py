@@ -210,14 +210,22 @@ class LC(Solver[LCState]):
             )
 
     def _reach(self, problem: Problem) -> float:
-        """The sum of the learning rates of an L step, times 1/(1 - beta) with momentum beta (infinite but for SGD)."""
+        """The sum of the learning rates of the first quarter of all L steps, times 1/(1 - beta) with momentum beta.
+
+        Infinite for other methods than SGD.
+        """
         optimizer = self._some_optimizer()
         beta = float(optimizer.param_groups[0].get("momentum", 0.0))
         if not isinstance(optimizer, torch.optim.SGD) or beta >= 1:
             return math.inf
+        steps = range(math.ceil(self.num_steps / 4))
+        epochs = [(k, e) for k in steps for e in range(self._epochs(k))] or [(0, 0)]
         batches = math.ceil(len(problem.data.train) / self.batch_size)
-        factors = sum(self.epoch_schedule.factor(e, self.epochs) for e in range(self.epochs))
-        return self.lr * self.schedule.factor(0, self.num_steps) * factors * batches / (1 - beta)
+        return sum(self._rate(k, e) for k, e in epochs) * batches / (1 - beta)
+
+    def _rate(self, k: int, e: int) -> float:
+        """The learning rate of epoch e of L step k, not clipped."""
+        return self.lr * self.schedule.factor(k, self.num_steps) * self.epoch_schedule.factor(e, self._epochs(k))
 
     def _some_optimizer(self) -> Optimizer:
         """The optimiser on a number of its own, to be asked for its settings."""
@@ -235,13 +243,12 @@ class LC(Solver[LCState]):
 
     def _minimise(self, problem: Problem, state: LCState, target: Params, mu: float) -> float:
         """The L step, on the state's model; the largest learning rate it used."""
-        model, epochs, largest = state.model, self._epochs(state.k), 0.0
+        model, largest = state.model, 0.0
         optimizer = self.optimizer([p for p in model.parameters() if p.requires_grad], lr=self.lr)
         pull = toward(model, target, mu)
         loss = torch.zeros(())
-        for e in range(epochs):
-            rate = self.lr * self.schedule.factor(state.k, self.num_steps) * self.epoch_schedule.factor(e, epochs)
-            rate = min(rate, 1 / mu) if self.clip else rate
+        for e in range(self._epochs(state.k)):
+            rate = min(self._rate(state.k, e), 1 / mu) if self.clip else self._rate(state.k, e)
             largest = max(largest, rate)
             set_rate(optimizer, rate)
             loss = epoch(
@@ -263,7 +270,7 @@ class LC(Solver[LCState]):
         if self.clip or limit is None:
             return
         for k in range(self.num_steps):
-            product = self.lr * self.schedule.factor(k, self.num_steps) * mu0 * self.growth**k
+            product = self._rate(k, 0) * mu0 * self.growth**k
             if product >= limit:
                 log.warning(
                     "lr times mu reaches %.3g in step %d, where L steps are unstable from %.3g: use solver.clip=true",

@@ -16,13 +16,13 @@ EXPONENTS = (-64, 40)
 
 
 def found_mu0(problem: Problem, w: Params, reach: float) -> float:
-    """A first mu for compressed weights w; `reach` is the sum of the learning rates of an L step.
+    """A first mu for compressed weights w; `reach` is the sum of the learning rates of the first L steps.
 
     Constraints: mu/2 ‖w - Δ(Θ)‖² is 1 % of the loss L(Δ(Θ)) - L(w) that direct compression costs (of L(Δ(Θ)) where it
     costs none): the path then starts near w, as it has to (arXiv 1707.01209: mu0 near 0). Penalties C: the least mu, up
     to a factor of 2, at which every task with one keeps something, if there is such a least mu. In any case at least
-    1/reach: along directions that leave the loss as it is an L step moves w by the part 1 - exp(-mu reach) of the way
-    to its target, and a smaller mu would waste it. Where the weights compress without error any mu will do: 1.
+    1/reach: along directions that leave the loss as it is these steps move w by the part 1 - exp(-mu reach) of the way
+    to its target, and a smaller mu would waste them. Where the weights compress without error any mu will do: 1.
     """
     least = _least_mu(problem, w)
     return max(_share_mu(problem, w) if least is None else least, 1 / reach) or 1.0
