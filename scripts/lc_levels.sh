@@ -10,7 +10,8 @@ common="experiment=lc/lenet300 reference_training.num_steps=60 reference_trainin
   compression.layers=all"
 for solver in "$@"; do
   case $solver in
-    lc | idc) settings="solver.num_steps=59 solver.epochs=1 eval_every=10" ;; # 60 epochs: the first step has two
+    lc) settings="solver.num_steps=59 solver.epochs=1 solver.growth=1.1 eval_every=10" ;; # 60 epochs: the first step has two
+    idc) settings="solver.num_steps=59 solver.epochs=1 eval_every=10" ;;
     dc_retrain | distillation) settings="solver.num_steps=60 eval_every=10" ;;
     direct_learning) settings="solver.num_steps=60 solver.batch_size=256 eval_every=10" ;; # from random weights
     *) settings="" ;;

@@ -264,7 +264,7 @@ def digits_problem(recipe, **settings):
     return problem(data, model, recipe, **settings)
 
 
-SMALL = LC(num_steps=12, growth=1.5, epochs=30, lr=0.1, batch_size=50)
+SMALL = LC(num_steps=12, growth=1.8, epochs=30, lr=0.1, batch_size=50)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_the_first_mu_found_for_a_penalty_is_near_the_least_at_which_every_task_
 
 def test_the_first_mu_found_makes_the_penalty_a_hundredth_of_the_loss_of_direct_compression():
     p = digits_problem(codebook, K=2, layers="all")
-    start, *_ = LC(num_steps=1, epochs=10**6).run(p, 0)
+    start, *_ = LC(num_steps=1, epochs=1000, lr=1e4).run(p, 0)
     terms = start.observation.terms
     w = p.plan.select(weights_of(p.model))
     penalty = terms["mu"] / 2 * float((w - p.plan.decompress(start.observation.theta)).sq())

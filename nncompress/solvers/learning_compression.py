@@ -107,7 +107,7 @@ class LC(Solver[LCState]):
 
     num_steps: int = 40
     mu0: float | None = None
-    growth: float = 1.1
+    growth: float = 1.2
     multipliers: bool = True
     epochs: int = 20
     first_epochs: int | None = None
