@@ -10,10 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from runs import rows, status, summary, train
 from torch import nn
 
 from nncompress.cli import main
@@ -56,27 +56,6 @@ class Conv(nn.Sequential):
 
 
 pytestmark = pytest.mark.usefixtures("apart")
-
-
-def train(folder: Path, *words: str) -> int:
-    try:
-        return main(["train", *words, f"hydra.run.dir={folder}"])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in lines]
-
-
-def summary(folder: Path) -> dict[str, object]:
-    content = json.loads((folder / "summary.json").read_text())
-    return {k: v for k, v in content.items() if not k.startswith(("seconds", "memory"))}
-
-
-def status(folder: Path) -> dict[str, object]:
-    return dict(json.loads((folder / "status.json").read_text()))
 
 
 @pytest.mark.parametrize("words", [NNBCD_WORDS, SGD_WORDS], ids=["nnbcd", "sgd"])

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import rows
 
 import nncompress.experiment
 from nncompress import parallel
@@ -107,11 +108,6 @@ def _two_processes(folder: Path) -> dict[str, Any]:
     return {"folder": folder, "said": ran.stdout + ran.stderr} | {
         "codes": dict(zip(jobs, zip(*codes, strict=True), strict=True))
     }
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in lines]
 
 
 def default_folder(folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
+from runs import rows, status, summary, train
 from torch import nn
 
 import nncompress.reference
@@ -65,27 +65,6 @@ pytestmark = pytest.mark.usefixtures("apart")
 def found(monkeypatch: pytest.MonkeyPatch) -> None:
     """This module is where `_target_` looks for it."""
     monkeypatch.syspath_prepend(os.path.dirname(__file__))
-
-
-def train(folder: Path, *words: str) -> int:
-    try:
-        return main(["train", *words, f"hydra.run.dir={folder}"])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in lines]
-
-
-def summary(folder: Path) -> dict[str, object]:
-    content = json.loads((folder / "summary.json").read_text())
-    return {k: v for k, v in content.items() if not k.startswith(("seconds", "memory"))}
-
-
-def status(folder: Path) -> dict[str, object]:
-    return dict(json.loads((folder / "status.json").read_text()))
 
 
 def reference() -> Path:

@@ -20,7 +20,16 @@ from torch.optim import Optimizer
 from nncompress.metrics import EVALUATION_BATCH, evaluate
 from nncompress.problem import Problem, Split, weights_of, with_weights
 from nncompress.solvers.base import Observation, Solver
-from nncompress.solvers.descent import Exponential, Schedule, check_minibatches, check_trainable, epoch, moved_sq
+from nncompress.solvers.descent import (
+    Exponential,
+    Schedule,
+    check_epochs,
+    check_minibatches,
+    check_trainable,
+    epoch,
+    epochs_of,
+    moved_sq,
+)
 from nncompress.solvers.direct_learning import Lesson, ThetaDescent, ThetaState, put
 
 
@@ -142,8 +151,7 @@ class IDC(Solver[IDCState]):
     def __post_init__(self) -> None:
         check_minibatches(self.lr, self.batch_size)
         _check_mu(self.mu)
-        if self.epochs < 1 or (self.first_epochs is not None and self.first_epochs < 1):
-            raise ValueError(f"epochs must be at least 1, found {self.epochs} and first_epochs {self.first_epochs}")
+        check_epochs(self.epochs, self.first_epochs)
 
     def init(self, problem: Problem) -> IDCState:
         check_trainable(problem)
@@ -155,7 +163,7 @@ class IDC(Solver[IDCState]):
         k, model, theta, generator, epochs, _, step_sq_sum = state
         before = [p.detach().clone() for p in model.parameters()]
         put(model, problem.plan.decompress(theta))
-        more = self.epochs if k > 0 else self.first_epochs or 2 * self.epochs
+        more = epochs_of(k, self.epochs, self.first_epochs)
         rate = self.lr * self.schedule.factor(k, self.num_steps)
         optimizer = self.optimizer([p for p in model.parameters() if p.requires_grad], lr=rate)
         train, loss = problem.data.train, problem.loss

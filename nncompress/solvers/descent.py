@@ -187,6 +187,19 @@ def check_trainable(problem: Problem) -> None:
             )
 
 
+def epochs_of(k: int, epochs: int, first: int | None) -> int:
+    """Epochs of step k, counted from 0: of the first one `first`, None for twice as many as of the others."""
+    if k > 0:
+        return epochs
+    return 2 * epochs if first is None else first
+
+
+def check_epochs(epochs: int, first: int | None) -> None:
+    """Raise ValueError for a step without an epoch."""
+    if epochs < 1 or (first is not None and first < 1):
+        raise ValueError(f"epochs must be at least 1, found {epochs} and first_epochs {first}")
+
+
 def check_minibatches(lr: float, batch_size: int) -> None:
     """Raise ValueError for a learning rate that is not positive or an empty batch."""
     if not 0 < lr < math.inf:

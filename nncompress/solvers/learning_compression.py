@@ -27,9 +27,11 @@ from nncompress.solvers.descent import (
     Constant,
     Exponential,
     Schedule,
+    check_epochs,
     check_minibatches,
     check_trainable,
     epoch,
+    epochs_of,
     moved_sq,
     set_rate,
     stability_limit,
@@ -127,8 +129,7 @@ class LC(Solver[LCState]):
             raise ValueError(f"mu0 must be positive and finite (null: found from the data), found {self.mu0}")
         if not self.growth >= 1:
             raise ValueError(f"growth must be at least 1, found {self.growth}")
-        if self.epochs < 1 or (self.first_epochs is not None and self.first_epochs < 1):
-            raise ValueError(f"epochs must be at least 1, found {self.epochs} and first_epochs {self.first_epochs}")
+        check_epochs(self.epochs, self.first_epochs)
 
     def init(self, problem: Problem) -> LCState:
         check_trainable(problem)
@@ -236,10 +237,7 @@ class LC(Solver[LCState]):
         return float(state.mu0 * self.growth ** max(0, state.k + ahead))
 
     def _epochs(self, k: int) -> int:
-        """Epochs of L step k, counted from 0."""
-        if k > 0:
-            return self.epochs
-        return 2 * self.epochs if self.first_epochs is None else self.first_epochs
+        return epochs_of(k, self.epochs, self.first_epochs)
 
     def _minimise(self, problem: Problem, state: LCState, target: Params, mu: float) -> float:
         """The L step, on the state's model; the largest learning rate it used."""

@@ -1,0 +1,31 @@
+"""Runs from the command line, and what they leave."""
+
+import json
+from pathlib import Path
+
+from nncompress.cli import main
+
+
+def train(folder: Path, *words: str) -> int:
+    """The exit code of `nncompress train` with these words, in this folder."""
+    try:
+        return main(["train", *words, f"hydra.run.dir={folder}"])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """The records without their times."""
+    lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in lines]
+
+
+def summary(folder: Path) -> dict[str, object]:
+    """The summary without times and memory."""
+    content = json.loads((folder / "summary.json").read_text())
+    return {k: v for k, v in content.items() if not k.startswith(("seconds", "memory"))}
+
+
+def status(folder: Path) -> dict[str, object]:
+    """How the run ended."""
+    return dict(json.loads((folder / "status.json").read_text()))
