@@ -54,6 +54,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setitem(sys.modules, "nncompress.experiment", SimpleNamespace(run=stand_in))
+    monkeypatch.setitem(sys.modules, "nncompress.reference", SimpleNamespace(with_reference=lambda cfg: cfg))
     root = logging.getLogger()
     before = root.handlers[:], root.level
     yield
@@ -276,6 +277,7 @@ def test_a_sweep_of_real_runs_ends_with_its_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delitem(sys.modules, "nncompress.experiment")
+    monkeypatch.delitem(sys.modules, "nncompress.reference")
     words = ["solver.num_steps=1", "dataset.train_size=100", "compression=tt", "compression.rank=0,2"]
     assert main(["train", "-m", *words, "hydra.sweep.dir=there"]) == 1
     out, err = capsys.readouterr()
