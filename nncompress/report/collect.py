@@ -1,6 +1,7 @@
 """From runs to DataFrames: what each run ended with, what sets the runs of a sweep apart, means over seeds."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -123,9 +124,15 @@ def group_label(group: "Mapping[str, Any] | pd.Series[Any]", keys: Sequence[str]
 def _differs(configs: Sequence[Mapping[str, Any]], key: str) -> bool:
     if not NOT_A_DIFFERENCE.isdisjoint((key.split(".")[0], key.split(".")[-1])) and not _own_seed(configs, key):
         return False
-    values = [config.get(key) for config in configs]
+    values = [None if key == "reference" and _trained_for_it(config) else config.get(key) for config in configs]
     follows_seed = values == [config.get("seed") for config in configs]
     return len(set(map(repr, values))) > 1 and not follows_seed
+
+
+def _trained_for_it(config: Mapping[str, Any]) -> bool:
+    """Whether a run's reference was trained as its own configuration says, and is no setting of its own."""
+    folder = config.get("reference")
+    return folder is not None and Path(str(folder)).parent.name == Path(str(config.get("reference_dir"))).name
 
 
 def _own_seed(configs: Sequence[Mapping[str, Any]], key: str) -> bool:

@@ -64,12 +64,12 @@ def accuracy_ratio_plot(groups: pd.DataFrame, keys: Sequence[str], title: str, o
 def _series(groups: pd.DataFrame, keys: Sequence[str]) -> dict[str, pd.DataFrame]:
     """The groups that differ in numbers alone (ranks, say) together, under what they share; nothing unless that gives
     several series, most of them of several points."""
-    options = [key for key in keys if not pd.to_numeric(groups[key], errors="coerce").notna().all()]
+    options = [key for key in keys if not pd.to_numeric(groups[key].dropna(), errors="coerce").notna().all()]
     if not options or len(options) == len(keys):
         return {}
     labels = pd.Series([group_label(group, options) for _, group in groups.iterrows()], index=groups.index)
     series = {str(label): part.sort_values("ratio") for label, part in groups.groupby(labels, sort=False)}
-    return series if len(series) > 1 and len(groups) >= 2 * len(series) else {}
+    return series if len(series) > 1 and len(groups) >= 1.5 * len(series) else {}
 
 
 def _draw_series(figure: Figure, axes: Axes, series: Mapping[str, pd.DataFrame]) -> None:
