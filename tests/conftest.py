@@ -1,5 +1,6 @@
 """What every test gets: one thread, no display, no network."""
 
+import logging
 import os
 import socket
 import sys
@@ -21,6 +22,16 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(f"tests have no network, found a connection to {address}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(autouse=True)
+def closed_logs() -> Iterator[None]:
+    """The log files of a run from the command line are closed behind the test."""
+    yield
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 @pytest.fixture

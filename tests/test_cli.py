@@ -19,6 +19,8 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+import nncompress.experiment
+import nncompress.reference
 from nncompress.cli import main
 from nncompress.errors import Unsupported
 
@@ -276,8 +278,8 @@ def test_a_wrong_word_in_a_sweep_runs_nothing_and_exits_with_2(
 def test_a_sweep_of_real_runs_ends_with_its_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "nncompress.experiment")
-    monkeypatch.delitem(sys.modules, "nncompress.reference")
+    for module in (nncompress.experiment, nncompress.reference):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     words = ["solver.num_steps=1", "dataset.train_size=100", "compression=tt", "compression.rank=0,2"]
     assert main(["train", "-m", *words, "hydra.sweep.dir=there"]) == 1
     out, err = capsys.readouterr()

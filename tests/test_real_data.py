@@ -1,4 +1,4 @@
-"""NN-BCD on the real data sets, where they are present under $NNCOMPRESS_DATA."""
+"""NN-BCD and LC on the real data sets, where they are present under $NNCOMPRESS_DATA."""
 
 import itertools
 import json
@@ -63,3 +63,18 @@ def test_pruned_lenet300_on_the_papers_mnist_subset_never_rises(tmp_path):
     assert all(b <= a for a, b in itertools.pairwise(objective))
     assert summary["rate/decrease_ok"]
     assert summary["accuracy/dense_test"] > 0.85
+
+
+@needs("MNIST/raw")
+@pytest.mark.parametrize(
+    ("experiment", "bits", "error"), [("lc/quantize_all", 279512, 0.06), ("lc/prune", 540000, 0.06)], ids=["K=2", "5 %"]
+)
+def test_lc_recovers_what_direct_compression_of_lenet300_loses(experiment, bits, error, tmp_path):
+    words = [f"experiment={experiment}", "reference_training.num_steps=10", "solver.num_steps=19", "solver.epochs=1"]
+    words += ["solver.mu0=4e-4", "solver.growth=1.2", "solver.lr=0.1", "dataset.train_size=20000"]
+    rows, summary = run(tmp_path / "run", *words)
+    assert summary["params/dense"] == 266610
+    assert summary["bits/compressed"] <= bits
+    assert rows[0]["accuracy/test"] < 0.8  # direct compression
+    assert 1 - summary["accuracy/test"] < error
+    assert summary["objective/final"] < 0.2 * rows[0]["objective"]

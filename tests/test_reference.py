@@ -162,6 +162,7 @@ def test_a_sweep_trains_its_reference_once_and_a_job_may_have_another_one(run_of
 def nothing_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """References are named, but not trained."""
     monkeypatch.setattr(nncompress.reference, "run", lambda cfg, folder: {})
+    monkeypatch.setattr(nncompress.reference, "_check", lambda cfg: None)
 
 
 @pytest.mark.usefixtures("nothing_trained")

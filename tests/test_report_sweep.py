@@ -107,6 +107,27 @@ def test_a_data_set_seed_of_its_own_is_a_difference() -> None:
     assert varied_keys([first, second]) == ["dataset.seed"]
 
 
+def test_a_reference_that_was_trained_for_the_run_is_no_difference_but_one_that_was_given_is() -> None:
+    def started(reference: str, seed: int = 1) -> dict[str, Any]:
+        return flatten(config(seed=seed) | {"reference": reference, "reference_dir": "outputs/references"})
+
+    kept = [started(f"/here/outputs/references/mlp-digits-{end}", seed) for seed, end in enumerate("ab")]
+    assert varied_keys(kept) == []
+    assert varied_keys([started("outputs/one"), started("outputs/two")]) == ["reference"]
+
+
+def test_series_are_drawn_where_a_number_is_missing_for_some() -> None:
+    settings = [("codebook", 2, None), ("codebook", 4, None), ("l0", None, 0.1), ("l0", None, 0.2)]
+    groups = pd.DataFrame(settings, columns=["compression", "compression.K", "compression.keep"], dtype=object)
+    groups = groups.assign(**{"n": 1, "ratio/params": [0.1, 0.2, 0.3, 0.4], "accuracy/test": 0.9})
+    figure = accuracy_ratio_plot(groups, ["compression", "compression.K", "compression.keep"], "title")
+    assert figure is not None
+    shown = texts(figure)
+    assert "compression=codebook" in shown
+    assert "compression=l0" in shown
+    assert "K=2" not in shown
+
+
 def test_names_are_shortened_unless_ambiguous() -> None:
     assert short_names(["compression.rank", "solver.lr"]) == {"compression.rank": "rank", "solver.lr": "lr"}
     assert short_names(["a.x", "b.x"]) == {"a.x": "a.x", "b.x": "b.x"}
