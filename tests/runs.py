@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from nncompress.cli import main
 
 
@@ -29,3 +31,12 @@ def summary(folder: Path) -> dict[str, object]:
 def status(folder: Path) -> dict[str, object]:
     """How the run ended."""
     return dict(json.loads((folder / "status.json").read_text()))
+
+
+def assert_refused(folder: Path, words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The words end with this code and one sentence, which the status file keeps."""
+    assert train(folder, *words) == code
+    told = capsys.readouterr().err
+    assert said in told
+    assert "Traceback" not in told
+    assert status(folder)["status"] in ("failed", "unsupported", "diverged")
