@@ -22,13 +22,14 @@ from benchmarks.timing import compare, seconds
 from nncompress.compressions.additive import additive
 from nncompress.compressions.codebook import codebook
 from nncompress.compressions.low_rank import low_rank
-from nncompress.compressions.plan import Plan
+from nncompress.compressions.plan import Plan, none
 from nncompress.compressions.rank_selection import rank_selection
 from nncompress.compressions.sparsity import l0
 from nncompress.models.mlp import MLP
 from nncompress.params import Params
-from nncompress.problem import Split, weights_of
-from nncompress.solvers.descent import epoch, toward
+from nncompress.problem import Dataset, Problem, Split, weights_of
+from nncompress.solvers.descent import toward
+from nncompress.solvers.minibatches import Minibatches, epoch
 
 EPOCHS = 20
 MU = 1e-3
@@ -69,10 +70,8 @@ def l_epoch(model: nn.Module, split: Split, batch: int) -> Callable[[], object]:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
     pull = toward(model, Params(weights_of(model)).clone(), MU)
     g = Generator().manual_seed(0)
-    return partial(
-        epoch, model, split, nn.functional.cross_entropy,
-        optimizer=optimizer, batch_size=batch, generator=g, add_gradient=pull,
-    )  # fmt: skip
+    problem = Problem(model, Dataset(split, split, 10, "noise"), none(weights_of(model)))
+    return partial(epoch, problem, model, Minibatches(batch, g), optimizer=optimizer, add_gradient=pull)
 
 
 def plain_epoch(model: nn.Module, split: Split, batch: int) -> Callable[[], None]:

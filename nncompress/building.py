@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from torch import Tensor, nn
 
 from nncompress import config, environment, metrics, parallel
 from nncompress.compact.artefact import DESCRIPTION, load_compact
+from nncompress.compact.removal import is_smaller, reshape, structure
 from nncompress.compressions.plan import Plan, check_finite, plan_of
 from nncompress.compressions.target import Target, fit
 from nncompress.errors import ConfigError, NNCompressError, Unsupported
-from nncompress.problem import Dataset, Problem, weights_of
+from nncompress.problem import Computation, Dataset, Problem, Split, weights_of
 from nncompress.signatures import one_line
 from nncompress.solvers.base import Solver
 
@@ -42,12 +45,31 @@ def build(cfg: DictConfig) -> tuple[Problem, Solver[Any], dict[str, Any]]:
         raise ConfigError(
             f"each of {parallel.size()} processes needs a sample, found {len(data.train)}; start fewer processes"
         )
-    data = data.to(device, dtype)
+    data = _prepared(cfg, data.to(device, dtype))
+    computation = Computation(half=cfg.precision == "bf16", graphs=cfg.cuda_graphs)
     model = _model(cfg, data)
-    plan, target = _plan(cfg, model, data)
+    if computation.half:
+        model = model.to(memory_format=torch.channels_last)
+    plan, target = _plan(cfg, model, data, solver)
     for words in plan.clipped():
         log.warning("%s", words)
-    return Problem(model, data, plan), solver, target
+    asked = _asked(cfg) if solver.removes_channels else None
+    return Problem(model, data, plan, computation=computation, target=asked), solver, target
+
+
+def _prepared(cfg: DictConfig, data: Dataset) -> Dataset:
+    """The data set with what the run does to any: a part of the training samples held out, augmentation."""
+    with config.refusals("augmentation"):
+        augmentation = None if cfg.augmentation is None else config.build(cfg.augmentation)
+        if augmentation is not None:
+            augmentation.check(data.input_shape)
+            augmentation = augmentation if augmentation.columns else None
+    held = round(cfg.validation * len(data.train))
+    if not held:
+        return replace(data, augmentation=augmentation)
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(cfg.seed)).to(data.train.y.device)
+    validation, train = (Split(data.train.x[rows], data.train.y[rows]) for rows in (order[:held], order[held:]))
+    return replace(data, train=train, validation=validation, augmentation=augmentation)
 
 
 def _model(cfg: DictConfig, data: Dataset) -> nn.Module:
@@ -73,6 +95,8 @@ def _start_from(folder: str, model: nn.Module, data: Dataset) -> None:
         reference = load_compact(Path(folder) / "model").to(data.train.x.device, data.train.x.dtype)
     except NNCompressError as error:
         raise type(error)(f"reference: {error}; give another run, or remove it and train it again") from error
+    if is_smaller(reference):
+        _reshaped(model, reference)
     weights = reference.state_dict()
     differences = _differences(weights, model.state_dict())
     if differences:
@@ -90,6 +114,12 @@ def _start_from(folder: str, model: nn.Module, data: Dataset) -> None:
     there, here = (about["dataset"], about["preprocessing"]), (data.name, data.preprocessing)
     if there != here:
         log.warning("the reference was trained on %s (preprocessing: %s), this run takes %s (%s)", *there, *here)
+
+
+def _reshaped(model: nn.Module, reference: nn.Module) -> None:
+    """Take the channels out of `model` that `reference` lacks, if the two are the same network else."""
+    with suppress(AttributeError, KeyError):  # then their differences are told
+        reshape(model, reference.state_dict(), structure(reference))
 
 
 def _differences(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> list[str]:
@@ -115,18 +145,29 @@ def _agree(there: nn.Module, here: nn.Module, x: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(a.abs().max()), equal_nan=True)
 
 
-def _plan(cfg: DictConfig, model: nn.Module, data: Dataset) -> tuple[Plan, dict[str, Any]]:
-    """The plan of the compression's recipe, fitted to a target if there is one, and what the summary says of that."""
+def _asked(cfg: DictConfig) -> tuple[str, float] | None:
+    """The target: its name and value, if there is one."""
+    return next(((str(name), value) for name, value in cfg.target.items() if value is not None), None)
+
+
+def _plan(cfg: DictConfig, model: nn.Module, data: Dataset, solver: Solver[Any]) -> tuple[Plan, dict[str, Any]]:
+    """The plan of the compression's recipe, and what the summary says of the target.
+
+    The plan is fitted to a target, unless the solver meets it.
+    """
     weights, recipe = weights_of(model), config.build(cfg.compression)
     check_finite(weights)
     layers = layers_of(model, data)
     uses = metrics.uses_of(layers)
-    given = [(str(name), value) for name, value in cfg.target.items() if value is not None]
+    asked = _asked(cfg)
     with config.refusals("compression"):
-        if not given:
+        if asked is None:
             return plan_of(recipe, weights, uses), {}
-        name, requested = given[0]
+        name, requested = asked
         key = TARGETS[name][requested > 1]
+        said = {"target/key": key, "target/requested": requested}
+        if solver.removes_channels:
+            return plan_of(recipe, weights, uses), said
 
         def measure(plan: Plan) -> float:
             theta = plan.compress(plan.select(weights))
@@ -134,7 +175,7 @@ def _plan(cfg: DictConfig, model: nn.Module, data: Dataset) -> tuple[Plan, dict[
 
         found = fit(recipe, weights, Target(name, measure, requested), uses)
     log.info("target.%s=%g: %s gives %.6g on the initial weights", name, requested, found.setting, found.achieved)
-    return found.plan, {"target/key": key, "target/requested": requested, "target/setting": found.setting}
+    return found.plan, said | {"target/setting": found.setting}
 
 
 def layers_of(model: nn.Module, data: Dataset) -> list[metrics.Layer]:

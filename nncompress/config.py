@@ -24,9 +24,11 @@ from nncompress.errors import ConfigError
 from nncompress.signatures import Target, check_call, locate, one_line
 
 GROUPS = ("dataset", "model", "compression", "solver")
+AUGMENTATION = "augmentation"
 REFERENCE_TRAINING = "reference_training"
 OFFERED: dict[str, frozenset[str]] = {"model": frozenset({"input_shape", "num_classes"})}
-PRECISIONS = ("auto", "float32", "float64", "tf32")
+PRECISIONS = ("auto", "float32", "float64", "tf32", "bf16")
+PROTOCOLS = ("last", "paper")
 
 
 @dataclass
@@ -54,6 +56,9 @@ class Config:
 
     reference: folder of a run whose network is the start. reference_dir: where the networks are kept that are trained
     for solvers that need such a start and are given none. reference_training: the solver that trains them.
+    augmentation: what minibatches do to the training samples. validation: the part of the training samples held out.
+    protocol: the last step is the result; `paper` adds, labelled, the best one by test accuracy. cuda_graphs: replay
+    minibatches on a GPU.
     """
 
     seed: int = 0
@@ -69,6 +74,10 @@ class Config:
     reference: str | None = None
     reference_dir: str = "outputs/references"
     reference_training: Any = None
+    augmentation: Any = None
+    validation: float = 0.0
+    protocol: str = "last"
+    cuda_graphs: bool = True
     choices: dict[str, str] = field(default_factory=dict)
     dataset: Any = None
     model: Any = None
@@ -103,8 +112,9 @@ def validate(cfg: DictConfig) -> None:
     problems = list(_shell_problems(cfg))
     for group in GROUPS:
         problems += _group_problems(cfg, group)
-    if cfg.reference_training is not None:
-        problems += _group_problems(cfg, REFERENCE_TRAINING)
+    for place in (REFERENCE_TRAINING, AUGMENTATION):
+        if cfg[place] is not None:
+            problems += _group_problems(cfg, place)
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -153,6 +163,10 @@ def _shell_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"device: must be auto, cpu, cuda or cuda:N, found '{cfg.device}'"
     if cfg.precision not in PRECISIONS:
         yield f"precision: must be one of {', '.join(PRECISIONS)}, found '{cfg.precision}'"
+    if cfg.protocol not in PROTOCOLS:
+        yield f"protocol: must be one of {', '.join(PROTOCOLS)}, found '{cfg.protocol}'"
+    if not 0 <= cfg.validation < 1:
+        yield f"validation: must be a part of the training samples, at least 0 and below 1, found {cfg.validation}"
     if cfg.reference is not None and not (Path(cfg.reference) / "model" / "model.json").is_file():
         yield f"reference: must be the folder of a finished run, found no model/model.json in '{cfg.reference}'"
     yield from _target_problems(cfg)

@@ -32,12 +32,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(precision: str, default: str) -> torch.dtype:
-    """The floating-point type of `float32`, `float64` or `tf32`; `auto` is the solver's own choice.
+    """The floating-point type of `float32`, `float64`, `tf32` or `bf16`; `auto` is the solver's own choice.
 
     `tf32` is float32 with matrix products that a GPU may round to ten bits of mantissa; elsewhere they stay exact.
+    `bf16` is that with minibatches in bfloat16 where autocast allows it (`Computation.half`).
     """
     chosen = default if precision == "auto" else precision
-    torch.set_float32_matmul_precision("high" if chosen == "tf32" else "highest")
+    torch.set_float32_matmul_precision("high" if chosen in ("tf32", "bf16") else "highest")
     return torch.float64 if chosen == "float64" else torch.float32
 
 

@@ -17,22 +17,26 @@ from typing import Any
 import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from nncompress import checkpoint, environment, metrics, parallel
 from nncompress.building import build
 from nncompress.compact.artefact import save_compact
+from nncompress.compact.smaller import smaller
 from nncompress.errors import ConfigError, Diverged, NNCompressError, Unsupported
 from nncompress.interruption import Interruption
 from nncompress.problem import weights_of, with_weights
 from nncompress.progress import ProgressLog
 from nncompress.records import CONFIG, RECORDS, STATUS, SUMMARY, Recorder, read_run, write_json
 from nncompress.report import write_run_report
-from nncompress.solvers.base import Iterate, Observation
-from nncompress.summary import summary_of
+from nncompress.solvers.base import Iterate, Observation, Slimmed
+from nncompress.summary import channels_of, summary_of
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = Path("checkpoints") / "last.pt"
+COMPARED = 32
+"""Training samples on which a network is compared with what is left of it."""
 DIVERGED_ABOVE = 1e6
 """A run whose objective exceeds this multiple of its start (at least 1) has diverged."""
 
@@ -124,6 +128,7 @@ class _Execution:
         self.step_seconds: list[float] = []
         self.start: dict[str, Any] | None = None
         self.previous: dict[str, Any] | None = None
+        self.told: set[str] = set()
         self.restored, self.rows = self._restored()
 
     def recorded(self) -> dict[str, Any]:
@@ -206,11 +211,11 @@ class _Execution:
         """One observation as it goes into `records.jsonl`; accuracy and loss are those of the deployed network."""
         problem, (model, theta, terms) = self.problem, observation
         compressed = problem.plan.decompress(theta)
-        deployed = with_weights(model, compressed) if problem.plan.tasks else model
+        deployed, _ = self._deployed(iterate, observation)
         train = metrics.evaluate(deployed, problem.data.train, problem.loss)
         test = metrics.evaluate(deployed, problem.data.test, problem.loss)
         dense_test = metrics.evaluate(model, problem.data.test, problem.loss)
-        size = metrics.sizes(problem, theta)
+        size = metrics.sizes(problem, theta, deployed)
         row = {"step": iterate.step, "seconds": iterate.seconds, **terms} | {
             "loss/train": train.loss,
             "accuracy/train": train.accuracy,
@@ -222,10 +227,26 @@ class _Execution:
             "ratio/bits": size["ratio/bits"],
             "sparsity": metrics.sparsity(weights_of(deployed)),
         }
+        if problem.data.validation is not None:
+            held_out = metrics.evaluate(deployed, problem.data.validation, problem.loss)
+            row |= {"loss/validation": held_out.loss, "accuracy/validation": held_out.accuracy}
         if "decrease/guaranteed" in terms and self.previous is not None:
             promised = terms["decrease/guaranteed"] - self.previous.get("decrease/guaranteed", 0.0)
             row["decrease/slack"] = self.previous["objective"] - terms["objective"] - promised
         return row
+
+    def _deployed(self, iterate: Iterate, observation: Observation) -> tuple[nn.Module, Slimmed | None]:
+        """The network that a run would end with now, with Δ(Θ) in it or without dead channels; and with them masked."""
+        problem, slimmed = self.problem, self.solver.slimmed(self.problem, iterate.state)
+        if slimmed is not None:
+            network, words = smaller(slimmed.network, problem.data.train.x[:COMPARED])
+            if words is not None and words not in self.told:
+                log.warning("%s", words)
+                self.told.add(words)
+            return network, slimmed
+        if not problem.plan.tasks:
+            return observation.model, None
+        return with_weights(observation.model, problem.plan.decompress(observation.theta)), None
 
     def _save(self, iterate: Iterate, recorder: Recorder | None) -> None:
         state = self.solver.whole(self.problem, iterate.state)
@@ -274,7 +295,10 @@ class _Execution:
         final: dict[Any, Any] = rows.iloc[-1].to_dict()
         if final.get("step/kept", iterate.step) != iterate.step:  # the solver ends with an earlier step's network
             final |= self._row(iterate, observation)
-        summary = summary_of(self.cfg, self.problem, observation, rows, final)
+        network, slimmed = self._deployed(iterate, observation)
+        summary = summary_of(self.cfg, self.problem, observation, rows, final, network)
+        if slimmed is not None:
+            summary |= channels_of(slimmed)
         if self.target:
             summary |= self.target | {"target/achieved": summary[self.target["target/key"]]}
         summary |= {
@@ -286,7 +310,8 @@ class _Execution:
             "status": "done",
         }
         model = OmegaConf.to_container(self.cfg.model, resolve=True)
-        save_compact(self.folder / "model", self.problem, observation, model)
+        left = None if slimmed is None else network
+        save_compact(self.folder / "model", self.problem, observation, model, left)
         write_json(self.folder / SUMMARY, summary)
         return summary
 

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nncompress.channels import kept_in
 from nncompress.compressions.base import FLOAT_BITS, Use
 from nncompress.compressions.plan import Plan, Task
 from nncompress.params import Params
 from nncompress.problem import Loss, Problem, Split
 
-EVALUATION_BATCH = 8192
+EVALUATED_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 23}
+"""Numbers in the samples that are evaluated at once: what fits the caches of a CPU, the memory of a GPU."""
 
 
 class Evaluation(NamedTuple):
@@ -23,13 +25,19 @@ class Evaluation(NamedTuple):
     accuracy: float
 
 
+def evaluation_batch(x: Tensor) -> int:
+    """How many of samples x (n, ...) are evaluated at once, at most 8192."""
+    return min(8192, max(1, EVALUATED_AT_ONCE.get(x.device.type, 1 << 20) // max(1, x[0].numel())))
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split, loss: Loss) -> Evaluation:
     """Mean loss and accuracy of `model`, in evaluation mode, on a whole split."""
     was_training = model.training
     model.eval()
     total, correct = split.x.new_zeros((), dtype=torch.float64), split.y.new_zeros(())
-    for x, y in zip(torch.split(split.x, EVALUATION_BATCH), torch.split(split.y, EVALUATION_BATCH), strict=True):
+    size = evaluation_batch(split.x)
+    for x, y in zip(torch.split(split.x, size), torch.split(split.y, size), strict=True):
         logits = model(x)
         total += loss(logits, y).double() * len(y)
         correct += (logits.argmax(dim=1) == y).sum()
@@ -37,15 +45,15 @@ def evaluate(model: nn.Module, split: Split, loss: Loss) -> Evaluation:
     return Evaluation(float(total) / len(split), float(correct) / len(split))
 
 
-def sizes(problem: Problem, theta: Sequence[Any]) -> dict[str, float]:
+def sizes(problem: Problem, theta: Sequence[Any], network: nn.Module | None = None) -> dict[str, float]:
     """Parameters, bits and their ratios, dense and compressed, of the whole network and of the tasks alone.
 
-    Uncompressed parameters (biases and batch norm included) count FLOAT_BITS each on both sides.
+    Uncompressed parameters (biases and batch norm included) count FLOAT_BITS each on both sides. network: what is left
+    of the problem's when channels are removed; a bit for each channel then says which.
     """
     plan = problem.plan
-    dense = sum(p.numel() for p in problem.model.parameters())
-    outside = dense - plan.numel()
-    compressed, bits = outside + plan.num_params(theta), FLOAT_BITS * outside + plan.bits(theta)
+    dense, (outside, masks) = sum(p.numel() for p in problem.model.parameters()), _outside(problem, network)
+    compressed, bits = outside + plan.num_params(theta), FLOAT_BITS * outside + masks + plan.bits(theta)
     return {
         "params/dense": dense,
         "params/compressed": compressed,
@@ -57,10 +65,18 @@ def sizes(problem: Problem, theta: Sequence[Any]) -> dict[str, float]:
     }
 
 
-def huffman_bits(problem: Problem, theta: Sequence[Any]) -> int:
-    """Bits of the whole network with codes and positions Huffman-coded where that is less: an estimate."""
+def huffman_bits(problem: Problem, theta: Sequence[Any], network: nn.Module | None = None) -> int:
+    """Bits as in `sizes`, but with codes and positions Huffman-coded where that is less: an estimate."""
+    outside, masks = _outside(problem, network)
+    return FLOAT_BITS * outside + masks + problem.plan.huffman_bits(theta)
+
+
+def _outside(problem: Problem, network: nn.Module | None) -> tuple[int, int]:
+    """The parameters that no task compresses, and the bits that say which channels are left."""
     dense = sum(p.numel() for p in problem.model.parameters())
-    return FLOAT_BITS * (dense - problem.plan.numel()) + problem.plan.huffman_bits(theta)
+    left = dense if network is None else sum(p.numel() for p in network.parameters())
+    masks = sum(len(mask) for mask in kept_in(problem.model).values()) if left < dense else 0
+    return left - problem.plan.numel(), masks
 
 
 def sparsity(weights: dict[str, Tensor]) -> float:
@@ -127,17 +143,21 @@ def uses_of(layers: Iterable[Layer]) -> dict[str, Use]:
     return uses
 
 
-def macs(plan: Plan, theta: Sequence[Any], layers: Iterable[Layer]) -> dict[str, float]:
+def macs(
+    plan: Plan, theta: Sequence[Any], layers: Iterable[Layer], left: Iterable[Layer] | None = None
+) -> dict[str, float]:
     """Multiply-accumulates of one sample in the Linear and Conv2d layers, dense and compressed.
 
-    A compressed weight counts its factorised product or its nonzero entries, whichever is less.
+    A compressed weight counts its factorised product or its nonzero entries, whichever is less. left: the layers once
+    channels are removed; None: those of the dense network.
     """
     tasks = {name: (task, t) for task, t in zip(plan.tasks, theta, strict=True) for name in task.params}
     nonzero = {name: int(torch.count_nonzero(w)) for name, w in plan.decompress(theta).items()}
-    before = after = 0
-    for layer in layers:
+    layers = list(layers)
+    before = sum(layer.entries * layer.positions for layer in layers)
+    after = 0
+    for layer in layers if left is None else left:
         dense = layer.entries * layer.positions
-        before += dense
         after += _compressed_macs(layer, nonzero[layer.name], *tasks[layer.name]) if layer.name in tasks else dense
     return {"macs/dense": before, "macs/compressed": after, "ratio/macs": after / before if before else 1.0}
 

@@ -6,8 +6,9 @@ A process that was not started by torchrun is a group of one, and nothing here i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import TypeVar
 
 import torch
@@ -49,6 +50,22 @@ def sum_(*tensors: Tensor) -> None:
     if size() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
+
+
+def check_alike(tensors: Iterable[Tensor], what: str) -> None:
+    """Raise NNCompressError unless all processes hold the same bits."""
+    if size() == 1:
+        return
+    digest = sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
+    found: list[str] = [""] * size()
+    dist.all_gather_object(found, digest.hexdigest())
+    if len(set(found)) > 1:
+        short = ", ".join(text[:8] for text in found)
+        raise NNCompressError(
+            f"all processes must hold the same {what}, found hashes {short}; use the same versions and devices for all"
+        )
 
 
 def gathered(part: Tensor, n: int) -> Tensor:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from nncompress.augmentation import Augmentation
     from nncompress.compressions.plan import Plan
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -33,13 +35,20 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split held whole as tensors; `name` and `preprocessing` go into the records."""
+    """A training and a test split held whole as tensors; `name` and `preprocessing` go into the records.
+
+    validation: samples held out of the training data. augmentation: what training does to its samples anew in every
+    epoch. blank: what a raw value of 0 (black) has become, a number for each channel (channels, 1, 1) or one for all.
+    """
 
     train: Split
     test: Split
     num_classes: int
     name: str
     preprocessing: str = "none"
+    validation: Split | None = None
+    augmentation: Augmentation | None = None
+    blank: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -47,24 +56,51 @@ class Dataset:
         return tuple(self.train.x.shape[1:])
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
-        """Both splits on `device`, inputs as `dtype`."""
-        return Dataset(
-            self.train.to(device, dtype), self.test.to(device, dtype), self.num_classes, self.name, self.preprocessing
+        """All splits on `device`, inputs as `dtype`."""
+        return replace(
+            self,
+            train=self.train.to(device, dtype),
+            test=self.test.to(device, dtype),
+            validation=None if self.validation is None else self.validation.to(device, dtype),
+            blank=self.blank.to(device, dtype),
         )
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How minibatches are computed; evaluation is in the network's own type.
+
+    half: convolutions and matrix products in bfloat16 (autocast), images channels_last. graphs: batches of one size
+    replayed as CUDA graphs on a GPU.
+    """
+
+    half: bool = False
+    graphs: bool = False
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[None]:
+        """Within it the network is computed as `half` says."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.half)
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Images (n, channels, height, width) in the memory format that is fastest; anything else as it is."""
+        return x.contiguous(memory_format=torch.channels_last) if self.half and x.dim() == 4 else x
 
 
 @dataclass(frozen=True)
 class Problem:
     """Minimise the loss of `model` on `data` while the weights of `plan` are compressed.
 
-    `loss` takes logits (n, classes) and labels (n,) and gives their mean loss. Solvers leave a problem untouched:
-    they work on copies of `model`.
+    `loss` takes logits (n, classes) and labels (n,) and gives their mean loss. `target` is the size asked of solvers
+    that remove channels: `ratio` or `macs`, and the number. Solvers leave a problem untouched: they work on copies of
+    `model`.
     """
 
     model: nn.Module
     data: Dataset
     plan: Plan
     loss: Loss = field(default=nn.functional.cross_entropy)
+    computation: Computation = field(default_factory=Computation)
+    target: tuple[str, float] | None = None
 
     @property
     def device(self) -> torch.device:

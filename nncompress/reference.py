@@ -22,9 +22,12 @@ from nncompress.signatures import locate
 
 log = logging.getLogger(__name__)
 
-KEPT = ("seed", "device", "precision", "deterministic", "data_dir", "data", "checkpoint_every", "dataset", "model")
+KEPT = (
+    "seed", "device", "precision", "deterministic", "cuda_graphs", "data_dir", "data", "checkpoint_every", "dataset",
+    "augmentation", "validation", "model",
+)  # fmt: skip
 """What the training of a reference takes from the run it is for."""
-KEY = ("seed", "precision", "dataset", "model", "solver")
+KEY = ("seed", "precision", "dataset", "augmentation", "validation", "model", "solver")
 """What tells two references apart."""
 PLACES = ("root", "download")
 """Keys of a data set that say where it is found, not what it is."""

@@ -7,31 +7,43 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+import torch
 from omegaconf import DictConfig
+from torch import nn
 
 from nncompress import metrics
 from nncompress.building import layers_of
+from nncompress.channels import kept_in
 from nncompress.problem import Problem, weights_of
 from nncompress.rates import rate_summary
-from nncompress.solvers.base import Observation
+from nncompress.solvers.base import Observation, Slimmed
 
 log = logging.getLogger(__name__)
 
 RECORDED = ("accuracy/test", "accuracy/train", "accuracy/dense_test", "loss/train", "loss/test", "gap", "sparsity")
+FACTOR_DECADES = (-8, 1)
+"""Powers of ten between which factors are counted, in quarters of a decade."""
 GROUPS = ("solver", "model", "dataset", "compression")
 
 
 def summary_of(
-    cfg: DictConfig, problem: Problem, observation: Observation, rows: pd.DataFrame, final: Mapping[Any, Any]
+    cfg: DictConfig,
+    problem: Problem,
+    observation: Observation,
+    rows: pd.DataFrame,
+    final: Mapping[Any, Any],
+    network: nn.Module,
 ) -> dict[str, Any]:
-    """What there is to say of the network a run ends with; `final` is its record, `rows` are all records.
+    """What there is to say of the `network` a run ends with; `final` is its record, `rows` are all records.
 
     Logs a warning for a task whose weights all became zero.
     """
     theta, weights = observation.theta, problem.plan.select(weights_of(observation.model))
-    summary = {key: final[key] for key in RECORDED} | metrics.sizes(problem, theta)
-    summary |= {"huffman/compressed": metrics.huffman_bits(problem, theta)}
-    summary |= metrics.macs(problem.plan, theta, layers_of(problem.model, problem.data)) | rate_summary(rows)
+    summary = {key: final[key] for key in RECORDED} | metrics.sizes(problem, theta, network)
+    summary |= {"huffman/compressed": metrics.huffman_bits(problem, theta, network)}
+    layers = [layers_of(model, problem.data) for model in (problem.model, network)]
+    summary |= metrics.macs(problem.plan, theta, *layers) | rate_summary(rows)
+    summary |= _selected(cfg, rows)
     summary |= {"objective/final": final.get("objective")}
     summary |= {key: final[key] for key in ("epochs", "step/kept") if key in final}
     summary |= {"tasks": metrics.task_sizes(problem.plan, weights, theta)}
@@ -41,4 +53,42 @@ def summary_of(
     if cfg.reference is not None:
         start = metrics.evaluate(problem.model, problem.data.test, problem.loss)
         summary |= {"reference": cfg.reference, "accuracy/reference_test": start.accuracy}
+    if problem.data.validation is not None:
+        summary |= {key: final[key] for key in ("accuracy/validation", "loss/validation")}
     return summary | {"seed": cfg.seed} | {group: cfg.choices.get(group) for group in GROUPS}
+
+
+def channels_of(slimmed: Slimmed) -> dict[str, Any]:
+    """How many channels each batch norm is left with, and how the factors they were chosen by are distributed."""
+    kept, factors = kept_in(slimmed.network), slimmed.factors
+    layers: list[dict[str, Any]] = [
+        {"norm": name, "channels": len(kept[name]), "kept": int(kept[name].sum())} for name in factors
+    ]
+    total, left = (sum(layer[key] for layer in layers) for key in ("channels", "kept"))
+    magnitudes = torch.cat([tensor.detach().abs().flatten() for tensor in factors.values()]).cpu()
+    positive = magnitudes[magnitudes > 0].log10().clamp(FACTOR_DECADES[0], FACTOR_DECADES[1])
+    counts = torch.histc(positive, 4 * (FACTOR_DECADES[1] - FACTOR_DECADES[0]), FACTOR_DECADES[0], FACTOR_DECADES[1])
+    return {
+        "channels/total": total,
+        "channels/kept": left,
+        "ratio/channels": left / total,
+        "channels": layers,
+        "factors": {
+            "decades": list(FACTOR_DECADES),
+            "counts": [int(count) for count in counts],
+            "zero": len(magnitudes) - len(positive),
+        },
+    }
+
+
+def _selected(cfg: DictConfig, rows: pd.DataFrame) -> dict[str, Any]:
+    """The best recorded test accuracy under protocol=paper, and that of the best validation accuracy."""
+    found: dict[str, Any] = {"protocol": cfg.protocol}
+    if cfg.protocol == "paper":
+        at = int(rows["accuracy/test"].argmax())
+        found |= {"accuracy/best_test": rows["accuracy/test"].iloc[at], "step/best_test": int(rows["step"].iloc[at])}
+    if "accuracy/validation" in rows:
+        at = int(rows["accuracy/validation"].argmax())
+        found |= {f"accuracy/{of}_at_best_validation": rows[f"accuracy/{of}"].iloc[at] for of in ("test", "validation")}
+        found |= {"step/best_validation": int(rows["step"].iloc[at])}
+    return found

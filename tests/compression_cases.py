@@ -6,6 +6,7 @@ from nncompress.compressions.additive import Additive, Part
 from nncompress.compressions.codebook import Codebook
 from nncompress.compressions.cp import CP
 from nncompress.compressions.low_rank import LowRank
+from nncompress.compressions.nonconvex import LHalfPenalty, TransformedL1Penalty
 from nncompress.compressions.quantization import FixedCodebook, ScaledBinary, ScaledCodebook, ScaledTernary
 from nncompress.compressions.rank_selection import RankSelection
 from nncompress.compressions.sparsity import L0, L1, L0Penalty, L1Penalty
@@ -30,6 +31,9 @@ CASES = [
     pytest.param(L1(100.0), (7,), True, id="l1-inside"),
     pytest.param(L0Penalty(0.4), (5, 4), True, id="l0-penalty"),
     pytest.param(L1Penalty(0.4), (5, 4), True, id="l1-penalty"),
+    pytest.param(LHalfPenalty(0.4), (5, 4), True, id="l-half-penalty"),
+    pytest.param(TransformedL1Penalty(0.4), (5, 4), True, id="transformed-l1-penalty"),
+    pytest.param(TransformedL1Penalty(0.4, 5.0), (20,), True, id="transformed-l1-penalty-without-a-jump"),
     pytest.param(GroupL0(0.5, ((4, 3), (6, 2))), (24,), True, id="group-l0-joint"),
     pytest.param(GroupL0(2, ((5, 4),)), (20,), True, id="group-l0"),
     pytest.param(NM(2, 4), (3, 8), True, id="n-m"),

@@ -31,7 +31,8 @@ from nncompress.metrics import evaluate
 from nncompress.params import Params
 from nncompress.problem import Dataset, Problem, Split, weights_of, with_weights
 from nncompress.solvers.baselines import IDC, DCRetrain, DirectCompression, Distillation, squared_error
-from nncompress.solvers.descent import Constant, epoch
+from nncompress.solvers.descent import Constant
+from nncompress.solvers.minibatches import Minibatches, epoch
 from nncompress.solvers.direct_learning import power_of_two
 from nncompress.solvers.sgd import SGD
 
@@ -271,7 +272,7 @@ def test_a_step_of_iterated_direct_compression_is_plain_training_from_the_compre
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
-        epoch(model, p.data.train, p.loss, optimizer=optimizer, batch_size=16, generator=generator)
+        epoch(p, model, Minibatches(16, generator), optimizer=optimizer)
     after = solver.step(p, state)
     assert all(torch.equal(a, b) for a, b in zip(after.model.parameters(), model.parameters(), strict=True))
     theta = p.plan.compress(p.plan.select(weights_of(model)))

@@ -238,7 +238,7 @@ BAD = [
     ([*NNBCD_WORDS, "solver.tau_growth=0.9"], 2, "tau_growth must be at least 1 and finite, found 0.9"),
     ([*NNBCD_WORDS, "solver.tau_max=1"], 2, "tau_max must be at least tau = 5.0, found 1"),
     ([*NNBCD_WORDS, "solver.project=true", "solver.multipliers=true"], 2, "found multipliers; drop one"),
-    ([*NNBCD_WORDS, "precision=half"], 2, "precision: must be one of auto, float32, float64, tf32, found 'half'"),
+    ([*NNBCD_WORDS, "precision=half"], 2, "precision: must be one of auto, float32, float64, tf32, bf16, found 'half'"),
     ([*NNBCD_WORDS, "compression.als=-1"], 2, "als, a number of sweeps, must be at least 0, found -1"),
     ([*NNBCD_WORDS, "compression.rank=0"], 2, "rank must be at least 1, found 0"),
     ([*NNBCD_WORDS, "compression.modes=[4,4]"], 2, "must multiply to its 2048 entries"),

@@ -90,7 +90,7 @@ def _two_processes(folder: Path) -> dict[str, Any]:
     jobs |= {f"half_{n}": [*KINDS[n], "solver.num_steps=4", f"hydra.run.dir=two/half_{n}"] for n in HALVES}
     jobs |= {f"resumed_{name}": [f"resume=one/half_{name}", *STEPS] for name in HALVES}
     jobs |= {
-        "sgd": ["solver=sgd", "dataset.train_size=151", "hydra.run.dir=two/sgd"],
+        "direct": ["solver=direct_learning", "dataset.train_size=151", "hydra.run.dir=two/direct"],
         "key": ["solver=nnbcd", "sede=3", "hydra.run.dir=two/key"],
         "diverged": [*PLAIN, DIVERGES, "hydra.run.dir=two/diverged"],
         "lame": ["solver=nnbcd", "model._target_=lame.net", "hydra.run.dir=two/lame"],
@@ -209,7 +209,7 @@ def test_one_folder_is_written_and_written_once(together):
 @pytest.mark.parametrize(
     ("name", "code", "ends", "sentence"),
     [
-        ("sgd", 1, "unsupported", "several processes (torchrun) need a solver that shares the samples out"),
+        ("direct", 1, "unsupported", "several processes (torchrun) need a solver that shares the samples out"),
         ("key", 2, None, "Key 'sede' not in the configuration"),
         ("diverged", 1, "diverged", "the objective must stay finite"),
         ("lame", 1, "failed", "process 1: RuntimeError: no memory left here"),

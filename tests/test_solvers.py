@@ -18,7 +18,8 @@ from nncompress.compressions.tensor_train import tt
 from nncompress.metrics import evaluate
 from nncompress.problem import with_weights
 from nncompress.solvers.baselines import IDC, DCRetrain, Distillation
-from nncompress.solvers.descent import Constant, Cosine, Exponential, MultiStep, epoch
+from nncompress.solvers.descent import Constant, Cosine, Exponential, MultiStep
+from nncompress.solvers.minibatches import Minibatches, epoch
 from nncompress.solvers.direct_learning import DirectLearning
 from nncompress.solvers.learning_compression import LC
 from nncompress.solvers.nnbcd import NNBCD
@@ -141,7 +142,7 @@ def test_an_epoch_visits_every_sample_once_in_the_generators_order():
     generator = torch.Generator().manual_seed(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     p = problem(data, model, none)
-    epoch(model, p.data.train, p.loss, optimizer=optimizer, batch_size=4, generator=generator)
+    epoch(p, model, Minibatches(4, generator), optimizer=optimizer)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
     assert [len(x) for x in seen] == [4, 4, 2]
     assert torch.equal(torch.cat(seen), data.train.x[order])

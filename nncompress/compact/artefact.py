@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nncompress import config
+from nncompress.compact.removal import is_smaller, reshape, structure
 from nncompress.compressions.plan import Task
 from nncompress.errors import CheckpointError
 from nncompress.problem import Problem
@@ -25,10 +26,13 @@ FORMAT = 2
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
 
 
-def save_compact(folder: Path, problem: Problem, observation: Observation, architecture: Any) -> None:
+def save_compact(
+    folder: Path, problem: Problem, observation: Observation, architecture: Any, network: nn.Module | None = None
+) -> None:
     """Write Θ and every uncompressed parameter and buffer, real numbers as float32.
 
-    `architecture` is the model's configuration node. The tensors of a task are named
+    `architecture` is the model's configuration node; `network` what is left of the observed one where channels are
+    removed (it is written in its place). The tensors of a task are named
     `theta/<its first weight>/<field>[/<index>]`, all others as in the network.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +41,8 @@ def save_compact(folder: Path, problem: Problem, observation: Observation, archi
         _described(task, theta, problem, tensors)
         for task, theta in zip(problem.plan.tasks, observation.theta, strict=True)
     ]
-    weights = observation.model.state_dict()
+    network = observation.model if network is None else network
+    weights = network.state_dict()
     compressed = {weights[name].data_ptr() for name in problem.plan.shapes}
     for name, value in weights.items():
         if value.data_ptr() not in compressed:  # by place, since a weight may have a second name
@@ -53,6 +58,8 @@ def save_compact(folder: Path, problem: Problem, observation: Observation, archi
         "preprocessing": data.preprocessing,
         "tasks": tasks,
     }
+    if is_smaller(network):
+        description["channels"] = structure(network)
     write_json(folder / DESCRIPTION, description)
 
 
@@ -143,6 +150,8 @@ def _network(description: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Modu
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("theta/")}
     for task in description["tasks"]:
         weights |= _rebuilt(task, tensors)
+    if "channels" in description:
+        reshape(network, weights, description["channels"])
     own = network.state_dict()
     held = {own[name].data_ptr() for name in weights}
     again = {name: own[name] for name in own if name not in weights and own[name].data_ptr() in held}

@@ -5,7 +5,8 @@ Carreira-Perpinan and Idelbayev, "Learning-compression algorithms for neural net
 
 from __future__ import annotations
 
-from abc import ABC
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, final
@@ -94,38 +95,55 @@ class L1(Sparsity):
         return soft_threshold(w, l1_level(w.reshape(-1).abs(), self.radius))
 
 
+class SeparablePenalty(Sparsity):
+    """C(Θ) = alpha times a sum over the entries of Θ; what Π keeps are the nonzero ones."""
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+
+    @abstractmethod
+    def prox(self, v: Tensor, mu: float) -> Tensor:
+        """argmin over x of mu/2 ‖v - x‖² + C(x), entry by entry, shaped like v; the device is not waited for."""
+
+    @abstractmethod
+    def price(self, x: Tensor) -> Tensor:
+        """C(x) of any tensor, 0-dimensional, float64."""
+
+    @final
+    def project(self, w: Tensor, mu: float, start: Sparse | None) -> Sparse:
+        return sparse(self.prox(w, mu))
+
+    @final
+    def penalty(self, theta: Sparse) -> float | Tensor:
+        return self.price(theta.values)
+
+
 @dataclass(frozen=True)
-class L0Penalty(Sparsity):
+class L0Penalty(SeparablePenalty):
     """C(Θ) = alpha ‖Θ‖_0: Π keeps the entries with |w| > sqrt(2 alpha / mu). Raises ValueError for alpha < 0."""
 
     alpha: float
 
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
+    def prox(self, v: Tensor, mu: float) -> Tensor:
+        return torch.where(v.abs() > (2 * self.alpha / mu) ** 0.5, v, 0)
 
-    def project(self, w: Tensor, mu: float, start: Sparse | None) -> Sparse:
-        flat = w.reshape(-1)
-        positions = (flat.abs() > (2 * self.alpha / mu) ** 0.5).nonzero().squeeze(1)
-        return Sparse(positions, flat[positions], tuple(w.shape))
-
-    def penalty(self, theta: Sparse) -> float | Tensor:
-        return self.alpha * torch.count_nonzero(theta.values).double()
+    def price(self, x: Tensor) -> Tensor:
+        return self.alpha * torch.count_nonzero(x).double()
 
 
 @dataclass(frozen=True)
-class L1Penalty(Sparsity):
+class L1Penalty(SeparablePenalty):
     """C(Θ) = alpha ‖Θ‖_1: Π is soft thresholding at alpha / mu. Raises ValueError for alpha < 0."""
 
     alpha: float
 
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
+    def prox(self, v: Tensor, mu: float) -> Tensor:
+        return torch.nn.functional.softshrink(v, self.alpha / mu)
 
-    def project(self, w: Tensor, mu: float, start: Sparse | None) -> Sparse:
-        return soft_threshold(w, w.new_tensor(self.alpha / mu))
-
-    def penalty(self, theta: Sparse) -> float | Tensor:
-        return self.alpha * theta.values.abs().sum(dtype=torch.float64)
+    def price(self, x: Tensor) -> Tensor:
+        return self.alpha * x.abs().sum(dtype=torch.float64)
 
 
 def check_keep(keep: float | int) -> None:
@@ -135,9 +153,9 @@ def check_keep(keep: float | int) -> None:
 
 
 def check_alpha(alpha: float) -> None:
-    """Raise ValueError for a negative weight of a penalty."""
-    if not alpha >= 0:
-        raise ValueError(f"alpha must be at least 0, found {alpha}")
+    """Raise ValueError for a weight of a penalty that is negative or infinite (the penalty of 0 would be no number)."""
+    if not 0 <= alpha < math.inf:
+        raise ValueError(f"alpha must be at least 0 and finite, found {alpha}")
 
 
 def kept(keep: float | int, count: int) -> int:
@@ -176,6 +194,13 @@ def l1_level(magnitudes: Tensor, radius: float) -> Tensor:
     u = sort_rows(magnitudes[None])[0].flip(0).double()
     levels = (u.cumsum(0) - radius) / torch.arange(1, len(u) + 1, device=u.device)
     return levels.max().clamp_min(0).to(magnitudes.dtype)
+
+
+def sparse(x: Tensor) -> Sparse:
+    """The nonzero entries of a tensor."""
+    flat = x.reshape(-1)
+    positions = flat.nonzero().squeeze(1)
+    return Sparse(positions, flat[positions], tuple(x.shape))
 
 
 def soft_threshold(w: Tensor, level: Tensor) -> Sparse:

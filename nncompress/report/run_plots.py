@@ -1,20 +1,22 @@
-"""The plots of one run: objective, accuracy, constraint, convergence rate, weights."""
+"""The plots of one run: objective, accuracy, constraint, convergence rate, channels, weights."""
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from nncompress.rates import Fit, convergence, fit_slope
 from nncompress.records import Run
-from nncompress.report.collect import name
+from nncompress.report.collect import final, name
 from nncompress.report.style import COLOURS, LINES, STYLE, log_ticks, marker, new_figure, save_figure, spans_a_decade
 from nncompress.report.text import signed
 
@@ -39,6 +41,7 @@ def run_plots(run: Run, folder: Path) -> list[Path]:
             "accuracy": accuracy_plot(run.rows, f"Accuracy: {title}"),
             "constraint": constraint_plot(run.rows, f"Constraint w = Δ(Θ): {title}"),
             "rate": rate_plot(run.rows, f"Convergence rate: {title}"),
+            "channels": channels_plot(final(run), f"Channels: {title}"),
             "weights": weights_plot(tensors, f"Weights of the compressed model: {title}"),
         }
     return [path for key, figure in figures.items() if figure for path in save_figure(figure, folder, key)]
@@ -121,6 +124,31 @@ def rate_plot(rows: pd.DataFrame, title: str) -> Figure | None:
 
 
 RATES = {"step_sq_mean": "mean squared step", "grad_sq_mean": "mean squared subgradient"}
+
+
+def channels_plot(summary: Mapping[str, Any], title: str) -> Figure | None:
+    """The channels each batch norm had and is left with, and the factors they were chosen by; None without any."""
+    if "channels" not in summary:
+        return None
+    layers = pd.DataFrame(summary["channels"])
+    figure = new_figure(12, 4.2, title)
+    axes = figure.add_subplot(1, 2, 1, xlabel="batch norm, from input to output", ylabel="channels")
+    place = np.arange(1, len(layers) + 1)
+    axes.bar(place, layers["channels"], color="0.85", width=1.0, label="before")
+    axes.bar(place, layers["kept"], color=COLOURS[0], width=0.8, label="kept")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    _factors(figure.add_subplot(1, 2, 2), summary["factors"])
+    return figure
+
+
+def _factors(axes: Axes, factors: Mapping[str, Any]) -> None:
+    """A histogram of the magnitudes of scaling factors on a log axis."""
+    low, high = factors["decades"]
+    edges = np.logspace(low, high, len(factors["counts"]) + 1)
+    axes.stairs(factors["counts"], edges, fill=True, color=COLOURS[0])
+    axes.set(xscale="log", xlabel="magnitude of a factor (no units)", ylabel="number of channels")
+    axes.set_title(f"{factors['zero']} factors are exactly 0 and not drawn", fontsize=9)
 
 
 def weights_plot(tensors: Mapping[str, NDArray[np.floating]], title: str) -> Figure | None:

@@ -25,7 +25,7 @@ def accuracy_table(run: Run, summary: Mapping[str, Any]) -> Table:
     """Loss and accuracy of the deployed network, at the end and at their best, beside those of the dense weights."""
     rows = [
         _measure(run.rows, summary, split, metric)
-        for split in ("train", "test")
+        for split in ("train", "validation", "test")
         for metric in ("loss", "accuracy")
         if f"{metric}/{split}" in summary
     ]
@@ -34,8 +34,8 @@ def accuracy_table(run: Run, summary: Mapping[str, Any]) -> Table:
     raw = pd.DataFrame(rows, columns=["split", "metric", "final", "best", "best_step", "dense"])
     notes = [
         "Deployed: the network rebuilt from the compressed theta (Θ). Dense: the same run's uncompressed weights w.",
-        "Best recorded: the best value seen during the run, at the step in brackets; it selects nothing, "
-        f"{_end(summary)}.",
+        "Best recorded: the best value seen during the run, at the step in brackets (of the test data, with which "
+        f"nothing is to be selected, under protocol=paper alone); it selects nothing, {_end(summary)}.",
         "Seconds: time inside the solver's start and steps; evaluation is not counted.",
         *_unfinished(run),
     ]
@@ -77,12 +77,16 @@ def convergence_table(run: Run) -> Table:
     raw = convergence(run.rows)
     if "seconds" in run.rows:
         raw.insert(1, "seconds", run.rows["seconds"])
-    if "mu" in run.rows:
-        raw = raw.join(run.rows[[key for key in CONSTRAINED if key in run.rows]])
+    for mark, keys in (("mu", CONSTRAINED), ("channels/kept", SLIMMED)):
+        if mark in run.rows:
+            raw = raw.join(run.rows[[key for key in keys if key in run.rows and key not in raw]])
     chosen = raw.iloc[log_spaced(len(raw), SHOWN_ROWS)]
     shown = pd.DataFrame({title: chosen[key].map(number) for key, title in SHOWN.items() if key in chosen})
-    shown["within bound"] = chosen["bound_ok"].map(yes_no)
-    notes = [*_rate_words(raw, final(run)), *_unfinished(run)]
+    if raw["bound_ok"].notna().any() or "alpha" not in raw:
+        shown["within bound"] = chosen["bound_ok"].map(yes_no)
+    if "curvature" in raw:
+        shown["alpha > L/2"] = (chosen["alpha"] > chosen["curvature"] / 2).map(yes_no)
+    notes = [*_rate_words(raw, final(run)), *_curvature_words(raw), *_unfinished(run)]
     return Table("convergence", f"Convergence: {name(run)}", raw, known(shown), notes)
 
 
@@ -90,10 +94,18 @@ SHOWN = {
     "step": "step K", "seconds": "seconds", "objective": "objective L", "step_sq": "squared step",
     "step_sq_mean": "mean squared step", "bound": "its bound", "grad_sq_mean": "mean squared subgradient",
     "grad_bound": "bound of that", "slack": "slack", "worst_slack": "worst slack",
+    "term/loss": "loss", "term/penalty": "penalty C(ξ)", "term/coupling": "β/2 ‖γ − ξ‖²", "step_sq/W": "‖ΔW‖²",
+    "step_sq/gamma": "‖Δγ‖²", "step_sq/xi": "‖Δξ‖²", "alpha": "α", "curvature": "L", "channels/zero": "ξ = 0",
+    "channels/kept": "channels kept",
     "mu": "μ", "gap": "gap", "loss/w": "loss of w", "lam/norm": "‖λ‖", "kkt/cosine": "cosine of λ and ∇L(w)",
 }  # fmt: skip
 CONSTRAINED = ("mu", "gap", "loss/w", "lam/norm", "kkt/cosine", "kkt/distance", "c_step/error")
 """Records of solvers of the constraint w = Δ(Θ)."""
+SLIMMED = (
+    "term/loss", "term/penalty", "term/coupling", "step_sq/W", "step_sq/gamma", "step_sq/xi", "alpha", "curvature",
+    "channels/zero", "channels/kept",
+)  # fmt: skip
+"""Records of solvers that remove channels."""
 SIZE_COLUMNS = ["quantity", "dense", "compressed", "ratio", "times smaller", "Huffman"]
 
 
@@ -108,7 +120,7 @@ def _measure(rows: pd.DataFrame, summary: Mapping[str, Any], split: str, metric:
     key = f"{metric}/{split}"
     recorded = rows[key].dropna() if key in rows else pd.Series(dtype=float)
     row = {"split": split, "metric": metric, "final": summary[key], "dense": summary.get(f"{metric}/dense_{split}")}
-    if len(recorded):
+    if len(recorded) and (split != "test" or summary.get("protocol") == "paper"):
         at = recorded.argmin() if metric == "loss" else recorded.argmax()
         row |= {"best": recorded.iloc[at], "best_step": rows["step"][recorded.index].iloc[at]}
     return row
@@ -140,6 +152,9 @@ def _sizes(summary: Mapping[str, Any]) -> list[tuple[str, Any, Any, float | None
         rows.append(("parameters of the compressed layers alone", None, None, summary["ratio/tasks"]))
     if "sparsity" in summary:
         rows.append(("sparsity: share of weights that are zero (%)", None, 100 * summary["sparsity"], None))
+    if "channels/total" in summary:
+        total, kept = summary["channels/total"], summary["channels/kept"]
+        rows.append(("channels with a scaling factor", total, kept, kept / total))
     for task in summary.get("tasks", []):
         dense, compressed = task["bits/dense"], task["bits/compressed"]
         rows.append((_task_name(task), dense, compressed, compressed / dense))
@@ -168,9 +183,10 @@ def _task_words(summary: Mapping[str, Any]) -> list[str]:
 def _target_words(summary: Mapping[str, Any]) -> list[str]:
     if "target/requested" not in summary:
         return []
+    means = f" by {summary['target/setting']}" if "target/setting" in summary else ""
     return [
         f"Target: {summary['target/key']} at most {number(summary['target/requested'])} requested, "
-        f"{number(summary['target/achieved'])} achieved by {summary['target/setting']}."
+        f"{number(summary['target/achieved'])} achieved{means}."
     ]
 
 
@@ -222,6 +238,17 @@ def _rate_words(table: pd.DataFrame, summary: Mapping[str, Any]) -> list[str]:
         *filter(None, words),
         "Squared step: squared Euclidean distance between consecutive iterates, all blocks together, without units; "
         "its mean runs over the steps 1 to K, that of the squared subgradient over the records up to K.",
+    ]
+
+
+def _curvature_words(table: pd.DataFrame) -> list[str]:
+    """What the columns of proximal slimming mean."""
+    if "curvature" not in table:
+        return []
+    return [
+        "L: largest |curvature| of the training loss by the power method on some samples, a lower estimate of the "
+        "Lipschitz constant of its gradient. With full gradients the objective falls whenever α > L/2; minibatches and "
+        "momentum leave it a guide."
     ]
 
 

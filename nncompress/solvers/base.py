@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nncompress.problem import Problem
 
@@ -21,6 +21,13 @@ class Observation(NamedTuple):
     model: nn.Module
     theta: tuple[Any, ...]
     terms: dict[str, float]
+
+
+class Slimmed(NamedTuple):
+    """A network with its dead channels masked, and what they were chosen by, by the names of their batch norms."""
+
+    network: nn.Module
+    factors: Mapping[str, Tensor]
 
 
 class Iterate(NamedTuple):
@@ -38,12 +45,13 @@ class Solver(ABC, Generic[State]):
     A state is a NamedTuple of tensors, modules, optimisers and generators with the step number `k` first.
     `precision` is the floating-point type the method is meant for (used by precision=auto); `parallel` says whether
     it shares the samples out between the processes of torchrun, `from_reference` whether it starts from a trained
-    network.
+    network, `removes_channels` whether it takes the problem's target itself.
     """
 
     precision: ClassVar[str] = "float32"
     parallel: ClassVar[bool] = False
     from_reference: ClassVar[bool] = False
+    removes_channels: ClassVar[bool] = False
     num_steps: int
     tolerance: float
 
@@ -62,6 +70,10 @@ class Solver(ABC, Generic[State]):
     def result(self, problem: Problem, state: State, observation: Observation) -> Observation:
         """What the run ends with, `observation` being that of its last state. Default: that observation."""
         return observation
+
+    def slimmed(self, problem: Problem, state: State) -> Slimmed | None:
+        """What a solver that removes channels leaves of the network. Default: None, it is `model` with Δ(Θ) in it."""
+        return None
 
     def finished(self, previous: float | None, terms: Mapping[str, float]) -> bool:
         """Whether to stop, given the objective last observed and the figures observed now.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from nncompress.metrics import EVALUATION_BATCH, evaluate
+from nncompress.metrics import evaluate, evaluation_batch
 from nncompress.problem import Problem, Split, weights_of, with_weights
 from nncompress.solvers.base import Observation, Solver
 from nncompress.solvers.descent import (
@@ -26,11 +26,12 @@ from nncompress.solvers.descent import (
     check_epochs,
     check_minibatches,
     check_trainable,
-    epoch,
     epochs_of,
     moved_sq,
+    optimizer_of,
 )
-from nncompress.solvers.direct_learning import Lesson, ThetaDescent, ThetaState, put
+from nncompress.solvers.direct_learning import ThetaDescent, ThetaState, put
+from nncompress.solvers.minibatches import Minibatches, epoch
 
 
 class DirectState(NamedTuple):
@@ -94,16 +95,17 @@ class DCRetrain(ThetaDescent):
 class Distillation(DCRetrain):
     """min 1/n sum ‖f(x; w̄) - f(x; Δ(Θ))‖² over what `DCRetrain` trains; f gives logits, x are the training inputs.
 
-    The reference teaches the compressed network, without labels. Ba and Caruana, "Do deep nets really need to be
-    deep?", NIPS 2014.
+    The reference teaches the compressed network, without labels, on samples that are not augmented. Ba and Caruana, "Do
+    deep nets really need to be deep?", NIPS 2014.
     """
 
-    def lesson(self, problem: Problem) -> Lesson:
+    def lesson(self, problem: Problem) -> Problem:
         teacher, x = copy.deepcopy(problem.model).eval(), problem.data.train.x
-        return Lesson(Split(x, _logits(teacher, x)), squared_error)
+        data = replace(problem.data, train=Split(x, _logits(teacher, x)), augmentation=None)
+        return replace(problem, data=data, loss=squared_error)
 
     def terms(self, problem: Problem, model: nn.Module, state: ThetaState) -> dict[str, float]:
-        split = state.lesson.split
+        split = state.lesson.data.train
         error = float(squared_error(_logits(model, split.x).double(), split.y.double()))
         return super().terms(problem, model, state) | {"objective": error}
 
@@ -165,10 +167,9 @@ class IDC(Solver[IDCState]):
         put(model, problem.plan.decompress(theta))
         more = epochs_of(k, self.epochs, self.first_epochs)
         rate = self.lr * self.schedule.factor(k, self.num_steps)
-        optimizer = self.optimizer([p for p in model.parameters() if p.requires_grad], lr=rate)
-        train, loss = problem.data.train, problem.loss
+        optimizer = optimizer_of(self.optimizer, (p for p in model.parameters() if p.requires_grad), rate)
         for _ in range(more):
-            epoch(model, train, loss, optimizer=optimizer, batch_size=self.batch_size, generator=generator)
+            epoch(problem, model, Minibatches(self.batch_size, generator), optimizer=optimizer)
         theta = _compressed(problem, model, self.mu, theta)
         step_sq = moved_sq(model, before)
         return IDCState(k + 1, model, theta, generator, epochs + more, step_sq, step_sq_sum + step_sq)
@@ -189,7 +190,7 @@ def squared_error(given: Tensor, wanted: Tensor) -> Tensor:
 @torch.no_grad()
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     """What `model`, in evaluation mode, gives for inputs (n, ...), a batch at a time."""
-    return torch.cat([model(part) for part in torch.split(x, EVALUATION_BATCH)])
+    return torch.cat([model(part) for part in torch.split(x, evaluation_batch(x))])
 
 
 def _compressed(problem: Problem, model: nn.Module, mu: float, start: tuple[Any, ...] | None = None) -> tuple[Any, ...]:

@@ -1,19 +1,20 @@
-"""The minibatch loop over a data set held on the device, and learning-rate schedules."""
+"""What minibatch solvers share beside the loop over batches: learning-rate schedules, figures of an epoch, checks."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any, Protocol
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nncompress.errors import Unsupported
-from nncompress.metrics import EVALUATION_BATCH, evaluate
+from nncompress.metrics import evaluate, evaluation_batch
 from nncompress.params import Params
 from nncompress.problem import Loss, Problem, Split
 
@@ -63,6 +64,56 @@ class MultiStep(Schedule):
         return self.decay ** sum(step >= fraction * num_steps for fraction in self.milestones)
 
 
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """A straight line from 1 to `end` at the last epoch. Raises ValueError for a negative end."""
+
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.end >= 0:
+            raise ValueError(f"end must be at least 0, found {self.end}")
+
+    def factor(self, step: int, num_steps: int) -> float:
+        return 1 + (self.end - 1) * step / max(1, num_steps)
+
+
+@dataclass(frozen=True)
+class StepDecay(Schedule):
+    """Multiplied by `decay` after every `every` epochs. Raises ValueError for less than one epoch."""
+
+    every: int = 30
+    decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1, found {self.every}")
+
+    def factor(self, step: int, num_steps: int) -> float:
+        return float(self.decay ** (step // self.every))
+
+
+@dataclass(frozen=True)
+class WarmUp(Schedule):
+    """A straight rise over the first `epochs` epochs, to 1 behind the last of them, times `then` from there on.
+
+    Goyal et al., "Accurate, large minibatch SGD", arXiv 1706.02677. `then` counts its epochs from the end of the rise.
+    Raises ValueError for a negative number of epochs.
+    """
+
+    epochs: int = 5
+    then: Schedule = field(default_factory=Constant)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise ValueError(f"epochs must be at least 0, found {self.epochs}")
+
+    def factor(self, step: int, num_steps: int) -> float:
+        if step < self.epochs:
+            return (step + 1) / (self.epochs + 1)
+        return self.then.factor(step - self.epochs, num_steps - self.epochs)
+
+
 class Descent(Protocol):
     """What the states of minibatch solvers have in common."""
 
@@ -87,43 +138,18 @@ def stability_limit(optimizer: Optimizer) -> float | None:
     return 2 * (1 + beta) / (1 + 2 * beta if group["nesterov"] else 1)
 
 
+def optimizer_of(factory: Callable[..., Optimizer], parameters: Iterable[Any], lr: float) -> Optimizer:
+    """The optimiser that `factory` makes of parameters (or groups of them), on a GPU in its fused form if it has it."""
+    given = list(parameters)
+    tensors = [p for group in given for p in (group["params"] if isinstance(group, dict) else [group])]
+    fused = all(p.is_cuda for p in tensors) and "fused" in signature(factory).parameters
+    return factory(given, lr=lr, fused=True) if fused else factory(given, lr=lr)
+
+
 def set_rate(optimizer: Optimizer, lr: float) -> None:
     """The learning rate of the next epoch."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-
-
-def epoch(
-    model: nn.Module,
-    split: Split,
-    loss: Loss,
-    *,
-    optimizer: Optimizer,
-    batch_size: int,
-    generator: Generator,
-    add_gradient: Callable[[], None] | None = None,
-) -> Tensor:
-    """One pass over `split` in random order. No host synchronisation.
-
-    The last batch may be smaller; one of a single sample joins the batch before it (batch norm needs two).
-    `add_gradient` is called between the gradient of the loss and the optimiser's step, to add that of another term.
-    Returns the mean loss of the samples as they came by, a 0-dimensional tensor.
-    """
-    model.train()
-    total = split.x.new_zeros(())
-    order = torch.randperm(len(split), generator=generator).to(split.y.device)
-    batches = list(torch.split(order, batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    for batch in batches:
-        optimizer.zero_grad(set_to_none=True)
-        value = loss(model(split.x.index_select(0, batch)), split.y.index_select(0, batch))
-        value.backward()  # type: ignore[no-untyped-call]
-        if add_gradient is not None:
-            add_gradient()
-        optimizer.step()
-        total += value.detach() * len(batch)
-    return total / len(split)
 
 
 def toward(model: nn.Module, target: Params, mu: float) -> Callable[[], None]:
@@ -151,7 +177,8 @@ def full_gradient(model: nn.Module, split: Split, loss: Loss) -> dict[str, Tenso
     was_training = model.training
     model.eval()
     model.zero_grad(set_to_none=True)
-    for x, y in zip(torch.split(split.x, EVALUATION_BATCH), torch.split(split.y, EVALUATION_BATCH), strict=True):
+    size = evaluation_batch(split.x)
+    for x, y in zip(torch.split(split.x, size), torch.split(split.y, size), strict=True):
         (loss(model(x), y) * (len(y) / len(split))).backward()  # type: ignore[no-untyped-call]
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -206,3 +233,11 @@ def check_minibatches(lr: float, batch_size: int) -> None:
         raise ValueError(f"lr must be positive and finite, found {lr}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, found {batch_size}")
+
+
+def check_regularisation(label_smoothing: float, mixup: float) -> None:
+    """Raise ValueError for label smoothing outside [0, 1) or a negative alpha of mixup."""
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be at least 0 and below 1, found {label_smoothing}")
+    if not 0 <= mixup < math.inf:
+        raise ValueError(f"mixup must be at least 0 and finite, found {mixup}")

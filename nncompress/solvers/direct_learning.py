@@ -18,18 +18,19 @@ from nncompress.compressions.base import map_tensors
 from nncompress.compressions.plan import Plan
 from nncompress.errors import Unsupported
 from nncompress.params import Params
-from nncompress.problem import Loss, Problem, Split, weights_of
+from nncompress.problem import Problem, weights_of
 from nncompress.solvers.base import Observation, Solver
 from nncompress.solvers.descent import (
     Cosine,
     Schedule,
     check_minibatches,
     check_trainable,
-    epoch,
     epoch_terms,
     moved_sq,
+    optimizer_of,
     set_rate,
 )
+from nncompress.solvers.minibatches import Minibatches, epoch
 
 
 class CompressedNetwork(nn.Module):
@@ -105,22 +106,14 @@ def put(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         parameters[name].copy_(w)
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """Training samples with what the network is to give for them, and the loss that compares the two."""
-
-    split: Split
-    loss: Loss
-
-
 class ThetaState(NamedTuple):
-    """The network with Θ in it, its optimiser, the samples and their order, the squared steps of Δ(Θ) (float64)."""
+    """The network with Θ in it, its optimiser, the order of the samples, what is learned, the squared steps of Δ(Θ)."""
 
     k: int
     network: CompressedNetwork
     optimizer: Optimizer
     generator: Generator
-    lesson: Lesson
+    lesson: Problem
     step_sq: Tensor
     step_sq_sum: Tensor
 
@@ -148,9 +141,9 @@ class ThetaDescent(Solver[ThetaState], ABC):
     def start(self, problem: Problem) -> tuple[Any, ...]:
         """Θ to start from. Raises Unsupported, naming the weight, where descent makes no sense."""
 
-    def lesson(self, problem: Problem) -> Lesson:
-        """What is learned. Default: the labels of the training data, with the problem's loss."""
-        return Lesson(problem.data.train, problem.loss)
+    def lesson(self, problem: Problem) -> Problem:
+        """The problem whose loss on whose data is learned. Default: the problem itself."""
+        return problem
 
     def terms(self, problem: Problem, model: nn.Module, state: ThetaState) -> dict[str, float]:
         """The figures of a state whose network `model` is. Default: those of minibatch descent."""
@@ -165,7 +158,7 @@ class ThetaDescent(Solver[ThetaState], ABC):
                 f"something must be left to learn, found that {problem.plan.tasks[0].compression} fixes every weight "
                 "and no other parameter is trainable; leave out layers (compression.layers=hidden) or add biases"
             )
-        optimizer, generator = self.optimizer(learned, lr=self.lr), Generator().manual_seed(self.seed)
+        optimizer, generator = optimizer_of(self.optimizer, learned, self.lr), Generator().manual_seed(self.seed)
         zero = torch.zeros((), dtype=torch.float64, device=problem.device)
         return ThetaState(0, network, optimizer, generator, self.lesson(problem), zero, zero)
 
@@ -173,8 +166,7 @@ class ThetaDescent(Solver[ThetaState], ABC):
         k, network, optimizer, generator, lesson, _, step_sq_sum = state
         before = [p.detach().clone() for p in network.model.parameters()]
         set_rate(optimizer, self.lr * self.schedule.factor(k, self.num_steps))
-        split, loss = lesson.split, lesson.loss
-        epoch(network, split, loss, optimizer=optimizer, batch_size=self.batch_size, generator=generator)
+        epoch(lesson, network, Minibatches(self.batch_size, generator), optimizer=optimizer)
         network.fill()
         step_sq = moved_sq(network.model, before)
         return ThetaState(k + 1, network, optimizer, generator, lesson, step_sq, step_sq_sum + step_sq)

@@ -30,14 +30,15 @@ from nncompress.solvers.descent import (
     check_epochs,
     check_minibatches,
     check_trainable,
-    epoch,
     epochs_of,
     moved_sq,
+    optimizer_of,
     set_rate,
     stability_limit,
     toward,
 )
 from nncompress.solvers.lc_figures import divergence, multiplier_figures, objective_of, parts_of
+from nncompress.solvers.minibatches import Minibatches, epoch
 from nncompress.solvers.mu_start import found_mu0
 
 log = logging.getLogger(__name__)
@@ -242,17 +243,15 @@ class LC(Solver[LCState]):
     def _minimise(self, problem: Problem, state: LCState, target: Params, mu: float) -> float:
         """The L step, on the state's model; the largest learning rate it used."""
         model, largest = state.model, 0.0
-        optimizer = self.optimizer([p for p in model.parameters() if p.requires_grad], lr=self.lr)
+        optimizer = optimizer_of(self.optimizer, (p for p in model.parameters() if p.requires_grad), self.lr)
+        minibatches = Minibatches(self.batch_size, state.generator)
         pull = toward(model, target, mu)
         loss = torch.zeros(())
         for e in range(self._epochs(state.k)):
             rate = min(self._rate(state.k, e), 1 / mu) if self.clip else self._rate(state.k, e)
             largest = max(largest, rate)
             set_rate(optimizer, rate)
-            loss = epoch(
-                model, problem.data.train, problem.loss, optimizer=optimizer, batch_size=self.batch_size,
-                generator=state.generator, add_gradient=pull,
-            )  # fmt: skip
+            loss = epoch(problem, model, minibatches, optimizer=optimizer, add_gradient=pull)
         if not float(loss) <= DIVERGED_ABOVE * max(1.0, state.kept.objective):
             raise Diverged(divergence(state.k + 1, float(loss), largest, mu, stability_limit(optimizer)))
         return largest

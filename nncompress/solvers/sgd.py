@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
+from nncompress import parallel
 from nncompress.problem import Problem, weights_of
 from nncompress.solvers.base import Observation, Solver
-from nncompress.solvers.descent import Cosine, Schedule, check_minibatches, epoch, epoch_terms, moved_sq, set_rate
+from nncompress.solvers.descent import (
+    Cosine,
+    Schedule,
+    check_minibatches,
+    check_regularisation,
+    epoch_terms,
+    moved_sq,
+    optimizer_of,
+    set_rate,
+)
+from nncompress.solvers.minibatches import Minibatches, epoch
+from nncompress.solvers.shared_norm import shared_norms
 
 
 class SGDState(NamedTuple):
-    """The network, its optimiser, the order of the samples, and the squared steps (float64)."""
+    """The network, the average of its past weights (if asked), its optimiser, the order of the samples, and the squared
+    steps (float64)."""
 
     k: int
     model: nn.Module
+    averaged: nn.Module | None
     optimizer: Optimizer
     generator: Generator
     step_sq: Tensor
@@ -35,36 +50,67 @@ class SGD(Solver[SGDState]):
     w is trained without regard to the plan; Θ = Π(w) at every observation (direct compression).
 
     num_steps: epochs. lr: initial learning rate, times `schedule`. optimizer: called with the parameters and `lr`.
+    batch_size: samples of a minibatch, of each process under torchrun. label_smoothing, mixup: as in `Minibatches`;
+    they change what is trained, not the losses recorded. average: the network is the exponential moving average of the
+    weights after every minibatch, with this factor of the past (at most (1 + t)/(10 + t) in minibatch t); 0: the last.
     """
+
+    parallel: ClassVar[bool] = True
 
     num_steps: int = 20
     lr: float = 0.1
     batch_size: int = 64
     optimizer: Callable[..., Optimizer] = field(default=partial(torch.optim.SGD, momentum=0.9, nesterov=True))
     schedule: Schedule = field(default_factory=Cosine)
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    average: float = 0.0
     tolerance: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_minibatches(self.lr, self.batch_size)
+        check_regularisation(self.label_smoothing, self.mixup)
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average must be at least 0 and below 1, found {self.average}")
 
     def init(self, problem: Problem) -> SGDState:
-        model = copy.deepcopy(problem.model)
-        optimizer = self.optimizer(model.parameters(), lr=self.lr)
+        model = shared_norms(copy.deepcopy(problem.model))
+        averaged = copy.deepcopy(model) if self.average > 0 else None
+        optimizer = optimizer_of(self.optimizer, model.parameters(), self.lr)
         zero = torch.zeros((), dtype=torch.float64, device=problem.device)
-        return SGDState(0, model, optimizer, Generator().manual_seed(self.seed), zero, zero)
+        return SGDState(0, model, averaged, optimizer, Generator().manual_seed(self.seed), zero, zero)
 
     def step(self, problem: Problem, state: SGDState) -> SGDState:
-        k, model, optimizer, generator, _, step_sq_sum = state
+        k, model, averaged, optimizer, generator, _, step_sq_sum = state
         before = [p.detach().clone() for p in model.parameters()]
         set_rate(optimizer, self.lr * self.schedule.factor(k, self.num_steps))
-        train, loss = problem.data.train, problem.loss
-        epoch(model, train, loss, optimizer=optimizer, batch_size=self.batch_size, generator=generator)
+        minibatches = Minibatches(self.batch_size, generator, self.label_smoothing, self.mixup)
+        add = None if averaged is None else self._averaging(problem, state, averaged)
+        epoch(problem, model, minibatches, optimizer=optimizer, after_step=add)
+        parallel.check_alike([*model.state_dict().values()], "network")
         step_sq = moved_sq(model, before)
-        return SGDState(k + 1, model, optimizer, generator, step_sq, step_sq_sum + step_sq)
+        return SGDState(k + 1, model, averaged, optimizer, generator, step_sq, step_sq_sum + step_sq)
 
     def observe(self, problem: Problem, state: SGDState) -> Observation:
-        model = copy.deepcopy(state.model).eval()
+        model = copy.deepcopy(state.averaged or state.model).eval()
         plan = problem.plan
         theta = plan.compress(plan.select(weights_of(model)))
         return Observation(model, theta, epoch_terms(problem, model, state))
+
+    def _averaging(self, problem: Problem, state: SGDState, averaged: nn.Module) -> Callable[[], None]:
+        """Takes the weights into their average, called after every minibatch; running statistics as they are."""
+        t = state.k * math.ceil(len(problem.data.train) / (self.batch_size * parallel.size()))
+        ours: list[Tensor] = list(averaged.parameters())
+        theirs: list[Tensor] = list(state.model.parameters())
+        buffers = list(zip(averaged.buffers(), state.model.buffers(), strict=True))
+
+        @torch.no_grad()
+        def add() -> None:
+            nonlocal t
+            torch._foreach_lerp_(ours, theirs, 1 - min(self.average, (1 + t) / (10 + t)))
+            for own, given in buffers:
+                own.copy_(given)
+            t += 1
+
+        return add

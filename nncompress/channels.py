@@ -1,0 +1,120 @@
+"""The channels that batch norms scale: which layers make and read them, masks over them, and the masked network.
+
+A network says what can be removed by a method `scales()` that returns a list of `Scale`; of any other network every
+batch norm is a scale of which nothing more is known.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
+Keep = Mapping[str, Tensor]
+"""For the name of each scale's batch norm which of its channels stay: bool (channels,)."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A batch norm whose channels can be removed, with the layers around it; modules by their dotted names.
+
+    norm: the batch norm. producer: the convolution whose output it alone reads, so that dead channels are not made at
+    all; None where others read it too (a residual stream, a concatenation), so that they are selected before the norm.
+    consumers: all convolutions and linear layers that read the norm's output, by way of functions that map 0 to 0
+    channel by channel (ReLU, pooling). branch: the part of a residual sum that the norm lies in and that gives zeros
+    when no channel of the norm is left; None: one channel has to stay.
+    """
+
+    norm: str
+    producer: str | None
+    consumers: tuple[str, ...]
+    branch: str | None = None
+
+
+def scales_of(model: nn.Module) -> list[Scale]:
+    """The scales a network declares and still has, in forward order; of another network its affine batch norms."""
+    if declares_scales(model):
+        modules = dict(model.named_modules())
+        return [scale for scale in cast(Any, model).scales() if scale.norm in modules]
+    norms = (name for name, module in model.named_modules() if isinstance(module, BatchNorm) and module.affine)
+    return [Scale(name, None, ()) for name in norms]
+
+
+def declares_scales(model: nn.Module) -> bool:
+    """Whether a network says which of its channels can be removed."""
+    return callable(getattr(model, "scales", None))
+
+
+def norm_of(model: nn.Module, scale: Scale) -> BatchNorm:
+    """The batch norm of a scale, which may have come to lie behind a selection of channels."""
+    module = model.get_submodule(scale.norm)
+    return cast(BatchNorm, module if isinstance(module, BatchNorm) else module.norm)
+
+
+def kept_in(model: nn.Module) -> dict[str, Tensor]:
+    """The channels whose scale and shift are not both zero, of every scale."""
+    found = {}
+    for scale in scales_of(model):
+        norm = norm_of(model, scale)
+        found[scale.norm] = (norm.weight != 0) | (norm.bias != 0)
+    return found
+
+
+def guarded(
+    model: nn.Module, keep: Keep, scores: Keep, *, branches: bool = True
+) -> tuple[dict[str, Tensor], list[str]]:
+    """`keep` so completed that every layer works, and what that changed, in words.
+
+    Where no channel of a scale is left, the whole residual branch it lies in goes (with `branches`), else the channel
+    with the largest of the `scores` stays.
+    """
+    scales, result, words = scales_of(model), dict(keep), []
+    without = {scale.branch for scale in scales if branches and scale.branch and not bool(keep[scale.norm].any())}
+    for branch in sorted(name for name in without if name):
+        words.append(f"{branch}: a layer has no channel left, so the block is its shortcut alone")
+    for scale in scales:
+        mask = keep[scale.norm]
+        if scale.branch in without:
+            result[scale.norm] = torch.zeros_like(mask)
+        elif not bool(mask.any()):
+            result[scale.norm] = torch.zeros_like(mask).index_fill_(0, scores[scale.norm].argmax(), True)
+            words.append(f"{scale.norm}: no channel is left, so the one with the largest scale stays")
+    return result, words
+
+
+@torch.no_grad()
+def masked(model: nn.Module, keep: Keep, *, fold: bool = False) -> nn.Module:
+    """A copy in which the channels that are not kept have scale and shift 0.
+
+    `fold`: what such a channel then no longer gives, ReLU of its shift, is given to its consumers: added to their bias
+    (one is made where there is none), or subtracted from the running mean of the batch norm behind them. The network
+    computes the same as with scale 0 alone, but at borders that a convolution pads with zeros.
+    """
+    network = copy.deepcopy(model)
+    for scale in scales_of(network):
+        norm, dead = norm_of(network, scale), ~keep[scale.norm]
+        if fold:
+            _fold(network, scale, torch.where(dead, norm.bias.relu(), 0))
+        norm.weight.masked_fill_(dead, 0)
+        norm.bias.masked_fill_(dead, 0)
+    return network
+
+
+def _fold(network: nn.Module, scale: Scale, constant: Tensor) -> None:
+    """Add to the consumers what a constant (channels,) of every position makes in them."""
+    behind = {s.producer: norm_of(network, s) for s in scales_of(network) if s.producer is not None}
+    for name in scale.consumers:
+        layer = cast(nn.Conv2d | nn.Linear, network.get_submodule(name))
+        made = layer.weight.flatten(2).sum(2) @ constant if layer.weight.dim() > 2 else layer.weight @ constant
+        norm = behind.get(name)
+        if norm is not None and norm.running_mean is not None:
+            norm.running_mean -= made
+        elif layer.bias is None:
+            layer.bias = nn.Parameter(made)
+        else:
+            layer.bias += made

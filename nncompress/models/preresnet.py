@@ -1,0 +1,148 @@
+"""Pre-activation residual networks for small images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, cast
+
+from torch import Tensor, nn
+
+from nncompress.channels import Scale
+from nncompress.models.images import head, image_channels, initialise_normed, scaled
+
+EXPANSION = 4  # channels out of a bottleneck for each one in its middle
+
+
+class Conv(NamedTuple):
+    """A convolution of a branch: channels in and out, kernel size, stride."""
+
+    before: int
+    after: int
+    size: int
+    stride: int
+
+    def layer(self) -> nn.Conv2d:
+        """The layer, which keeps height and width but for its stride; no bias."""
+        return nn.Conv2d(*self, padding=self.size // 2, bias=False)
+
+
+class PreActivationBlock(nn.Module):
+    """shortcut(x) + branch(x), the branch a chain of batch norm, ReLU, convolution (He et al. 2016).
+
+    The shortcut is a 1x1 convolution of x itself where the block changes channels or size, else x. `dropout` acts
+    before the last convolution.
+    """
+
+    def __init__(self, convs: Sequence[Conv], dropout: float = 0.0) -> None:
+        super().__init__()
+        self.branch = nn.Sequential()
+        for k, conv in enumerate(convs, 1):
+            self.branch.add_module(f"bn{k}", nn.BatchNorm2d(conv.before))
+            self.branch.add_module(f"relu{k}", nn.ReLU(inplace=True))
+            if dropout and k == len(convs):
+                self.branch.add_module("dropout", nn.Dropout(dropout))
+            self.branch.add_module(f"conv{k}", conv.layer())
+        self.shortcut = shortcut_of(convs) if changes(convs) else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum (n, channels out, height, width) for x (n, channels in, height, width)."""
+        y: Tensor = self.shortcut(x) + self.branch(x)
+        return y
+
+    def scales(self, block: str) -> list[Scale]:
+        """The batch norms of the branch, for a block of the name `block`; the first reads the residual stream."""
+        branch = f"{block}.branch"
+        names = [f"{branch}.{name}" for name, _ in self.branch.named_children()]
+        norms = [name for name in names if name.startswith(f"{branch}.bn")]
+        convs = [name for name in names if name.startswith(f"{branch}.conv")]
+        makers = [None, *convs][: len(norms)]
+        return [Scale(norm, make, (conv,), branch) for norm, make, conv in zip(norms, makers, convs, strict=True)]
+
+
+def changes(convs: Sequence[Conv]) -> bool:
+    """Whether what comes out of the convolutions has other channels or another size than what goes in."""
+    return convs[0].before != convs[-1].after or any(conv.stride > 1 for conv in convs)
+
+
+def shortcut_of(convs: Sequence[Conv]) -> nn.Conv2d:
+    """The 1x1 convolution from what goes into the convolutions to what comes out of them."""
+    return Conv(convs[0].before, convs[-1].after, 1, max(conv.stride for conv in convs)).layer()
+
+
+class Block(Protocol):
+    """A residual block that lists its batch norms."""
+
+    def scales(self, block: str) -> list[Scale]:
+        """Those of a block of the name `block`, in forward order."""
+        ...
+
+
+def block_scales(name: str, blocks: nn.Sequential) -> list[Scale]:
+    """The batch norms of all the blocks in the module `name`."""
+    inside = ((f"{name}.{k}", cast(Block, block)) for k, block in blocks.named_children())
+    return [scale for k, block in inside for scale in block.scales(k)]
+
+
+class PreResNet(nn.Module):
+    """3x3 convolution, three stages of pre-activation blocks of 16, 32, 64 channels, batch norm, averages, linear.
+
+    He et al., "Identity mappings in deep residual networks" (2016). depth = 6n + 2 with blocks of two 3x3
+    convolutions, 9n + 2 with bottlenecks (1x1, 3x3, 1x1 to four times the channels); 1 703 258 parameters for depth 164
+    on 10 classes. `width` multiplies all numbers of channels; `initial_scale` is the first scale of all batch norms.
+    Raises ValueError for another depth, a width not above 0, and for inputs that are no images (channels, height,
+    width) of at least 4x4.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        *,
+        depth: int = 164,
+        bottleneck: bool = True,
+        width: float = 1.0,
+        initial_scale: float = 0.5,
+    ) -> None:
+        super().__init__()
+        in_stage = _blocks_in_stage(depth, 9 if bottleneck else 6)
+        channels = image_channels("preresnet", input_shape, 4)
+        widths = [scaled(number, width) for number in (16, 32, 64)]
+        before = widths[0]
+        self.conv1 = nn.Conv2d(channels, before, 3, padding=1, bias=False)
+        self.blocks = nn.Sequential()
+        for k in range(3 * in_stage):
+            middle, stride = widths[k // in_stage], 2 if k in (in_stage, 2 * in_stage) else 1
+            convs = _bottleneck(before, middle, stride) if bottleneck else basic(before, middle, stride)
+            self.blocks.append(PreActivationBlock(convs))
+            before = convs[-1].after
+        self.head = head(before, num_classes)
+        initialise_normed(self, initial_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, num_classes) of x (n, channels, height, width)."""
+        logits: Tensor = self.head(self.blocks(self.conv1(x)))
+        return logits
+
+    def scales(self) -> list[Scale]:
+        """All batch norms: those of the branches and the last one."""
+        return [*block_scales("blocks", self.blocks), Scale("head.bn", None, ("head.fc",))]
+
+
+def basic(before: int, after: int, stride: int) -> list[Conv]:
+    """Two 3x3 convolutions, the first with the stride."""
+    return [Conv(before, after, 3, stride), Conv(after, after, 3, 1)]
+
+
+def _bottleneck(before: int, middle: int, stride: int) -> list[Conv]:
+    """1x1 down to `middle` channels, 3x3 with the stride, 1x1 up to EXPANSION times as many."""
+    return [Conv(before, middle, 1, 1), Conv(middle, middle, 3, stride), Conv(middle, EXPANSION * middle, 1, 1)]
+
+
+def _blocks_in_stage(depth: int, layers: int) -> int:
+    count, rest = divmod(depth - 2, layers)
+    if rest or count < 1:
+        kind = "with" if layers == 9 else "without"
+        raise ValueError(
+            f"depth must be {layers}n + 2 {kind} bottlenecks, found {depth}; choose {max(1, count) * layers + 2}"
+        )
+    return count

@@ -1,0 +1,90 @@
+"""Wide residual networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from nncompress.channels import Scale
+from nncompress.models.images import head, image_channels, initialise_normed
+from nncompress.models.preresnet import Conv, PreActivationBlock, basic, block_scales, changes, shortcut_of
+
+
+class ChangingBlock(nn.Module):
+    """shortcut(a) + branch(a) with a = relu(bn1(x)): the 1x1 shortcut reads the activated input as the branch does."""
+
+    def __init__(self, convs: Sequence[Conv], dropout: float) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(convs[0].before)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.branch = nn.Sequential()
+        self.branch.add_module("conv1", convs[0].layer())
+        self.branch.add_module("bn2", nn.BatchNorm2d(convs[1].before))
+        self.branch.add_module("relu2", nn.ReLU(inplace=True))
+        if dropout:
+            self.branch.add_module("dropout", nn.Dropout(dropout))
+        self.branch.add_module("conv2", convs[1].layer())
+        self.shortcut = shortcut_of(convs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum (n, channels out, height, width) for x (n, channels in, height, width)."""
+        x = self.relu1(self.bn1(x))
+        y: Tensor = self.shortcut(x) + self.branch(x)
+        return y
+
+    def scales(self, block: str) -> list[Scale]:
+        """The two batch norms, for a block of the name `block`; the first has two readers and must keep a channel."""
+        branch = f"{block}.branch"
+        if not hasattr(self.branch, "conv1"):  # the branch has been taken out
+            return [Scale(f"{block}.bn1", None, (f"{block}.shortcut",))]
+        return [
+            Scale(f"{block}.bn1", None, (f"{branch}.conv1", f"{block}.shortcut")),
+            Scale(f"{branch}.bn2", f"{branch}.conv1", (f"{branch}.conv2",), branch),
+        ]
+
+
+class WideResNet(nn.Module):
+    """3x3 convolution to 16 channels, three stages of 16, 32, 64 times `widen` channels, batch norm, averages, linear.
+
+    Zagoruyko and Komodakis, "Wide residual networks" (2016): pre-activation blocks of two 3x3 convolutions, depth =
+    6n + 4; 36 479 194 parameters for depth 28, widen 10 on 10 classes. `dropout` acts between the two convolutions of a
+    block; `initial_scale` is the first scale of all batch norms. Raises ValueError for another depth, widen below 1, a
+    dropout outside [0, 1), and for inputs that are no images (channels, height, width) of at least 4x4.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        *,
+        depth: int = 28,
+        widen: int = 10,
+        dropout: float = 0.0,
+        initial_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        in_stage, rest = divmod(depth - 4, 6)
+        if rest or in_stage < 1:
+            raise ValueError(f"depth must be 6n + 4 with n at least 1, found {depth}; choose 16 or 28, for example")
+        if widen < 1 or not 0 <= dropout < 1:
+            raise ValueError(f"widen must be at least 1 and dropout in [0, 1), found {widen} and {dropout}")
+        before = 16
+        self.conv1 = nn.Conv2d(image_channels("wide_resnet", input_shape, 4), before, 3, padding=1, bias=False)
+        self.blocks = nn.Sequential()
+        for k in range(3 * in_stage):
+            convs = basic(before, (16, 32, 64)[k // in_stage] * widen, 2 if k in (in_stage, 2 * in_stage) else 1)
+            block = ChangingBlock if changes(convs) else PreActivationBlock
+            self.blocks.append(block(convs, dropout))
+            before = convs[-1].after
+        self.head = head(before, num_classes)
+        initialise_normed(self, initial_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, num_classes) of x (n, channels, height, width)."""
+        logits: Tensor = self.head(self.blocks(self.conv1(x)))
+        return logits
+
+    def scales(self) -> list[Scale]:
+        """All batch norms: two of each block and the last one."""
+        return [*block_scales("blocks", self.blocks), Scale("head.bn", None, ("head.fc",))]

@@ -1,0 +1,224 @@
+"""Proximal network slimming: channels chosen while the network is trained.
+
+Bui, Xue, Park, Qi, Xin, "A proximal algorithm for network slimming", arXiv 2307.00684 (2023).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
+
+from nncompress import parallel
+from nncompress.channels import masked
+from nncompress.compressions.sparsity import L1Penalty, SeparablePenalty
+from nncompress.metrics import evaluate
+from nncompress.problem import Problem
+from nncompress.solvers.base import Observation, Slimmed, Solver
+from nncompress.solvers.curvature import largest_curvature
+from nncompress.solvers.descent import (
+    MultiStep,
+    Schedule,
+    check_minibatches,
+    check_regularisation,
+    moved_sq,
+    optimizer_of,
+    set_rate,
+)
+from nncompress.solvers.minibatches import Minibatches, epoch
+from nncompress.solvers.scales import Scales, check_slimming, chosen, groups_of
+from nncompress.solvers.shared_norm import shared_norms
+
+log = logging.getLogger(__name__)
+
+STARTING_SPREAD = 0.06
+"""xi starts at gamma times a number uniform in 1 -+ this: U(0.47, 0.53) for scaling factors of 0.5, as published."""
+
+
+class SlimmingState(NamedTuple):
+    """W and gamma in the network, xi (m,), the optimiser, the order of the samples, and squared steps (float64).
+
+    gamma_sq, xi_sq: of the last step; step_sq: of W, gamma and xi together.
+    """
+
+    k: int
+    model: nn.Module
+    xi: Tensor
+    optimizer: Optimizer
+    generator: Generator
+    gamma_sq: Tensor
+    xi_sq: Tensor
+    step_sq: Tensor
+    step_sq_sum: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slimming(Solver[SlimmingState]):
+    """min over W, gamma, xi of F = L(W, gamma) + C(xi) + beta/2 ‖gamma - xi‖², C(xi) = lam ‖xi‖_1.
+
+    gamma are the scaling factors of the batch norms, W all other parameters. After every minibatch, with g a
+    (stochastic, with momentum) gradient of L at (W, gamma) and alpha = 1/lr:
+
+        W     <- W - g_W / alpha
+        gamma <- (alpha (gamma - g_gamma / alpha) + beta xi) / (alpha + beta)
+        xi    <- prox of C/(alpha + beta) at (alpha xi + beta gamma) / (alpha + beta),   gamma being the new one
+
+    which is proximal alternating linearised minimisation; prox is soft thresholding at lam/(alpha + beta). For full
+    gradients F decreases whenever alpha > L/2, L the Lipschitz constant of the gradient (the paper asks alpha > L). A
+    channel goes when its xi is 0, with its shift; no fine-tuning. One step is one epoch, the last one is the result.
+    `penalty` may be another separable one (l0, l_1/2, transformed l1): only the prox changes.
+
+    lam, beta: as above; lr: learning rate, times `schedule`, so alpha = 1/lr follows it. optimizer: called with the
+    parameters and `lr`. decay_scales: its weight decay acts on gamma too (which F does not hold), as published.
+    project: deploy gamma = xi; false: gamma itself on the channels that stay (for a small beta, where the two differ by
+    up to lam/beta). fold: what dead channels still give, ReLU of their shift, is given to the layer behind them.
+    curvature: steps of the power method for L at every observation, on `curvature_samples` samples; 0: none.
+    """
+
+    parallel: ClassVar[bool] = True
+    removes_channels: ClassVar[bool] = True
+
+    num_steps: int = 160
+    lam: float = 0.0045
+    beta: float = 100.0
+    lr: float = 0.1
+    batch_size: int = 64
+    optimizer: Callable[..., Optimizer] = field(default=partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-4))
+    schedule: Schedule = field(default_factory=MultiStep)
+    penalty: Callable[[float], SeparablePenalty] = L1Penalty
+    decay_scales: bool = True
+    project: bool = True
+    fold: bool = False
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    curvature: int = 0
+    curvature_samples: int = 128
+    tolerance: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_minibatches(self.lr, self.batch_size)
+        check_regularisation(self.label_smoothing, self.mixup)
+        for name, value in (("lam", self.lam), ("beta", self.beta)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be at least 0 and finite, found {value}")
+        if self.curvature < 0 or self.curvature_samples < 1:
+            raise ValueError(
+                f"curvature must be at least 0 and curvature_samples at least 1, found {self.curvature} and "
+                f"{self.curvature_samples}"
+            )
+
+    def init(self, problem: Problem) -> SlimmingState:
+        check_slimming(problem, self.batch_size)
+        model = shared_norms(copy.deepcopy(problem.model))
+        generator = Generator().manual_seed(self.seed)
+        gamma = Scales.of(model).gamma()
+        spread = 1 + STARTING_SPREAD * (2 * torch.rand(len(gamma), generator=generator) - 1)
+        optimizer = optimizer_of(self.optimizer, groups_of(model, self.decay_scales), self.lr)
+        zero = torch.zeros((), dtype=torch.float64, device=problem.device)
+        return SlimmingState(0, model, gamma * spread.to(gamma), optimizer, generator, zero, zero, zero, zero)
+
+    def step(self, problem: Problem, state: SlimmingState) -> SlimmingState:
+        k, model, xi, optimizer, generator, *_, step_sq_sum = state
+        scales, before = Scales.of(model), [p.detach().clone() for p in model.parameters()]
+        gamma_before, xi_before = scales.gamma(), xi.clone()
+        set_rate(optimizer, 1 / self._alpha(k))
+        minibatches = Minibatches(self.batch_size, generator, self.label_smoothing, self.mixup)
+        epoch(problem, model, minibatches, optimizer=optimizer, after_step=self._after(scales, xi, self._alpha(k)))
+        parallel.check_alike([*model.state_dict().values(), xi], "network and xi")
+        gamma_sq = (scales.gamma() - gamma_before).double().square().sum()
+        xi_sq = (xi - xi_before).double().square().sum()
+        step_sq = moved_sq(model, before) + xi_sq
+        return SlimmingState(
+            k + 1, model, xi, optimizer, generator, gamma_sq, xi_sq, step_sq, step_sq_sum + step_sq
+        )  # fmt: skip
+
+    def observe(self, problem: Problem, state: SlimmingState) -> Observation:
+        model = copy.deepcopy(state.model).eval()
+        scales, xi = Scales.of(model), state.xi
+        gamma = scales.gamma()
+        keep, _ = self._kept(problem, model, xi)
+        networks = {True: self._deployed(model, xi, keep, True), False: self._deployed(model, xi, keep, False)}
+        terms = self._terms(problem, model, gamma, xi) | {
+            "accuracy/projected_test": evaluate(networks[True], problem.data.test, problem.loss).accuracy,
+            "accuracy/masked_test": evaluate(networks[False], problem.data.test, problem.loss).accuracy,
+            "epochs": state.k,
+            "alpha": self._alpha(max(0, state.k - 1)),
+            "channels/zero": int((xi == 0).sum()),
+            "channels/kept": int(sum(int(mask.sum()) for mask in keep.values())),
+            "channels/total": len(xi),
+        }
+        if state.k > 0:
+            moves = {"xi": state.xi_sq, "gamma": state.gamma_sq, "W": state.step_sq - state.gamma_sq - state.xi_sq}
+            terms |= {f"step_sq/{name}": float(value) for name, value in moves.items()}
+            terms |= {"step_sq": float(state.step_sq), "step_sq/sum": float(state.step_sq_sum)}
+        if self.curvature:
+            samples = self.curvature_samples
+            terms["curvature"] = largest_curvature(problem, model, steps=self.curvature, samples=samples)
+        return Observation(model, (), terms)
+
+    def slimmed(self, problem: Problem, state: SlimmingState) -> Slimmed:
+        model = copy.deepcopy(state.model).eval()
+        keep, _ = self._kept(problem, model, state.xi)
+        return Slimmed(self._deployed(model, state.xi, keep, self.project), Scales.of(model).named(state.xi))
+
+    def result(self, problem: Problem, state: SlimmingState, observation: Observation) -> Observation:
+        for words in self._kept(problem, observation.model, state.xi)[1]:
+            log.warning("%s", words)
+        return observation
+
+    def _alpha(self, k: int) -> float:
+        """1 over the learning rate of epoch k."""
+        return 1 / (self.lr * self.schedule.factor(k, self.num_steps))
+
+    def _after(self, scales: Scales, xi: Tensor, alpha: float) -> Callable[[], None]:
+        """What follows the optimiser's step: gamma is blended with xi, then xi is shrunk, both in place."""
+        penalty = self.penalty(self.lam)
+
+        @torch.no_grad()
+        def update() -> None:
+            gamma = blended(scales.gamma(), xi, alpha, self.beta)
+            scales.put(gamma)
+            xi.copy_(shrunk(xi, gamma, alpha, self.beta, penalty))
+
+        return update
+
+    def _kept(self, problem: Problem, model: nn.Module, xi: Tensor) -> tuple[dict[str, Tensor], list[str]]:
+        """The channels that stay, by batch norm; and what had to be changed in those with xi != 0, in words."""
+        gamma = Scales.of(model).gamma()
+        scores = torch.where(xi != 0, xi, gamma).abs()
+        return chosen(problem, model, xi != 0, scores, branches=not self.fold)
+
+    def _deployed(self, model: nn.Module, xi: Tensor, keep: dict[str, Tensor], project: bool) -> nn.Module:
+        """The masked network with scaling factors xi (`project`) or gamma."""
+        network = copy.deepcopy(model)
+        scales = Scales.of(network)
+        if project:
+            scales.put(torch.where(xi != 0, xi, scales.gamma()))
+        return masked(network, keep, fold=self.fold)
+
+    def _terms(self, problem: Problem, model: nn.Module, gamma: Tensor, xi: Tensor) -> dict[str, float]:
+        """F and its three terms, L in evaluation mode."""
+        terms = {
+            "term/loss": evaluate(model, problem.data.train, problem.loss).loss,
+            "term/penalty": float(self.penalty(self.lam).price(xi)),
+            "term/coupling": self.beta / 2 * float((gamma - xi).double().square().sum()),
+        }
+        return {"objective": sum(terms.values())} | terms
+
+
+def blended(gamma: Tensor, xi: Tensor, alpha: float, beta: float) -> Tensor:
+    """(alpha gamma + beta xi) / (alpha + beta), gamma as the optimiser's step left it."""
+    return (alpha * gamma + beta * xi) / (alpha + beta)
+
+
+def shrunk(xi: Tensor, gamma: Tensor, alpha: float, beta: float, penalty: SeparablePenalty) -> Tensor:
+    """argmin over x of C(x) + beta/2 ‖gamma - x‖² + alpha/2 ‖x - xi‖²."""
+    return penalty.prox((alpha * xi + beta * gamma) / (alpha + beta), alpha + beta)
