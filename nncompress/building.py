@@ -50,6 +50,9 @@ def build(cfg: DictConfig) -> tuple[Problem, Solver[Any], dict[str, Any]]:
     model = _model(cfg, data)
     if computation.half:
         model = model.to(memory_format=torch.channels_last)
+        data = replace(
+            data, train=data.train.laid_out(torch.channels_last), test=data.test.laid_out(torch.channels_last)
+        )
     plan, target = _plan(cfg, model, data, solver)
     for words in plan.clipped():
         log.warning("%s", words)

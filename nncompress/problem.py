@@ -32,6 +32,10 @@ class Split:
         """The split on `device`, its inputs as `dtype`."""
         return Split(self.x.to(device=device, dtype=dtype), self.y.to(device=device))
 
+    def laid_out(self, memory_format: torch.memory_format) -> Split:
+        """The split with inputs that are images in a memory format."""
+        return replace(self, x=self.x.contiguous(memory_format=memory_format)) if self.x.dim() == 4 else self
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -46,6 +46,7 @@ def summary_of(
     summary |= _selected(cfg, rows)
     summary |= {"objective/final": final.get("objective")}
     summary |= {key: final[key] for key in ("epochs", "step/kept") if key in final}
+    summary |= {key: value for key, value in observation.terms.items() if key.startswith("accuracy/")}
     summary |= {"tasks": metrics.task_sizes(problem.plan, weights, theta)}
     for task in summary["tasks"]:
         if task["gap"] == 1:

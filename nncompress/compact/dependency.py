@@ -6,6 +6,7 @@ Fang, Ma, Song, Mi, Wang, "DepGraph: Towards any structural pruning", CVPR 2023.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,7 +124,8 @@ class _Graph:
         """Whether the channel can be selected there, and is zero where a layer that mixes channels reads it."""
         node = place.node
         if not self._is(node, *WITH_TENSORS):
-            return self._is(node, "RESHAPE") or _is_weight(node) or _by_channel(node, BY_CHANNEL) or self._is_cat(node)
+            joined = self._is_flat(node) or self._is_cat(node)
+            return joined or _is_weight(node) or _by_channel(node, BY_CHANNEL)
         module, reads = node.module, self._reads(place)
         if self._is(node, "PRELU"):
             return True
@@ -158,7 +160,9 @@ class _Graph:
     def _inputs(self, place: Place) -> list[Place]:
         """Where the values of a channel come from."""
         before = [dep for dep in place.node.dependencies if dep.target in place.node.inputs]
-        return [p for dep in before if not _is_weight(dep.target) for p in _mapped(dep, place)]
+        if self._is(place.node, *WITH_TENSORS):
+            before = [dep for dep in before if not _is_weight(dep.target)]
+        return [p for dep in before for p in _mapped(dep, place)]
 
     def _take(self, coupled: set[Place], gone: Gone) -> None:
         """Add coupled channels to `gone`, unless a layer were to be left without any (a grouped one with one)."""
@@ -180,6 +184,12 @@ class _Graph:
 
     def _is(self, node: Any, *kinds: str) -> bool:
         return node.type in [self.types[kind] for kind in kinds]
+
+    def _is_flat(self, node: Any) -> bool:
+        """Whether it is a flattening of which Torch-Pruning has seen how many positions a channel has (if not one)."""
+        mapped = any(dep.index_mapping[0] is not None for dep in node.dependencies)
+        sizes = getattr(node.grad_fn, "_saved_self_sym_sizes", ())
+        return self._is(node, "RESHAPE") and (mapped or math.prod(sizes[2:]) == 1)
 
     def _is_cat(self, node: Any) -> bool:
         """Whether it is a concatenation of channels all of which are in the graph."""
@@ -252,8 +262,8 @@ def _function(node: Any) -> str:
 
 
 def _is_weight(node: Any) -> bool:
-    """Whether it is a linear layer's weight, which autograd transposes before the product."""
-    return _function(node) == "T" and not node.inputs
+    """Whether it is a layer's weight, transposed (Linear) or with another shape (PReLU)."""
+    return _function(node) in ("T", "View") and not node.inputs
 
 
 def _by_channel(node: Any, functions: frozenset[str]) -> bool:

@@ -142,13 +142,9 @@ class Slimming(Solver[SlimmingState]):
 
     def observe(self, problem: Problem, state: SlimmingState) -> Observation:
         model = copy.deepcopy(state.model).eval()
-        scales, xi = Scales.of(model), state.xi
-        gamma = scales.gamma()
+        xi = state.xi
         keep, _ = self._kept(problem, model, xi)
-        networks = {True: self._deployed(model, xi, keep, True), False: self._deployed(model, xi, keep, False)}
-        terms = self._terms(problem, model, gamma, xi) | {
-            "accuracy/projected_test": evaluate(networks[True], problem.data.test, problem.loss).accuracy,
-            "accuracy/masked_test": evaluate(networks[False], problem.data.test, problem.loss).accuracy,
+        terms = self._terms(problem, model, Scales.of(model).gamma(), xi) | {
             "epochs": state.k,
             "alpha": self._alpha(max(0, state.k - 1)),
             "channels/zero": int((xi == 0).sum()),
@@ -170,9 +166,14 @@ class Slimming(Solver[SlimmingState]):
         return Slimmed(self._deployed(model, state.xi, keep, self.project), Scales.of(model).named(state.xi))
 
     def result(self, problem: Problem, state: SlimmingState, observation: Observation) -> Observation:
-        for words in self._kept(problem, observation.model, state.xi)[1]:
+        model, test = observation.model, problem.data.test
+        keep, said = self._kept(problem, model, state.xi)
+        for words in said:
             log.warning("%s", words)
-        return observation
+        finals = {"projected": self._deployed(model, state.xi, keep, True)}
+        finals["masked"] = self._deployed(model, state.xi, keep, False)
+        found = {f"accuracy/{n}_test": evaluate(network, test, problem.loss).accuracy for n, network in finals.items()}
+        return observation._replace(terms=observation.terms | found)
 
     def _alpha(self, k: int) -> float:
         """1 over the learning rate of epoch k."""
