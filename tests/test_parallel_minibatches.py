@@ -19,7 +19,7 @@ from nncompress.errors import NNCompressError
 
 NET = ["model=resnet20", "model.depth=8", "model.width=0.25", "precision=float64", "augmentation=crop_flip"]
 DATA = ["dataset=digits", "dataset.train_size=150", "dataset.test_size=40", "augmentation.parts.0.padding=1"]
-SLIM = ["solver.lam=2.0", "solver.beta=5"]
+SLIM = ["solver.lam=1.1", "solver.beta=5"]
 KINDS = {
     "slimming": ["solver=slimming", *NET, *DATA, *SLIM, "solver.num_steps=8"],
     "network_slimming": ["solver=network_slimming", *NET, *DATA, "solver.num_steps=4", "solver.fine_tune=2"],

@@ -13,17 +13,19 @@ from nncompress.compressions.codebook import codebook
 from nncompress.compressions.low_rank import low_rank
 from nncompress.compressions.plan import none
 from nncompress.compressions.rank_selection import rank_selection
-from nncompress.compressions.sparsity import l0
+from nncompress.compressions.sparsity import L0Penalty, l0
 from nncompress.compressions.tensor_train import tt
 from nncompress.metrics import evaluate
 from nncompress.problem import with_weights
 from nncompress.solvers.baselines import IDC, DCRetrain, Distillation
 from nncompress.solvers.descent import Constant, Cosine, Exponential, MultiStep
-from nncompress.solvers.minibatches import Minibatches, epoch
 from nncompress.solvers.direct_learning import DirectLearning
 from nncompress.solvers.learning_compression import LC
+from nncompress.solvers.minibatches import Minibatches, epoch
+from nncompress.solvers.network_slimming import NetworkSlimming
 from nncompress.solvers.nnbcd import NNBCD
 from nncompress.solvers.sgd import SGD
+from nncompress.solvers.slimming import Slimming
 
 CASES = [
     pytest.param(NNBCD(), tt, {"rank": 12}, True, id="nnbcd-tt"),
@@ -33,6 +35,9 @@ CASES = [
     pytest.param(SGD(num_steps=12, batch_size=16), l0, {"keep": 0.5}, False, id="sgd-l0"),
     pytest.param(
         SGD(num_steps=12, batch_size=16, optimizer=torch.optim.Adam, lr=0.003), tt, {"rank": 30}, False, id="adam-tt"
+    ),
+    pytest.param(
+        SGD(num_steps=12, batch_size=16, average=0.9, label_smoothing=0.1, mixup=0.2), none, {}, True, id="sgd-averaged"
     ),
     pytest.param(DirectLearning(num_steps=60, batch_size=16), tt, {"rank": 12}, True, id="direct-tt"),
     pytest.param(
@@ -51,6 +56,19 @@ CASES = [
     pytest.param(LC(epochs=1, batch_size=16, tolerance=0.0), codebook, {"K": 4}, True, id="lc-codebook"),
     pytest.param(LC(epochs=1, batch_size=16, mu0=0.1), rank_selection, {"alpha": 1e-4}, True, id="lc-rank-selection"),
     pytest.param(LC(epochs=1, batch_size=16, multipliers=False), l0, {"keep": 0.3, "joint": True}, False, id="qp-l0"),
+    pytest.param(Slimming(num_steps=60, lam=0.05, beta=1.0, batch_size=16), none, {}, False, id="slimming"),
+    pytest.param(
+        Slimming(
+            num_steps=60, lam=0.02, beta=1.0, penalty=L0Penalty, project=False, fold=True, mixup=0.2, batch_size=16
+        ),
+        none,
+        {},
+        True,
+        id="slimming-l0-fold",
+    ),
+    pytest.param(
+        NetworkSlimming(num_steps=60, fine_tune=57, percent=0.3, batch_size=16), none, {}, False, id="network-slimming"
+    ),
 ]
 every = pytest.mark.parametrize(("solver", "recipe", "settings", "bias"), CASES)
 
@@ -59,14 +77,26 @@ def rows(iterates):
     return [iterate.observation.terms for iterate in iterates]
 
 
-def make(recipe, settings, bias, data=None):
+def normed(data, widths):
+    """A multilayer perceptron with batch norms, for solvers that remove channels."""
+    torch.manual_seed(0)
+    sizes = [data.train.x[0].numel(), *widths]
+    layers = [nn.Sequential(nn.Linear(m, n), nn.BatchNorm1d(n), nn.ReLU()) for m, n in itertools.pairwise(sizes)]
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], data.num_classes)).to(F64)
+
+
+def network(solver, data, bias, widths=(16, 16)):
+    return normed(data, widths) if solver.removes_channels else mlp(data, widths=widths, bias=bias)
+
+
+def make(recipe, settings, bias, data=None, solver=SGD):
     data = gaussian() if data is None else data
-    return problem(data, mlp(data, bias=bias), recipe, **settings)
+    return problem(data, network(solver, data, bias), recipe, **settings)
 
 
 @every
 def test_same_seed_gives_the_same_records_and_the_problem_is_untouched(solver, recipe, settings, bias):
-    p = make(recipe, settings, bias)
+    p = make(recipe, settings, bias, solver=solver)
     before = copy.deepcopy(p.model.state_dict()), p.data.train.x.clone()
     first, second = rows(solver.run(p, 4)), rows(solver.run(p, 4))
     assert first == second
@@ -76,7 +106,7 @@ def test_same_seed_gives_the_same_records_and_the_problem_is_untouched(solver, r
 
 @every
 def test_a_restored_state_continues_bit_for_bit(solver, recipe, settings, bias, tmp_path):
-    p = make(recipe, settings, bias)
+    p = make(recipe, settings, bias, solver=solver)
     whole = rows(solver.run(p, 8))
     *_, half = solver.run(p, 4)
     path = tmp_path / "last.pt"
@@ -89,21 +119,22 @@ def test_a_restored_state_continues_bit_for_bit(solver, recipe, settings, bias, 
 @every
 def test_the_deployed_network_learns_digits(solver, recipe, settings, bias):
     data = small_digits()
-    model = mlp(data, widths=(64, 64), bias=bias)
+    model = network(solver, data, bias, widths=(64, 64))
     if solver.from_reference:
         *_, trained = SGD(num_steps=12, batch_size=16).run(problem(data, model), 12, every=12)
         model = trained.observation.model
     p = problem(data, model, recipe, **settings)
     *_, last = solver.run(p, 12 if isinstance(solver, SGD) else 60, every=100)
     model, theta, _ = last.observation
-    deployed = with_weights(model, p.plan.decompress(theta))
+    slimmed = solver.slimmed(p, last.state)
+    deployed = with_weights(model, p.plan.decompress(theta)) if slimmed is None else slimmed.network
     assert evaluate(deployed, p.data.train, p.loss).accuracy > 0.5
     assert evaluate(model, p.data.train, p.loss).accuracy > 0.85
 
 
 @every
 def test_observations_come_at_the_start_every_so_often_and_at_the_end(solver, recipe, settings, bias):
-    iterates = list(solver.run(make(recipe, settings, bias), 5, every=2))
+    iterates = list(solver.run(make(recipe, settings, bias, solver=solver), 5, every=2))
     assert [iterate.step for iterate in iterates] == [0, 1, 2, 3, 4, 5]
     assert [iterate.step for iterate in iterates if iterate.observation] == [0, 2, 4, 5]
     assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(iterates))

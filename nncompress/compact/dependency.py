@@ -16,11 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from nncompress.channels import kept_in
-from nncompress.compact.removal import reshape, structure
+from nncompress.compact.removal import check_equal, kind_of, reshape, structure
 from nncompress.errors import Unsupported
-
-TOLERANCE = 1e-5
-"""Largest difference of the outputs of the masked and the smaller network, relative to the largest output."""
 
 KEEPING_ZERO = frozenset(
     {"Relu", "LeakyRelu", "Hardtanh", "Elu", "Celu", "Gelu", "Silu", "Mish", "Hardswish", "Tanh", "Add", "Sub", "Mul"}
@@ -77,7 +74,7 @@ def pruned(network: nn.Module, x: Tensor) -> nn.Module:
             "is added to it, found none such; give the network a method scales() or keep it masked"
         )
     _shrink(found, gone)
-    _check_equal(network, found, x)
+    check_equal(network, found, x)
     return found
 
 
@@ -215,7 +212,7 @@ def _traced(network: nn.Module, x: Tensor, dead: Mapping[str, Sequence[bool]]) -
                 )
         except Exception as error:  # another's forward, another's tracing: anything
             raise Unsupported(
-                f"Torch-Pruning must be able to trace the network, found {_said(error)}; give the network a method "
+                f"Torch-Pruning must be able to trace the network, found {kind_of(error)}; give the network a method "
                 "scales() or keep it masked"
             ) from error
     names = {module: name for name, module in traced.named_modules()}
@@ -227,11 +224,6 @@ def _outputs(network: nn.Module, x: Tensor) -> Tensor:
     """The outputs as a node of their own in the graph, even where a layer makes them."""
     outputs: Tensor = network(x)
     return outputs + 0
-
-
-def _said(error: Exception) -> str:
-    """The first line of an error and its kind."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _check_whole(names: Mapping[nn.Module, str], graph: Any) -> None:
@@ -305,22 +297,3 @@ def _shrink(network: nn.Module, gone: Gone) -> None:
     state = network.state_dict()
     for name, tensor in tensors.items():
         state[name].copy_(tensor)
-
-
-@torch.no_grad()
-def _check_equal(network: nn.Module, found: nn.Module, x: Tensor) -> None:
-    """Refuse a smaller network whose outputs are others."""
-    expected = copy.deepcopy(network).eval()(x)
-    try:
-        outputs = copy.deepcopy(found).eval()(x)
-    except Exception as error:  # a forward of which the number of channels is a part
-        raise Unsupported(
-            f"the network must work with fewer channels, found {_said(error)}; the masked network is kept"
-        ) from error
-    same = outputs.shape == expected.shape
-    difference = float((outputs - expected).abs().max()) if same else float("inf")
-    if not difference <= TOLERANCE * float(expected.abs().max()):
-        raise Unsupported(
-            "the smaller network must give the outputs of the masked one, found a largest difference of "
-            f"{difference:.3g}; the masked network is kept"
-        )

@@ -8,8 +8,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd as Convolution
 
 from nncompress.channels import Scale, kept_in, norm_of, scales_of
+from nncompress.errors import Unsupported
+
+TOLERANCE = 1e-5
+"""Largest difference of the outputs of the masked and the smaller network, relative to the largest output."""
 
 
 class SelectedNorm(nn.Module):
@@ -59,6 +64,30 @@ def removed(model: nn.Module) -> nn.Module:
     return network
 
 
+@torch.no_grad()
+def check_equal(network: nn.Module, found: nn.Module, x: Tensor) -> None:
+    """Raise Unsupported unless a smaller network `found` gives the outputs of the masked one for samples x."""
+    expected = copy.deepcopy(network).eval()(x)
+    try:
+        outputs = copy.deepcopy(found).eval()(x)
+    except Exception as error:  # a forward of which the number of channels is a part
+        raise Unsupported(
+            f"the network must work with fewer channels, found {kind_of(error)}; the masked network is kept"
+        ) from error
+    same = outputs.shape == expected.shape
+    difference = float((outputs - expected).abs().max()) if same else float("inf")
+    if not difference <= TOLERANCE * float(expected.abs().max()):
+        raise Unsupported(
+            "the smaller network must give the outputs of the masked one, found a largest difference of "
+            f"{difference:.3g}; the masked network is kept"
+        )
+
+
+def kind_of(error: Exception) -> str:
+    """The first line of an error and its kind."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def is_smaller(network: nn.Module) -> bool:
     """Whether channels have been taken out of it, so that its shapes are not those of its constructor."""
     return bool(getattr(network, "_channels_removed", False))
@@ -70,7 +99,7 @@ def structure(network: nn.Module) -> dict[str, Any]:
     return {
         "selected": [name for name, module in modules.items() if isinstance(module, SelectedNorm)],
         "without": [name for name, module in modules.items() if isinstance(module, NoBranch)],
-        "groups": {name: m.groups for name, m in modules.items() if isinstance(m, nn.Conv2d) and m.groups > 1},
+        "groups": {name: m.groups for name, m in modules.items() if isinstance(m, Convolution) and m.groups > 1},
     }
 
 
@@ -134,7 +163,7 @@ def _put(module: nn.Module, field: str, tensor: Tensor) -> None:
 
 def _state_sizes(module: Any, groups: int | None) -> None:
     """Make the sizes a layer states those of its tensors."""
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, Convolution) and not module.transposed:
         module.groups = groups or module.groups
         module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):

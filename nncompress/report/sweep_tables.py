@@ -73,6 +73,8 @@ MEASURES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("accuracy/dense_test", "dense test accuracy (%)", percent),
     ("ratio/params", "ratio of parameters", number),
     ("ratio/bits", "ratio of bits", number),
+    ("ratio/macs", "ratio of MACs", number),
+    ("ratio/channels", "ratio of channels", number),
     ("seconds/total", "time (seconds)", number),
     ("rate/slope", "slope", signed),
 )

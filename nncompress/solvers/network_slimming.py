@@ -62,9 +62,10 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
     from 0, of all m channels together) go, with their shifts, and the rest is trained without the penalty, with a new
     optimiser and the schedule from its beginning. The dead channels stay in the network, as zeros, until it is stored.
 
-    num_steps: epochs, of which the last `fine_tune` are fine-tuning. lam: as above (published: 1e-4 for VGG, 1e-5 for
-    ResNet-164 and DenseNet-40). percent: part of the channels that goes; a target takes its place. lr: learning rate,
-    times `schedule`. optimizer: called with the parameters and `lr`. decay_scales: its weight decay acts on gamma too.
+    num_steps: epochs, the last `fine_tune` of which are fine-tuning (None: half). lam: as above (published: 1e-4
+    for VGG, 1e-5 for ResNet-164 and DenseNet-40). percent: part of the channels that goes; a target takes its place.
+    lr: learning rate, times `schedule`. optimizer: called with the parameters and `lr`. decay_scales: its weight decay
+    acts on gamma too.
     fold: what dead channels still give, ReLU of their shift, is given to the layer behind them.
     """
 
@@ -72,7 +73,7 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
     removes_channels: ClassVar[bool] = True
 
     num_steps: int = 320
-    fine_tune: int = 160
+    fine_tune: int | None = None
     lam: float = 1e-4
     percent: float = 0.7
     lr: float = 0.1
@@ -93,7 +94,7 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
             raise ValueError(f"lam must be at least 0 and finite, found {self.lam}")
         if not 0 <= self.percent < 1:
             raise ValueError(f"percent must be a part of the channels, at least 0 and below 1, found {self.percent}")
-        if not 0 <= self.fine_tune <= self.num_steps:
+        if self.fine_tune is not None and not 0 <= self.fine_tune <= self.num_steps:
             raise ValueError(
                 f"fine_tune must be at least 0 and at most num_steps ({self.num_steps}), found {self.fine_tune}"
             )
@@ -153,10 +154,14 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
     @property
     def _training(self) -> int:
         """Epochs before fine-tuning."""
-        return self.num_steps - self.fine_tune
+        return self.num_steps - self._fine_tuning
+
+    @property
+    def _fine_tuning(self) -> int:
+        return self.num_steps // 2 if self.fine_tune is None else self.fine_tune
 
     def _rate(self, k: int) -> float:
-        phase, first = (self._training, 0) if k < self._training else (self.fine_tune, self._training)
+        phase, first = (self._training, 0) if k < self._training else (self._fine_tuning, self._training)
         return self.lr * self.schedule.factor(k - first, phase)
 
     def _optimizer(self, model: nn.Module) -> Optimizer:

@@ -1,0 +1,332 @@
+"""Network slimming as first published: the subgradient, the threshold, fine-tuning, resuming, what is refused."""
+
+import copy
+import math
+from functools import partial
+
+import pytest
+import torch
+from problems import F64, randn
+from runs import assert_refused, rows, summary, train
+from test_slimming import BATCH, DATA, N, norms, small, tensors, vgg
+from torch import Tensor, nn
+
+from nncompress import checkpoint
+from nncompress.channels import kept_in
+from nncompress.compact.artefact import load_compact
+from nncompress.compact.removal import is_smaller, removed
+from nncompress.errors import Unsupported
+from nncompress.metrics import evaluate
+from nncompress.models.densenet import DenseNet
+from nncompress.models.preresnet import PreResNet
+from nncompress.problem import Problem
+from nncompress.solvers import network_slimming
+from nncompress.solvers.network_slimming import NetworkSlimming, NetworkSlimmingState
+from nncompress.solvers.scales import Scales
+
+MOMENTUM = partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-2)
+
+
+def solver(num_steps: int = 4, fine_tune: int = 2, **settings: object) -> NetworkSlimming:
+    given: dict[str, object] = {"lam": 0.05, "percent": 0.5, "lr": 0.1, "batch_size": BATCH, "optimizer": MOMENTUM}
+    return NetworkSlimming(num_steps=num_steps, fine_tune=fine_tune, **(given | settings))
+
+
+def residual() -> nn.Module:
+    """Bottlenecks, with scaling factors that differ."""
+    torch.manual_seed(0)
+    network = PreResNet((1, 8, 8), 10, depth=11, width=0.25).to(F64)
+    return spread(network)
+
+
+def dense() -> nn.Module:
+    torch.manual_seed(0)
+    return spread(DenseNet((1, 8, 8), 10, depth=7, growth=3).to(F64))
+
+
+def spread(network: nn.Module) -> nn.Module:
+    for norm in norms(network):
+        nn.init.uniform_(norm.weight, 0.2, 0.9)
+        nn.init.uniform_(norm.bias, -0.1, 0.3)
+    return network
+
+
+def states(method: NetworkSlimming, p: Problem) -> list[NetworkSlimmingState]:
+    """Copies of all states of a run."""
+    return [copy.deepcopy(iterate.state) for iterate in method.run(p, method.num_steps)]
+
+
+def descend(
+    p: Problem, model: nn.Module, generator: torch.Generator, rates: list[float], *, lam: float = 0.0, decay: bool = True
+) -> dict[str, Tensor]:
+    """An epoch for each rate, by hand: gradient, subgradient of the scaling factors, decay, momentum, step."""
+    factors = [norm.weight for norm in norms(model)]
+    buffers: dict[str, Tensor] = {}
+    model.train()
+    for lr in rates:
+        for batch in torch.randperm(N, generator=generator).split(BATCH):
+            loss = nn.functional.cross_entropy(model(p.data.train.x[batch]), p.data.train.y[batch])
+            names, parameters = zip(*model.named_parameters(), strict=True)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for name, w, gradient in zip(names, parameters, gradients, strict=True):
+                is_factor = any(w is factor for factor in factors)
+                push = torch.zeros_like(w) if gradient is None else gradient
+                push = push + lam * w.detach().sign() if is_factor else push
+                push = push + 1e-2 * w.detach() if decay or not is_factor else push
+                buffers[name] = 0.9 * buffers[name] + push if name in buffers else push
+                w.data = w.data - lr * buffers[name]
+    return buffers
+
+
+@pytest.mark.parametrize("decay", [True, False])
+def test_the_subgradient_passes_through_the_momentum(decay):
+    p, method = small(), solver(3, 0, decay_scales=decay, seed=2)
+    model = copy.deepcopy(p.model)
+    buffers = descend(p, model, torch.Generator().manual_seed(2), [0.1, 0.1, 0.01], lam=0.05, decay=decay)
+    state = states(method, p)[-1]
+    torch.testing.assert_close(state.model.state_dict(), model.state_dict(), rtol=0, atol=1e-10)
+    for name, w in state.model.named_parameters():
+        torch.testing.assert_close(state.optimizer.state[w]["momentum_buffer"], buffers[name], rtol=0, atol=1e-10)
+
+
+def test_a_scaling_factor_of_zero_has_no_subgradient():
+    network = vgg()
+    with torch.no_grad():
+        norms(network)[1].weight[2], norms(network)[1].bias[2] = 0, -1  # dead, so without a gradient of the loss
+    found = states(solver(2, 0, lam=0.3), small(network))[-1].model
+    after, before = (norms(model)[1].weight.detach() for model in (found, network))
+    assert torch.equal(after == before, torch.arange(6) == 2)
+
+
+def test_without_a_penalty_it_is_sgd():
+    p = small()
+    model = copy.deepcopy(p.model)
+    descend(p, model, torch.Generator().manual_seed(0), [0.1, 0.01])
+    found = states(solver(2, 0, lam=0.0), p)[-1].model
+    torch.testing.assert_close(found.state_dict(), model.state_dict(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("percent", [0.0, 0.1, 0.29, 0.5, 0.7, 0.99])
+def test_what_is_at_most_the_threshold_over_all_layers_goes(percent):
+    network = vgg((1, 1, 1), 0.1)
+    values = randn(45)
+    values[7] = -values[3]  # a tie
+    Scales.of(network).put(values)
+    p, method = small(network), solver(percent=percent)
+    found = method.slimmed(p, method.init(p))
+    threshold = sorted(map(abs, values.tolist()))[int(percent * 45)]
+    expected = list((values.abs() > threshold).split([6, 13, 26]))
+    for k, part in enumerate(values.split([6, 13, 26])):
+        if not expected[k].any():  # the largest stays
+            expected[k] = part.abs() == part.abs().max()
+    assert all(map(torch.equal, kept_in(found.network).values(), expected))
+    assert torch.equal(Scales.of(found.network).gamma(), torch.where(torch.cat(expected), values, 0))
+    assert torch.equal(torch.cat(list(found.factors.values())), values)
+
+
+def test_a_share_of_none_takes_the_smallest_channel():
+    p, method = small(), solver(percent=0.0)
+    kept = torch.cat(list(kept_in(method.slimmed(p, method.init(p)).network).values()))
+    assert kept.nonzero().flatten().tolist() == [c for c in range(9) if c != int(Scales.of(p.model).gamma().argmin())]
+
+
+def test_a_target_takes_the_place_of_the_share():
+    p, method = small(vgg((1, 1, 1), 0.1), ("ratio", 0.4)), solver(percent=0.99)
+    network = removed(method.slimmed(p, method.init(p)).network)
+    size = sum(w.numel() for w in p.model.parameters())
+    assert 0.35 * size < sum(w.numel() for w in network.parameters()) <= 0.4 * size
+
+
+def test_before_fine_tuning_the_network_is_the_one_pruned_without_it():
+    p = small(residual())
+    with_tuning, without = solver(4, 2), solver(2, 0)
+    first, second = states(with_tuning, p)[2], states(without, p)[-1]
+    assert all(map(torch.equal, first.model.state_dict().values(), second.model.state_dict().values()))
+    a, b = (method.slimmed(p, state).network for method, state in ((with_tuning, first), (without, second)))
+    assert all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
+    terms = with_tuning.observe(p, first).terms
+    assert terms == without.observe(p, second).terms
+    assert terms["channels/kept"] == sum(int(mask.sum()) for mask in kept_in(a).values())
+    assert 0 < terms["channels/kept"] < terms["channels/total"]
+
+
+def test_the_objective_has_the_penalty_until_the_channels_are_gone():
+    p, method = small(), solver(2, 1)
+    before, trained, tuned = (iterate.observation for iterate in method.run(p, 2))
+    for observation in (before, trained):
+        gamma = Scales.of(observation.model).gamma()
+        assert observation.terms["term/penalty"] == pytest.approx(0.05 * float(gamma.abs().sum()))
+    assert tuned.terms["term/penalty"] == 0
+    for observation in (before, trained, tuned):
+        terms, loss = observation.terms, evaluate(observation.model, p.data.train, p.loss).loss
+        assert terms["term/loss"] == loss
+        assert terms["objective"] == pytest.approx(loss + terms["term/penalty"])
+
+
+def test_the_recorded_steps_are_the_differences_of_the_iterates():
+    p, method = small(), solver(2, 0)
+    found = states(method, p)
+    for before, after in zip(found, found[1:], strict=False):
+        pairs = zip(before.model.parameters(), after.model.parameters(), strict=True)
+        moved = sum(float((a.detach() - b.detach()).square().sum()) for a, b in pairs)
+        assert method.observe(p, after).terms["step_sq"] == pytest.approx(moved)
+
+
+@pytest.mark.parametrize("make", [vgg, residual, dense])
+def test_dead_channels_stay_zero_in_fine_tuning_and_the_others_move(make):
+    found = states(solver(5, 3), small(make()))
+    keep = found[-1].keep != 0
+    assert 0 < int(keep.sum()) < len(keep)
+    for state in found[3:]:
+        assert torch.equal(state.keep != 0, keep)
+        scales = Scales.of(state.model)
+        shifts = torch.cat([shift.detach() for shift in scales.shifts])
+        assert not scales.gamma()[~keep].any()
+        assert not shifts[~keep].any()
+        assert bool((scales.gamma()[keep] != 0).all())
+    assert not torch.equal(Scales.of(found[3].model).gamma(), Scales.of(found[4].model).gamma())
+
+
+def test_fine_tuning_has_a_new_optimiser_and_the_schedule_from_its_beginning(monkeypatch):
+    seen = []
+
+    def spy(optimizer, lr):
+        seen.append((round(lr, 9), optimizer, len(optimizer.state)))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+    monkeypatch.setattr(network_slimming, "set_rate", spy)
+    list(solver(10, 6).run(small(), 10))
+    rates, optimizers, held = zip(*seen, strict=True)
+    assert rates == (0.1, 0.1, 0.01, 0.001, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001)
+    assert len(set(map(id, optimizers[:4]))) == len(set(map(id, optimizers[4:]))) == 1
+    assert optimizers[0] is not optimizers[4]
+    assert [count == 0 for count in held] == [True, False, False, False, True, *[False] * 5]
+
+
+@pytest.mark.parametrize("make", [vgg, residual, dense])
+def test_fine_tuning_with_masks_is_training_the_smaller_network(make):
+    p, method = small(make()), solver(6, 4, percent=0.6)
+    found = states(method, p)
+    network = removed(method.slimmed(p, found[2]).network)
+    assert is_smaller(network)
+    generator = torch.Generator()
+    generator.set_state(found[2].generator.get_state())
+    descend(p, network, generator, [0.1, 0.1, 0.01, 0.001])
+    masked = method.slimmed(p, found[-1]).network
+    torch.testing.assert_close(removed(masked).state_dict(), network.state_dict(), rtol=1e-9, atol=1e-9)
+    x = p.data.test.x
+    with torch.no_grad():
+        torch.testing.assert_close(masked.eval()(x), network.eval()(x), rtol=1e-9, atol=1e-9)
+
+
+def test_all_epochs_may_be_fine_tuning():
+    p, method = small(), solver(2, 2)
+    found = states(method, p)
+    kept = method.slimmed(p, found[0]).network
+    model = copy.deepcopy(removed(kept))
+    descend(p, model, torch.Generator().manual_seed(0), [0.1, 0.01])
+    after = removed(method.slimmed(p, found[-1]).network)
+    torch.testing.assert_close(after.state_dict(), model.state_dict(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("make", [vgg, residual])
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_a_run_that_is_taken_up_again_ends_bit_for_bit_like_an_unbroken_one(k, make, fold, tmp_path):
+    p, method = small(make()), solver(4, 2, fold=fold)
+    *_, whole = method.run(p, 4)
+    *_, part = method.run(p, k)
+    checkpoint.save(tmp_path / "last.pt", {"state": checkpoint.pack(part.state)})
+    packed = checkpoint.load(tmp_path / "last.pt")["state"]
+    state = checkpoint.restore(method.init(p), packed, tmp_path / "last.pt")
+    *_, resumed = method.run(p, 4, state=state)
+    assert resumed.observation.terms == whole.observation.terms
+    assert all(map(torch.equal, tensors(checkpoint.pack(resumed.state)), tensors(checkpoint.pack(whole.state))))
+
+
+def test_the_problem_is_left_alone():
+    p = small()
+    before = copy.deepcopy(p.model.state_dict())
+    states(solver(), p)
+    assert all(map(torch.equal, p.model.state_dict().values(), before.values()))
+
+
+def test_a_layer_left_without_channels_is_told(caplog):
+    network = vgg()
+    with torch.no_grad():
+        norms(network)[0].weight *= 1e-3
+    p, method = small(network), solver(1, 1)
+    state = method.init(p)
+    method.result(p, state, method.observe(p, state))
+    assert "features.bn1_1: no channel is left, so the one with the largest scale stays" in caplog.text
+    caplog.clear()
+    method.step(p, state)
+    assert "features.bn1_1: no channel is left" in caplog.text
+
+
+def test_a_residual_block_left_without_channels_is_its_shortcut():
+    network = residual()
+    with torch.no_grad():
+        network.blocks[1].branch.bn2.weight *= 1e-3
+    p, method = small(network), solver(2, 1)
+    found = states(method, p)
+    last = method.slimmed(p, found[-1]).network
+    assert not any(mask.any() for name, mask in kept_in(last).items() if name.startswith("blocks.1.branch"))
+    assert not list(removed(last).blocks[1].branch.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"percent": 1.0}, "percent must be a part of the channels, at least 0 and below 1, found 1.0"),
+        ({"percent": -0.1}, "percent must be"),
+        ({"percent": math.nan}, "percent must be"),
+        ({"lam": -1e-4}, "lam must be at least 0 and finite, found -0.0001"),
+        ({"lam": math.inf}, "lam must be"),
+        ({"num_steps": 3, "fine_tune": 4}, r"fine_tune must be at least 0 and at most num_steps \(3\), found 4"),
+        ({"fine_tune": -1}, "fine_tune must be"),
+        ({"lr": 0}, "lr must be positive"),
+        ({"batch_size": 0}, "batch_size must be"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        NetworkSlimming(**settings)
+
+
+def test_a_network_without_batch_norm_is_refused():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).to(F64)
+    with pytest.raises(Unsupported, match="needs batch norms with scaling factors, found none"):
+        solver().init(small(network))
+
+
+WORDS = ["solver=network_slimming", "model=vgg19", "model.layers=[1,1,1]", "model.width=0.1", *DATA]
+WORDS += ["solver.batch_size=10", "solver.lam=1e-3"]
+
+
+@pytest.mark.usefixtures("apart")
+def test_a_run_prunes_fine_tunes_and_stores_the_smaller_network(tmp_path):
+    folder = tmp_path / "run"
+    assert train(folder, *WORDS, "solver.num_steps=6", "solver.fine_tune=3", "solver.percent=0.7") == 0
+    ends, records = summary(folder), rows(folder)
+    assert [row["channels/kept"] for row in records[3:]] == [ends["channels/kept"]] * 4
+    above = 45 - (int(0.7 * 45) + 1)
+    assert above <= ends["channels/kept"] < above + 3  # a layer without any keeps one
+    assert ends["ratio/params"] < 1
+    assert records[-1]["loss/train"] < records[3]["loss/train"]
+    network = load_compact(folder / "model")
+    assert sum(w.numel() for w in network.parameters()) == ends["params/compressed"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["solver.percent=1"], 2, "percent must be a part of the channels"),
+        (["solver.fine_tune=9", "solver.num_steps=3"], 2, "fine_tune must be at least 0 and at most num_steps (3), fo"),
+        (["solver.lr=1e8"], 1, "the objective must stay finite"),
+    ],
+)
+@pytest.mark.usefixtures("apart")
+def test_bad_input_is_one_sentence_and_the_right_exit_code(words, code, said, tmp_path, capsys):
+    assert_refused(tmp_path / "run", [*WORDS, "solver.num_steps=4", "solver.fine_tune=1", *words], code, said, capsys)
