@@ -15,8 +15,10 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from nncompress import config, environment, metrics, parallel
+from nncompress.augmentation import Augmentation
+from nncompress.channels import is_reshaped
 from nncompress.compact.artefact import DESCRIPTION, load_compact
-from nncompress.compact.removal import is_smaller, reshape, structure
+from nncompress.compact.removal import reshape, structure
 from nncompress.compressions.plan import Plan, check_finite, plan_of
 from nncompress.compressions.target import Target, fit
 from nncompress.errors import ConfigError, NNCompressError, Unsupported
@@ -41,18 +43,16 @@ def build(cfg: DictConfig) -> tuple[Problem, Solver[Any], dict[str, Any]]:
     data = config.build(cfg.dataset)
     if not isinstance(data, Dataset):
         raise ConfigError(f"dataset: must give an nncompress.problem.Dataset, found {type(data).__name__}")
+    data = _prepared(cfg, data.to(device, dtype))
     if len(data.train) < parallel.size():
         raise ConfigError(
             f"each of {parallel.size()} processes needs a sample, found {len(data.train)}; start fewer processes"
         )
-    data = _prepared(cfg, data.to(device, dtype))
     computation = Computation(half=cfg.precision == "bf16", graphs=cfg.cuda_graphs)
     model = _model(cfg, data)
     if computation.half:
         model = model.to(memory_format=torch.channels_last)
-        data = replace(
-            data, train=data.train.laid_out(torch.channels_last), test=data.test.laid_out(torch.channels_last)
-        )
+        data = data.laid_out(torch.channels_last)
     plan, target = _plan(cfg, model, data, solver)
     for words in plan.clipped():
         log.warning("%s", words)
@@ -64,10 +64,17 @@ def _prepared(cfg: DictConfig, data: Dataset) -> Dataset:
     """The data set with what the run does to any: a part of the training samples held out, augmentation."""
     with config.refusals("augmentation"):
         augmentation = None if cfg.augmentation is None else config.build(cfg.augmentation)
+        if augmentation is not None and not isinstance(augmentation, Augmentation):
+            found = type(augmentation).__name__
+            raise ConfigError(f"augmentation: must give an nncompress.augmentation.Augmentation, found {found}")
         if augmentation is not None:
             augmentation.check(data.input_shape)
             augmentation = augmentation if augmentation.columns else None
     held = round(cfg.validation * len(data.train))
+    if held == len(data.train):
+        raise ConfigError(
+            f"validation: must leave training samples, found {cfg.validation} of {held}; give a smaller part"
+        )
     if not held:
         return replace(data, augmentation=augmentation)
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(cfg.seed)).to(data.train.y.device)
@@ -98,7 +105,7 @@ def _start_from(folder: str, model: nn.Module, data: Dataset) -> None:
         reference = load_compact(Path(folder) / "model").to(data.train.x.device, data.train.x.dtype)
     except NNCompressError as error:
         raise type(error)(f"reference: {error}; give another run, or remove it and train it again") from error
-    if is_smaller(reference):
+    if is_reshaped(reference):
         _reshaped(model, reference)
     weights = reference.state_dict()
     differences = _differences(weights, model.state_dict())

@@ -98,11 +98,21 @@ def masked(model: nn.Module, keep: Keep, *, fold: bool = False) -> nn.Module:
     network = copy.deepcopy(model)
     for scale in scales_of(network):
         norm, dead = norm_of(network, scale), ~keep[scale.norm]
-        if fold:
+        if fold and bool((norm.bias[dead] > 0).any()):
             _fold(network, scale, torch.where(dead, norm.bias.relu(), 0))
         norm.weight.masked_fill_(dead, 0)
         norm.bias.masked_fill_(dead, 0)
     return network
+
+
+def mark_reshaped(network: nn.Module) -> None:
+    """Note that a network's tensors are no longer those of its constructor, so that its file says so."""
+    network._reshaped = True  # type: ignore[assignment]
+
+
+def is_reshaped(network: nn.Module) -> bool:
+    """Whether channels have been taken out of a network or biases put in."""
+    return bool(getattr(network, "_reshaped", False))
 
 
 def _fold(network: nn.Module, scale: Scale, constant: Tensor) -> None:
@@ -116,5 +126,6 @@ def _fold(network: nn.Module, scale: Scale, constant: Tensor) -> None:
             norm.running_mean -= made
         elif layer.bias is None:
             layer.bias = nn.Parameter(made)
+            mark_reshaped(network)
         else:
             layer.bias += made

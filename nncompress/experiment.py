@@ -30,7 +30,7 @@ from nncompress.progress import ProgressLog
 from nncompress.records import CONFIG, RECORDS, STATUS, SUMMARY, Recorder, read_run, write_json
 from nncompress.report import write_run_report
 from nncompress.solvers.base import Iterate, Observation, Slimmed
-from nncompress.summary import channels_of, summary_of
+from nncompress.summary import channels_of, counts_of, summary_of
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ class _Execution:
         """One observation as it goes into `records.jsonl`; accuracy and loss are those of the deployed network."""
         problem, (model, theta, terms) = self.problem, observation
         compressed = problem.plan.decompress(theta)
-        deployed, _ = self._deployed(iterate, observation)
+        deployed, slimmed = self._deployed(iterate, observation)
         train = metrics.evaluate(deployed, problem.data.train, problem.loss)
         test = metrics.evaluate(deployed, problem.data.test, problem.loss)
         dense_test = metrics.evaluate(model, problem.data.test, problem.loss)
@@ -227,6 +227,8 @@ class _Execution:
             "ratio/bits": size["ratio/bits"],
             "sparsity": metrics.sparsity(weights_of(deployed)),
         }
+        if slimmed is not None:
+            row |= counts_of(slimmed)
         if problem.data.validation is not None:
             held_out = metrics.evaluate(deployed, problem.data.validation, problem.loss)
             row |= {"loss/validation": held_out.loss, "accuracy/validation": held_out.accuracy}

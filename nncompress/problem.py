@@ -69,6 +69,12 @@ class Dataset:
             blank=self.blank.to(device, dtype),
         )
 
+    def laid_out(self, memory_format: torch.memory_format) -> Dataset:
+        """The data set with inputs that are images in a memory format."""
+        train, test = (split.laid_out(memory_format) for split in (self.train, self.test))
+        validation = None if self.validation is None else self.validation.laid_out(memory_format)
+        return replace(self, train=train, test=test, validation=validation)
+
 
 @dataclass(frozen=True)
 class Computation:

@@ -59,24 +59,29 @@ def summary_of(
     return summary | {"seed": cfg.seed} | {group: cfg.choices.get(group) for group in GROUPS}
 
 
+def counts_of(slimmed: Slimmed) -> dict[str, int]:
+    """How many channels with a scaling factor there are and are left."""
+    kept = kept_in(slimmed.network)
+    left = sum(int(kept[name].sum()) for name in slimmed.factors)
+    return {"channels/kept": left, "channels/total": sum(len(kept[name]) for name in slimmed.factors)}
+
+
 def channels_of(slimmed: Slimmed) -> dict[str, Any]:
     """How many channels each batch norm is left with, and how the factors they were chosen by are distributed."""
     kept, factors = kept_in(slimmed.network), slimmed.factors
     layers: list[dict[str, Any]] = [
         {"norm": name, "channels": len(kept[name]), "kept": int(kept[name].sum())} for name in factors
     ]
-    total, left = (sum(layer[key] for layer in layers) for key in ("channels", "kept"))
+    counts = counts_of(slimmed)
     magnitudes = torch.cat([tensor.detach().abs().flatten() for tensor in factors.values()]).cpu()
     positive = magnitudes[magnitudes > 0].log10().clamp(FACTOR_DECADES[0], FACTOR_DECADES[1])
-    counts = torch.histc(positive, 4 * (FACTOR_DECADES[1] - FACTOR_DECADES[0]), FACTOR_DECADES[0], FACTOR_DECADES[1])
-    return {
-        "channels/total": total,
-        "channels/kept": left,
-        "ratio/channels": left / total,
+    histogram = torch.histc(positive, 4 * (FACTOR_DECADES[1] - FACTOR_DECADES[0]), FACTOR_DECADES[0], FACTOR_DECADES[1])
+    return counts | {
+        "ratio/channels": counts["channels/kept"] / counts["channels/total"],
         "channels": layers,
         "factors": {
             "decades": list(FACTOR_DECADES),
-            "counts": [int(count) for count in counts],
+            "counts": [int(count) for count in histogram],
             "zero": len(magnitudes) - len(positive),
         },
     }

@@ -136,7 +136,7 @@ def job(cfg: DictConfig) -> None:
 def _retarget(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """With `model._target_=my_nets.Net` on the command line the keys of the option it replaces no longer count."""
     given = [override.partition("=")[0].lstrip("+") for override in overrides]
-    for group in config.GROUPS:
+    for group in (*config.GROUPS, config.AUGMENTATION):
         if f"{group}._target_" in given:
             keys = {key.split(".")[1] for key in given if key.startswith(f"{group}.")}
             cfg[group] = {key: value for key, value in cfg[group].items() if key in keys}

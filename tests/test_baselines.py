@@ -32,8 +32,8 @@ from nncompress.params import Params
 from nncompress.problem import Dataset, Problem, Split, weights_of, with_weights
 from nncompress.solvers.baselines import IDC, DCRetrain, DirectCompression, Distillation, squared_error
 from nncompress.solvers.descent import Constant
-from nncompress.solvers.minibatches import Minibatches, epoch
 from nncompress.solvers.direct_learning import power_of_two
+from nncompress.solvers.minibatches import Minibatches, epoch
 from nncompress.solvers.sgd import SGD
 
 N, INPUTS, OUTPUTS = 40, 6, 4

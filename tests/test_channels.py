@@ -1,4 +1,4 @@
-"""The removal of channels: the same outputs from smaller networks, dead layers, folding, storage, counts, what is refused."""
+"""The removal of channels: the same outputs from smaller networks, dead layers, folding, storage, sizes, lies."""
 
 import copy
 import json
@@ -13,16 +13,14 @@ from test_cifar_models import SMALL, count, every, norms, small
 from torch import Tensor, nn
 
 from nncompress import config
-from nncompress.channels import Scale, guarded, kept_in, masked, norm_of, scales_of
+from nncompress.channels import Scale, guarded, is_reshaped, kept_in, masked, norm_of, scales_of
 from nncompress.compact.artefact import load_compact, save_compact
-from nncompress.compact.removal import NoBranch, SelectedNorm, is_smaller, removed, reshape, structure
+from nncompress.compact.removal import NoBranch, SelectedNorm, removed, reshape, structure
 from nncompress.compact.smaller import smaller
 from nncompress.errors import CheckpointError
 from nncompress.metrics import huffman_bits, layers_of, macs, sizes
-from nncompress.models.preresnet import PreResNet
 from nncompress.models.vgg import VGG
-from nncompress.models.wide_resnet import WideResNet
-from nncompress.problem import Dataset, Problem, Split
+from nncompress.problem import Dataset, Split
 from nncompress.solvers.base import Observation
 
 Keep = dict[str, Tensor]
@@ -56,7 +54,7 @@ def checked(network: nn.Module, keep: Mapping[str, Tensor], x: Tensor) -> nn.Mod
     dead = masked(network, keep)
     found = removed(dead)
     assert_same(found, dead, x)
-    assert is_smaller(found)
+    assert is_reshaped(found)
     assert count(found) < count(network)
     return found
 
@@ -64,7 +62,7 @@ def checked(network: nn.Module, keep: Mapping[str, Tensor], x: Tensor) -> nn.Mod
 # Smaller networks that compute the same.
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
 @every
 def test_without_its_dead_channels_a_network_computes_the_same(name, share):
     network, x = small(name)
@@ -103,7 +101,7 @@ def test_with_all_channels_nothing_changes(name):
     network, x = small(name)
     keep = {norm: torch.ones_like(mask) for norm, mask in kept_in(network).items()}
     found = removed(masked(network, keep))
-    assert not is_smaller(found)
+    assert not is_reshaped(found)
     assert found.state_dict().keys() == network.state_dict().keys()
     assert all(map(torch.equal, found.state_dict().values(), network.state_dict().values()))
     same, words = smaller(network, x)
@@ -186,7 +184,7 @@ def test_of_a_network_without_any_channel_what_must_stay_stays(name):
     found = checked(network, full, x)
     again = {norm: mask.clone() for norm, mask in kept_in(found).items()}
     assert set(again) == set(full) - without
-    assert not is_smaller(removed(network))
+    assert not is_reshaped(removed(network))
     assert all(map(torch.equal, removed(found).state_dict().values(), found.state_dict().values()))
 
 
@@ -342,7 +340,7 @@ def test_a_new_network_takes_the_shapes_and_then_the_weights(name, fold):
     reshape(new, found.state_dict(), about)
     new.load_state_dict(found.state_dict())
     assert torch.equal(outputs(new, x), outputs(found, x))
-    assert is_smaller(new)
+    assert is_reshaped(new)
     assert structure(new) == structure(found)
 
 
@@ -375,7 +373,7 @@ def test_a_smaller_network_is_loaded_as_it_was_stored(name, tmp_path):
     found, x = stored(tmp_path, name)
     loaded = load_compact(tmp_path)
     assert torch.equal(outputs(loaded, x), outputs(found, x))
-    assert is_smaller(loaded)
+    assert is_reshaped(loaded)
     assert loaded.state_dict().keys() == found.state_dict().keys()
     assert [t.dtype for t in loaded.state_dict().values()] == [t.dtype for t in found.state_dict().values()]
     again = kept_in(loaded)
@@ -410,7 +408,7 @@ class Wrong(Valid):
 
     said: tuple[Scale, ...] = ()
 
-    def scales(self) -> list[Scale]:  # noqa: D102
+    def scales(self) -> list[Scale]:
         return list(self.said)
 
 
@@ -457,7 +455,8 @@ def test_a_network_whose_outputs_would_be_others_stays_as_large_as_it_was():
 
 
 def test_of_a_network_that_says_nothing_channels_are_found_by_its_graph():
-    network, x = trained(nn.Sequential(nn.Conv2d(1, 7, 3), nn.BatchNorm2d(7), nn.ReLU(), nn.Conv2d(7, 4, 1))), randn(3, 1, 6, 5)  # fmt: skip  # noqa: E501
+    x = randn(3, 1, 6, 5)
+    network = trained(nn.Sequential(nn.Conv2d(1, 7, 3), nn.BatchNorm2d(7), nn.ReLU(), nn.Conv2d(7, 4, 1)))
     dead = masked(network, {"1": torch.arange(7) > 2})
     found, words = smaller(dead, x)
     assert words is None
@@ -503,9 +502,11 @@ def test_sizes_and_operations_of_a_smaller_vgg_are_those_counted_by_hand():
 
 
 @pytest.mark.usefixtures("apart")
-@pytest.mark.parametrize("model", [["model=vgg19", "model.layers=[1,1,1]", "model.width=0.1"], ["model=resnet20", "model.depth=8", "model.width=0.25"]])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize(
+    "model", ["vgg19 model.layers=[1,1,1] model.width=0.1", "resnet20 model.depth=8 model.width=0.25"]
+)
 def test_a_run_goes_on_from_the_smaller_network_of_another(model, tmp_path):
-    words = [*model, "dataset.train_size=200", "dataset.test_size=100", "solver.batch_size=20"]
+    words = [*f"model={model}".split(), "dataset.train_size=200", "dataset.test_size=100", "solver.batch_size=20"]
     slim = ["solver=network_slimming", "solver.num_steps=4", "solver.fine_tune=2", "solver.percent=0.8"]
     assert train(tmp_path / "slim", *words, *slim) == 0
     assert train(tmp_path / "on", *words, "solver=sgd", f"reference={tmp_path / 'slim'}", "solver.num_steps=2") == 0
@@ -515,7 +516,7 @@ def test_a_run_goes_on_from_the_smaller_network_of_another(model, tmp_path):
     assert ends["params/compressed"] < ends["params/dense"]
     assert after["params/dense"] == after["params/compressed"] == ends["params/compressed"]
     network = load_compact(tmp_path / "on" / "model")
-    assert is_smaller(network)
+    assert is_reshaped(network)
     assert count(network) == ends["params/compressed"]
     again = [*words, "solver=slimming", f"reference={tmp_path / 'slim'}", "target.ratio=0.7", "solver.num_steps=1"]
     assert train(tmp_path / "again", *again) == 0

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet18
 
-from nncompress.channels import kept_in, masked
+from nncompress.channels import is_reshaped, kept_in, masked
 from nncompress.compact.dependency import pruned
-from nncompress.compact.removal import is_smaller, reshape, structure
+from nncompress.compact.removal import reshape, structure
 from nncompress.errors import Unsupported
 
 Act = Callable[[], nn.Module]
@@ -186,7 +186,7 @@ def test_a_network_with_random_masks_becomes_smaller_computes_the_same_and_can_b
 
 
 def check_smaller(network: nn.Module, found: nn.Module, make: Callable[[], nn.Module], x: Tensor) -> None:
-    assert is_smaller(found)
+    assert is_reshaped(found)
     assert count(found) < count(network)
     torch.testing.assert_close(outputs(found, x), outputs(network, x), rtol=1e-9, atol=1e-9)
     loaded = make().to(F64)
@@ -271,7 +271,7 @@ def test_a_network_without_dead_channels_is_copied() -> None:
     network, x = trained(chain), randn(3, 1, 8, 8)
     found = pruned(network, x)
     assert found is not network
-    assert not is_smaller(found)
+    assert not is_reshaped(found)
     torch.testing.assert_close(found.state_dict(), network.state_dict(), rtol=0, atol=0)
 
 

@@ -154,6 +154,7 @@ def test_an_epoch_equals_a_plain_loop_bit_for_bit(augmentation: Augmentation | N
             w.mul_(1 - decay)
 
     about = Minibatches(4, generator())
+    ours.eval()
     value = epoch(p, ours, about, optimizer=optimizer, add_gradient=add, after_step=after)
     assert float(value) == plain(data, theirs, [4, 4, 2], generator(), decay=decay)
     assert_same(ours, theirs)
@@ -320,11 +321,11 @@ def test_an_average_out_of_range_is_refused(average: float) -> None:
 HALF = Computation(half=True)
 
 
-def halved(data: Dataset, size: int = 4, **settings: Any) -> tuple[nn.Module, Tensor, list[Tensor]]:
-    """The network after an epoch in bfloat16, the loss, and what a look behind each module of it saw."""
+def halved(data: Dataset, size: int = 4, at: int = 3, **settings: Any) -> tuple[nn.Module, Tensor, list[Tensor]]:
+    """The network after an epoch in bfloat16, the loss, and what a module of it was given and gave."""
     model = convolutional(data.train.x.dtype).to(memory_format=torch.channels_last)
     seen: list[Tensor] = []
-    model[3].register_forward_hook(lambda module, args, output: seen.extend([args[0], output]))
+    model[at].register_forward_hook(lambda module, args, output: seen.extend([args[0], output]))
     p = replace(problem(data, model, none), computation=HALF, **settings)
     return model, epoch(p, model, Minibatches(size, generator()), optimizer=descent(model)), seen
 
@@ -343,8 +344,9 @@ def test_in_bfloat16_weights_and_gradients_stay_float32_and_close_to_those_of_fl
 
 def test_in_bfloat16_images_and_filters_keep_channels_last() -> None:
     data = images(dtype=torch.float32, augmentation=Augmentations(parts=[*CHANGES.parts, Cutout(size=2), Rotation()]))
-    model, _, seen = halved(data)
-    assert all(x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous() for x in seen)
+    for at in (0, 3):
+        model, _, seen = halved(data, at=at)
+        assert all(x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous() for x in seen)
     weights = [model[0].weight, model[3].weight]
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
     assert all(w.grad.is_contiguous(memory_format=torch.channels_last) for w in weights)
@@ -398,8 +400,8 @@ class Pretended:
 class OnGPU(minibatches._Gradient):
     """Takes the data to lie on a GPU."""
 
-    def __init__(self, problem: Problem, model: nn.Module, loss: Any, mixed: bool) -> None:
-        super().__init__(problem, model, loss, mixed)
+    def __init__(self, problem: Problem, model: nn.Module, minibatches: Any) -> None:
+        super().__init__(problem, model, minibatches)
         self.problem: Any = SimpleNamespace(
             data=problem.data, computation=problem.computation, device=torch.device("cuda"), dtype=problem.dtype
         )
@@ -437,7 +439,7 @@ def test_a_smaller_last_batch_needs_no_graph_of_its_own(on_gpu: list[int]) -> No
     assert on_gpu == [4]
 
 
-def test_a_graph_of_two_batches_or_none_is_not_worth_it_when_none_is_asked_for(on_gpu: list[int]) -> None:
+def test_no_graph_is_captured_for_a_single_batch_or_unasked(on_gpu: list[int]) -> None:
     trained(images(12), computation=Computation())
     trained(images(5), computation=GRAPHS)
     assert on_gpu == []

@@ -3,6 +3,7 @@
 import copy
 import math
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from test_slimming import BATCH, DATA, N, norms, small, tensors, vgg
 from torch import Tensor, nn
 
 from nncompress import checkpoint
-from nncompress.channels import kept_in
+from nncompress.channels import is_reshaped, kept_in
 from nncompress.compact.artefact import load_compact
-from nncompress.compact.removal import is_smaller, removed
+from nncompress.compact.removal import removed
 from nncompress.errors import Unsupported
 from nncompress.metrics import evaluate
 from nncompress.models.densenet import DenseNet
@@ -57,7 +58,13 @@ def states(method: NetworkSlimming, p: Problem) -> list[NetworkSlimmingState]:
 
 
 def descend(
-    p: Problem, model: nn.Module, generator: torch.Generator, rates: list[float], *, lam: float = 0.0, decay: bool = True
+    p: Problem,
+    model: nn.Module,
+    generator: torch.Generator,
+    rates: list[float],
+    *,
+    lam: float = 0.0,
+    decay: bool = True,
 ) -> dict[str, Tensor]:
     """An epoch for each rate, by hand: gradient, subgradient of the scaling factors, decay, momentum, step."""
     factors = [norm.weight for norm in norms(model)]
@@ -146,8 +153,8 @@ def test_before_fine_tuning_the_network_is_the_one_pruned_without_it():
     assert all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
     terms = with_tuning.observe(p, first).terms
     assert terms == without.observe(p, second).terms
-    assert terms["channels/kept"] == sum(int(mask.sum()) for mask in kept_in(a).values())
-    assert 0 < terms["channels/kept"] < terms["channels/total"]
+    kept = kept_in(a).values()
+    assert 0 < sum(int(mask.sum()) for mask in kept) < sum(map(len, kept))
 
 
 def test_the_objective_has_the_penalty_until_the_channels_are_gone():
@@ -166,7 +173,7 @@ def test_the_objective_has_the_penalty_until_the_channels_are_gone():
 def test_the_recorded_steps_are_the_differences_of_the_iterates():
     p, method = small(), solver(2, 0)
     found = states(method, p)
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         pairs = zip(before.model.parameters(), after.model.parameters(), strict=True)
         moved = sum(float((a.detach() - b.detach()).square().sum()) for a, b in pairs)
         assert method.observe(p, after).terms["step_sq"] == pytest.approx(moved)
@@ -209,7 +216,7 @@ def test_fine_tuning_with_masks_is_training_the_smaller_network(make):
     p, method = small(make()), solver(6, 4, percent=0.6)
     found = states(method, p)
     network = removed(method.slimmed(p, found[2]).network)
-    assert is_smaller(network)
+    assert is_reshaped(network)
     generator = torch.Generator()
     generator.set_state(found[2].generator.get_state())
     descend(p, network, generator, [0.1, 0.1, 0.01, 0.001])
@@ -230,11 +237,10 @@ def test_all_epochs_may_be_fine_tuning():
     torch.testing.assert_close(after.state_dict(), model.state_dict(), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("make", [vgg, residual])
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_a_run_that_is_taken_up_again_ends_bit_for_bit_like_an_unbroken_one(k, make, fold, tmp_path):
-    p, method = small(make()), solver(4, 2, fold=fold)
+def test_a_run_that_is_taken_up_again_ends_bit_for_bit_like_an_unbroken_one(k, make, tmp_path):
+    p, method = small(make()), solver(4, 2)
     *_, whole = method.run(p, 4)
     *_, part = method.run(p, k)
     checkpoint.save(tmp_path / "last.pt", {"state": checkpoint.pack(part.state)})

@@ -67,7 +67,9 @@ def tensors(packed: Any) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", KINDS)
 def test_two_processes_train_as_one_with_twice_the_batch(together: Path, name: str) -> None:
     assert_same(together / "one" / name, together / "two" / name)
-    states = [torch.load(together / n / name / "checkpoints/last.pt", weights_only=True)["state"] for n in ("one", "two")]
+    states = [
+        torch.load(together / n / name / "checkpoints/last.pt", weights_only=True)["state"] for n in ("one", "two")
+    ]
     for a, b in zip(*map(tensors, states), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-7, atol=1e-9)
 

@@ -1,4 +1,4 @@
-"""NN-BCD and LC on the real data sets, where they are present under $NNCOMPRESS_DATA."""
+"""NN-BCD, LC and slimming on the real data sets, where they are present under $NNCOMPRESS_DATA."""
 
 import itertools
 import json
@@ -10,6 +10,8 @@ import torch
 
 import nncompress.experiment
 from nncompress.cli import main
+from nncompress.compact.artefact import load_compact
+from nncompress.data.cifar import cifar10
 
 DATA = Path(os.environ.get("NNCOMPRESS_DATA", "data"))
 HELD_OUT = "dataset.test_subjects=[25,26,27,28,29,30]"
@@ -78,3 +80,20 @@ def test_lc_recovers_what_direct_compression_of_lenet300_loses(experiment, bits,
     assert rows[0]["accuracy/test"] < 0.8  # direct compression
     assert 1 - summary["accuracy/test"] < error
     assert summary["objective/final"] < 0.2 * rows[0]["objective"]
+
+
+@needs("cifar-10-batches-py")
+def test_slimming_leaves_fewer_channels_of_a_narrow_vgg_on_cifar10_the_larger_lambda(tmp_path):
+    words = ["experiment=slimming/lambdas", "dataset.train_size=2000", "dataset.test_size=500", "solver.num_steps=12"]
+    test = cifar10(root=str(DATA), train_size=2000, test_size=500, download=False).test
+    zeros = []
+    for lam in (0.02, 0.05, 0.1):
+        folder = tmp_path / str(lam)
+        rows, summary = run(folder, *words, "hydra.mode=RUN", f"solver.lam={lam}")
+        network = load_compact(folder / "model")
+        with torch.no_grad():
+            accuracy = (network(test.x).argmax(dim=1) == test.y).double().mean()
+        assert float(accuracy) == pytest.approx(summary["accuracy/test"], abs=0.005)
+        assert sum(p.numel() for p in network.parameters()) == summary["params/compressed"]
+        zeros.append(rows[-1]["channels/zero"])
+    assert zeros[0] < zeros[1] < zeros[2]

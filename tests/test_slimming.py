@@ -28,6 +28,7 @@ from nncompress.errors import ConfigError, Unsupported
 from nncompress.metrics import evaluate, sizes
 from nncompress.models.preresnet import PreResNet
 from nncompress.models.vgg import VGG
+from nncompress.models.wide_resnet import WideResNet
 from nncompress.problem import Problem
 from nncompress.solvers.curvature import largest_curvature
 from nncompress.solvers.descent import MultiStep
@@ -156,7 +157,8 @@ def test_f_decreases_as_promised_on_random_quadratics():
             after = z - (torch.einsum("nij,nj->ni", hessian, z) - b) / alpha
             after[:, 3:] = blended(after[:, 3:], xi, alpha, beta)
             xi_after = shrunk(xi, after[:, 3:], alpha, beta, penalty)
-            w, gamma, x = ((p - q).square().sum(1) for p, q in ((after[:, :3], z[:, :3]), (after[:, 3:], z[:, 3:]), (xi_after, xi)))  # fmt: skip  # noqa: E501
+            w, gamma = (part.square().sum(1) for part in (after - z).split(3, dim=1))
+            x = (xi_after - xi).square().sum(1)
             promised = (alpha - lipschitz / 2) * w + (alpha + beta / 2 - lipschitz / 2) * gamma + (alpha + beta / 2) * x
             before = f(z, xi)
             assert bool((before - f(after, xi_after) >= promised - 1e-9 * (1 + before.abs())).all())
@@ -224,7 +226,11 @@ def by_hand(p: Problem, method: Slimming, rates: list[float]):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"decay_scales": False, "seed": 3}, *({"penalty": kind, "lam": lam} for kind, lam in zip(PENALTIES[1:], (0.6, 1.5, 1.5), strict=True))],
+    [
+        {},
+        {"decay_scales": False, "seed": 3},
+        *({"penalty": kind, "lam": lam} for kind, lam in zip(PENALTIES[1:], (0.6, 1.5, 1.5), strict=True)),
+    ],
 )
 def test_steps_are_those_of_the_paper_with_momentum_that_the_blend_leaves_alone(settings):
     p, method = small(), solver(2, **settings)
@@ -288,7 +294,7 @@ def test_f_is_the_sum_of_its_terms(kind):
     assert terms["term/coupling"] == pytest.approx(2.5 * float((gamma - xi).square().sum()))
     assert terms["objective"] == pytest.approx(sum(v for k, v in terms.items() if k.startswith("term/")))
     assert terms["channels/zero"] == int((xi == 0).sum())
-    assert terms["channels/total"] == len(xi) == 9
+    assert len(xi) == 9
 
 
 def test_the_recorded_steps_are_the_differences_of_the_iterates():
@@ -299,7 +305,8 @@ def test_the_recorded_steps_are_the_differences_of_the_iterates():
         parameters = [w.detach().clone() for w in state.model.parameters()]
         state = method.step(p, state)
         terms = method.observe(p, state).terms
-        everything = sum(float((a.detach() - b).square().sum()) for a, b in zip(state.model.parameters(), parameters, strict=True))  # fmt: skip  # noqa: E501
+        pairs = zip(state.model.parameters(), parameters, strict=True)
+        everything = sum(float((a.detach() - b).square().sum()) for a, b in pairs)
         own = float((Scales.of(state.model).gamma() - gamma).square().sum())
         of_xi = float((state.xi - xi).square().sum())
         total += everything + of_xi
@@ -334,7 +341,9 @@ def test_what_is_deployed_has_xi_or_gamma_where_xi_is_not_zero(project):
     gamma, shifts = (torch.cat([getattr(norm, k).detach() for norm in norms(p.model)]) for k in ("weight", "bias"))
     expected = torch.where(xi != 0, xi if project else gamma, 0)
     assert torch.equal(Scales.of(found.network).gamma(), expected)
-    assert torch.equal(torch.cat([norm.bias.detach() for norm in norms(found.network)]), torch.where(xi != 0, shifts, 0))
+    assert torch.equal(
+        torch.cat([norm.bias.detach() for norm in norms(found.network)]), torch.where(xi != 0, shifts, 0)
+    )
     assert torch.equal(torch.cat(list(found.factors.values())), xi)
 
 
@@ -365,7 +374,8 @@ def test_the_curvature_is_the_largest_eigenvalue_of_the_hessian():
     network = copy.deepcopy(p.model).train()
 
     def loss(flat: Tensor) -> Tensor:
-        parts = [part.view(value.shape) for part, value in zip(flat.split([v.numel() for v in values]), values, strict=True)]  # fmt: skip  # noqa: E501
+        split = flat.split([value.numel() for value in values])
+        parts = [part.view(value.shape) for part, value in zip(split, values, strict=True)]
         buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
         logits = functional_call(network, (dict(zip(names, parts, strict=True)), buffers), (x,))
         return nn.functional.cross_entropy(logits, y)
@@ -376,6 +386,16 @@ def test_the_curvature_is_the_largest_eigenvalue_of_the_hessian():
     recorded = solver(curvature=300, curvature_samples=25)
     assert recorded.observe(p, recorded.init(p)).terms["curvature"] == pytest.approx(expected, rel=1e-6)
     assert largest_curvature(p, p.model, steps=2, samples=25) <= expected
+
+
+def test_measuring_the_curvature_leaves_the_run_as_it_is_with_dropout_too():
+    torch.manual_seed(0)
+    p = small(WideResNet((1, 8, 8), 10, depth=10, widen=1, dropout=0.3).to(F64))
+    found = []
+    for curvature in (0, 1):
+        torch.manual_seed(1)
+        found.append(last_of(solver(2, curvature=curvature), p).state.xi)
+    assert torch.equal(*found)
 
 
 # Targets.
@@ -406,7 +426,9 @@ def test_a_target_is_met_by_taking_as_few_channels_as_possible_the_smallest_firs
     for count in range(int((xi != 0).sum()) + 1):  # at least a channel in each layer
         threshold = xi.abs().sort(descending=True).values[:count].min() if count else float("inf")
         masks = [part.abs() >= threshold for part in xi.split([6, 13, 26])]
-        kept = [max(1, int((mask & (part != 0)).sum())) for mask, part in zip(masks, xi.split([6, 13, 26]), strict=True)]
+        kept = [
+            max(1, int((mask & (part != 0)).sum())) for mask, part in zip(masks, xi.split([6, 13, 26]), strict=True)
+        ]
         if size_by_hand(name, kept) <= value * dense:
             best = kept
     assert counts(found) == best
@@ -443,7 +465,7 @@ def test_a_target_counts_the_biases_that_folding_adds(value):
 def test_a_target_that_one_channel_a_layer_exceeds_is_refused():
     method, p = solver(), small(vgg(), ("ratio", 0.01))
     with pytest.raises(Unsupported, match=r"target.ratio=0.01 must leave one channel in every layer, which is 0\.\d+"):
-        method.observe(p, method.init(p))
+        method.init(p)
 
 
 class Undeclared(nn.Sequential):
@@ -456,7 +478,7 @@ class Undeclared(nn.Sequential):
 def test_a_target_needs_a_network_that_says_how_its_channels_are_removed():
     method, p = solver(), small(Undeclared().to(F64), ("ratio", 0.5))
     with pytest.raises(Unsupported, match=r"a target needs .*\(a method scales\(\)\), found Undeclared without one"):
-        method.observe(p, method.init(p))
+        method.init(p)
 
 
 # Bad input.
@@ -467,9 +489,11 @@ def test_a_frozen_batch_norm_a_plan_and_a_batch_larger_than_the_data_are_refused
     norms(frozen)[1].weight.requires_grad_(False)
     with pytest.raises(Unsupported, match=r"found that features.bn2_1 is frozen \(requires_grad=False\)"):
         solver().init(small(frozen))
-    with pytest.raises(Unsupported, match="compresses no weights, found a plan for features.conv1_1.weight"):
+    with pytest.raises(Unsupported, match=r"compresses no weights, found a plan for features.conv1_1.weight"):
         solver().init(problem(small_digits(N), vgg(), l0, keep=0.5))
-    with pytest.raises(ConfigError, match="found batches of 61 samples and 60 samples of data; give a solver.batch_siz"):
+    with pytest.raises(
+        ConfigError, match=r"found batches of 61 samples and 60 samples of data; give a solver.batch_size of"
+    ):
         solver(batch_size=61).init(small())
 
 
@@ -479,7 +503,9 @@ def test_a_frozen_batch_norm_a_plan_and_a_batch_larger_than_the_data_are_refused
      {"curvature": -1}, {"curvature_samples": 0}, {"label_smoothing": 1.0}, {"mixup": -1}],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(settings):
-    with pytest.raises(ValueError, match=rf"{next(iter(settings))} (must be )?at least .*found|{next(iter(settings))} must be .*found"):
+    with pytest.raises(
+        ValueError, match=rf"{next(iter(settings))} (must be )?at least .*found|{next(iter(settings))} must be .*found"
+    ):
         Slimming(**settings)
 
 
@@ -577,7 +603,7 @@ def test_the_report_has_the_channels(ran):
 
 @pytest.mark.usefixtures("apart")
 def test_a_run_that_is_taken_up_again_ends_bit_for_bit_like_an_unbroken_one(tmp_path):
-    words = [*WORDS, "solver.lam=0.4", "solver.beta=5", "solver.schedule.decay=1.0"]
+    words = [*WORDS, "solver.lam=0.4", "solver.beta=5", "solver.schedule.decay=1.0", "solver.batch_size=40"]
     assert train(tmp_path / "whole", *words, "solver.num_steps=4") == 0
     assert train(tmp_path / "part", *words, "solver.num_steps=2") == 0
     assert main(["train", f"resume={tmp_path / 'part'}", "solver.num_steps=4"]) == 0
@@ -590,7 +616,7 @@ def test_a_run_that_is_taken_up_again_ends_bit_for_bit_like_an_unbroken_one(tmp_
 
 @pytest.mark.usefixtures("apart")
 def test_project_false_deploys_gamma_on_the_mask(tmp_path):
-    words = [*WORDS, "solver.lam=0.3", "solver.beta=5", "solver.num_steps=6", "solver.project=false"]
+    words = [*WORDS, "solver.lam=0.3", "solver.beta=5", "solver.num_steps=3", "solver.project=false"]
     assert train(tmp_path / "run", *words) == 0
     ends = summary(tmp_path / "run")
     assert ends["accuracy/test"] == ends["accuracy/masked_test"]

@@ -59,7 +59,7 @@ CASES = [
     pytest.param(Slimming(num_steps=60, lam=0.05, beta=1.0, batch_size=16), none, {}, False, id="slimming"),
     pytest.param(
         Slimming(
-            num_steps=60, lam=0.02, beta=1.0, penalty=L0Penalty, project=False, fold=True, mixup=0.2, batch_size=16
+            num_steps=60, lam=1.0, beta=1.0, penalty=L0Penalty, project=False, fold=True, mixup=0.2, batch_size=16
         ),
         none,
         {},
@@ -82,6 +82,8 @@ def normed(data, widths):
     torch.manual_seed(0)
     sizes = [data.train.x[0].numel(), *widths]
     layers = [nn.Sequential(nn.Linear(m, n), nn.BatchNorm1d(n), nn.ReLU()) for m, n in itertools.pairwise(sizes)]
+    for _, norm, _ in layers:
+        nn.init.constant_(norm.weight, 0.5)
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], data.num_classes)).to(F64)
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nncompress import config
-from nncompress.compact.removal import is_smaller, reshape, structure
+from nncompress.channels import is_reshaped
+from nncompress.compact.removal import reshape, structure
 from nncompress.compressions.plan import Task
 from nncompress.errors import CheckpointError
 from nncompress.problem import Problem
@@ -58,7 +59,7 @@ def save_compact(
         "preprocessing": data.preprocessing,
         "tasks": tasks,
     }
-    if is_smaller(network):
+    if is_reshaped(network):
         description["channels"] = structure(network)
     write_json(folder / DESCRIPTION, description)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd as Convolution
 
-from nncompress.channels import Scale, kept_in, norm_of, scales_of
+from nncompress.channels import Scale, kept_in, mark_reshaped, norm_of, scales_of
 from nncompress.errors import Unsupported
 
 TOLERANCE = 1e-5
@@ -57,10 +57,10 @@ def removed(model: nn.Module) -> nn.Module:
         kept = keep[scale.norm].nonzero().squeeze(1)
         if scale.branch not in without and len(kept) < len(keep[scale.norm]):
             _remove(network, scale, kept if len(kept) else kept.new_zeros(1))
-            _mark(network)
+            mark_reshaped(network)
     for branch in without:
         network.set_submodule(str(branch), NoBranch())
-        _mark(network)
+        mark_reshaped(network)
     return network
 
 
@@ -86,11 +86,6 @@ def check_equal(network: nn.Module, found: nn.Module, x: Tensor) -> None:
 def kind_of(error: Exception) -> str:
     """The first line of an error and its kind."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def is_smaller(network: nn.Module) -> bool:
-    """Whether channels have been taken out of it, so that its shapes are not those of its constructor."""
-    return bool(getattr(network, "_channels_removed", False))
 
 
 def structure(network: nn.Module) -> dict[str, Any]:
@@ -123,11 +118,7 @@ def reshape(network: nn.Module, tensors: Mapping[str, Tensor], about: Mapping[st
             like = next(network.parameters()) if own is None else own
             _put(module, field, like.new_zeros(tensor.shape))
             _state_sizes(module, about["groups"].get(place))
-    _mark(network)
-
-
-def _mark(network: nn.Module) -> None:
-    network._channels_removed = True  # type: ignore[assignment]
+    mark_reshaped(network)
 
 
 def _remove(network: nn.Module, scale: Scale, kept: Tensor) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from nncompress.channels import declares_scales, kept_in
 from nncompress.compact.dependency import pruned
-from nncompress.compact.removal import check_equal, removed
+from nncompress.compact.removal import check_equal, kind_of, removed
 from nncompress.errors import Unsupported
 
 
@@ -17,8 +17,18 @@ def smaller(network: nn.Module, x: Tensor) -> tuple[nn.Module, str | None]:
     try:
         if not declares_scales(network):
             return pruned(network, x), None
-        found = removed(network)
+        found = _removed(network)
         check_equal(network, found, x)
     except Unsupported as error:
         return network, f"no channel is taken out: {error}"
     return found, None
+
+
+def _removed(network: nn.Module) -> nn.Module:
+    try:
+        return removed(network)
+    except Exception as error:  # what a network says of itself may be anything
+        raise Unsupported(
+            f"scales() must name the layers that make and read each channel, found {kind_of(error)}; the masked "
+            "network is kept"
+        ) from error

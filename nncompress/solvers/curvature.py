@@ -22,7 +22,9 @@ def largest_curvature(problem: Problem, model: nn.Module, *, steps: int, samples
     network = copy.deepcopy(model).train()
     parameters = [p for p in network.parameters() if p.requires_grad]
     train = problem.data.train
-    loss = problem.loss(network(train.x[:samples]), train.y[:samples])
+    with torch.random.fork_rng([problem.device] if problem.device.type == "cuda" else []):  # of dropout
+        torch.manual_seed(SEED)
+        loss = problem.loss(network(train.x[:samples]), train.y[:samples])
     gradient = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     pairs = [(p, g) for p, g in zip(parameters, gradient, strict=True) if g is not None]
     generator = Generator().manual_seed(SEED)

@@ -142,8 +142,9 @@ def optimizer_of(factory: Callable[..., Optimizer], parameters: Iterable[Any], l
     """The optimiser that `factory` makes of parameters (or groups of them), on a GPU in its fused form if it has it."""
     given = list(parameters)
     tensors = [p for group in given for p in (group["params"] if isinstance(group, dict) else [group])]
-    fused = all(p.is_cuda for p in tensors) and "fused" in signature(factory).parameters
-    return factory(given, lr=lr, fused=True) if fused else factory(given, lr=lr)
+    chosen = getattr(factory, "keywords", {})  # of a partial
+    can = "fused" in signature(factory).parameters and not {"fused", "foreach"} & set(chosen)
+    return factory(given, lr=lr, fused=True) if can and all(p.is_cuda for p in tensors) else factory(given, lr=lr)
 
 
 def set_rate(optimizer: Optimizer, lr: float) -> None:

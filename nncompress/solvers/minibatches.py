@@ -62,7 +62,7 @@ def epoch(
     that. Returns the mean loss of the samples as they came by, a 0-dimensional tensor.
     """
     model.train()
-    gradient = _Gradient(problem, model, loss_of(problem, minibatches), minibatches.mixup > 0)
+    gradient = _Gradient(problem, model, minibatches)
     total = problem.data.train.x.new_zeros(())
     for batch, part in _batches(problem, minibatches):
         optimizer.zero_grad(set_to_none=True)
@@ -92,15 +92,22 @@ def _batches(problem: Problem, minibatches: Minibatches) -> Iterator[tuple[Batch
     train, augmentation, generator = problem.data.train, problem.data.augmentation, minibatches.generator
     n, device = len(train), problem.device
     order = torch.randperm(n, generator=generator)
-    lengths = [len(rows) for rows in torch.split(order, minibatches.size * parallel.size())]
-    if len(lengths) > 1 and lengths[-1] < max(2, parallel.size()):
-        lengths[-2:] = [sum(lengths[-2:])]
+    lengths = batch_lengths(n, minibatches.size)
     drawn = torch.empty(n, 0) if augmentation is None else augmentation.draw(n, generator)
     weights = _mixing(len(lengths), minibatches).to(device, problem.dtype)
-    rows_of, drawn_of = torch.split(order.to(device), lengths), torch.split(drawn.to(device, problem.dtype), lengths)
+    rows_of, drawn_of = torch.split(order.to(device), lengths), torch.split(drawn.to(device), lengths)
     for rows, numbers, weight in zip(rows_of, drawn_of, weights, strict=True):
         own = parallel.share(len(rows))
         yield Batch(rows[own], numbers[own], weight), (own.stop - own.start) / len(rows)
+
+
+def batch_lengths(n: int, size: int) -> list[int]:
+    """How many of n samples are in each batch of an epoch, `size` of them in each process."""
+    whole, rest = divmod(n, size * parallel.size())
+    lengths = [size * parallel.size()] * whole + [rest] * (rest > 0)
+    if len(lengths) > 1 and lengths[-1] < max(2, parallel.size()):
+        lengths[-2:] = [sum(lengths[-2:])]
+    return lengths
 
 
 def _mixing(count: int, minibatches: Minibatches) -> Tensor:
@@ -114,8 +121,9 @@ def _mixing(count: int, minibatches: Minibatches) -> Tensor:
 class _Gradient:
     """The loss of a batch and its gradient in the parameters, on a GPU by replaying a CUDA graph."""
 
-    def __init__(self, problem: Problem, model: nn.Module, loss: Loss, mixed: bool) -> None:
-        self.problem, self.model, self.loss, self.mixed = problem, model, loss, mixed
+    def __init__(self, problem: Problem, model: nn.Module, minibatches: Minibatches) -> None:
+        self.problem, self.model, self.size = problem, model, minibatches.size
+        self.loss, self.mixed = loss_of(problem, minibatches), minibatches.mixup > 0
 
     def __call__(self, batch: Batch, part: float) -> Tensor:
         """The sum of the losses of the batch; the gradient is that of their mean times `part`."""
@@ -141,8 +149,8 @@ class _Gradient:
 
     def _fixed(self, size: int, part: float) -> bool:
         """Whether the batch is one of many of its size, on a GPU that is to replay them."""
-        how, n = self.problem.computation, len(self.problem.data.train)
-        return how.graphs and self.problem.device.type == "cuda" and part == 1 and n >= 2 * size
+        replayed = self.problem.computation.graphs and self.problem.device.type == "cuda"
+        return replayed and part == 1 and size == self.size
 
     def _replayed(self, batch: Batch) -> Tensor:
         key = (len(batch.rows), self.mixed, self.problem.data.train.x.data_ptr())
@@ -158,6 +166,14 @@ class _Replay:
     def __init__(self, gradient: _Gradient, batch: Batch) -> None:
         model, self.batch = gradient.model, Batch(*(tensor.clone() for tensor in batch))
         before = [buffer.clone() for buffer in model.buffers()]
+        try:
+            self._capture(gradient)
+        finally:
+            for buffer, old in zip(model.buffers(), before, strict=True):
+                buffer.copy_(old)  # running statistics
+
+    def _capture(self, gradient: _Gradient) -> None:
+        model = gradient.model
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -170,8 +186,6 @@ class _Replay:
         with torch.cuda.graph(self.graph):
             self.value = gradient.compute(self.batch)
         self.gradients = [p.grad for p in model.parameters()]
-        for buffer, old in zip(model.buffers(), before, strict=True):
-            buffer.copy_(old)  # running statistics
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         for own, given in zip(self.batch, batch, strict=True):

@@ -66,7 +66,7 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
     for VGG, 1e-5 for ResNet-164 and DenseNet-40). percent: part of the channels that goes; a target takes its place.
     lr: learning rate, times `schedule`. optimizer: called with the parameters and `lr`. decay_scales: its weight decay
     acts on gamma too.
-    fold: what dead channels still give, ReLU of their shift, is given to the layer behind them.
+    fold: what dead channels still give, ReLU of their shift, is given to the layer behind them (without fine-tuning).
     """
 
     parallel: ClassVar[bool] = True
@@ -98,6 +98,8 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
             raise ValueError(
                 f"fine_tune must be at least 0 and at most num_steps ({self.num_steps}), found {self.fine_tune}"
             )
+        if self.fold and self._fine_tuning:
+            raise ValueError("fold is for networks that are not fine-tuned; give solver.fine_tune=0, or fold=false")
 
     def init(self, problem: Problem) -> NetworkSlimmingState:
         check_slimming(problem, self.batch_size)
@@ -125,7 +127,6 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
     def observe(self, problem: Problem, state: NetworkSlimmingState) -> Observation:
         model = copy.deepcopy(state.model).eval()
         scales = Scales.of(model)
-        keep, _ = self._kept(problem, state)
         loss = evaluate(model, problem.data.train, problem.loss).loss
         penalty = float(L1Penalty(self.lam).price(scales.gamma())) if state.k <= self._training else 0.0
         terms = {
@@ -133,8 +134,6 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
             "term/loss": loss,
             "term/penalty": penalty,
             "epochs": state.k,
-            "channels/kept": int(sum(int(mask.sum()) for mask in keep.values())),
-            "channels/total": len(state.keep),
         }
         if state.k > 0:
             terms |= {"step_sq": float(state.step_sq), "step_sq/sum": float(state.step_sq_sum)}
@@ -186,7 +185,7 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
         above = torch.ones_like(scores, dtype=torch.bool)
         if problem.target is None:
             above = scores > scores.sort().values[int(self.percent * len(scores))]
-        return chosen(problem, state.model, above, scores, branches=not self.fold)
+        return chosen(problem, state.model, above, scores, fold=self.fold)
 
     def _pruned(self, problem: Problem, state: NetworkSlimmingState) -> NetworkSlimmingState:
         """The masked network, with a new optimiser, for fine-tuning."""

@@ -80,11 +80,11 @@ def largest(scores: Tensor, count: int) -> Tensor:
 
 
 def chosen(
-    problem: Problem, model: nn.Module, keep: Tensor, scores: Tensor, *, branches: bool = True
+    problem: Problem, model: nn.Module, keep: Tensor, scores: Tensor, *, fold: bool = False
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Of the channels `keep` (m,) those a network is left with, by batch norm; and what had to be changed, in words.
 
-    Every layer is left a channel, or its residual branch goes (with `branches`). With a target of the problem as many
+    Every layer is left a channel, or its residual branch goes (not with `fold`). With a target of the problem as many
     more channels go, those with the smallest `scores` (m,), as it takes to meet it: as few as possible, by bisection.
     Raises Unsupported for a target of a network that does not say how its channels are removed, or that one channel a
     layer exceeds.
@@ -93,7 +93,7 @@ def chosen(
 
     def left(count: int) -> tuple[dict[str, Tensor], list[str]]:
         best = keep & largest(scores.masked_fill(~keep, -1), count)
-        return guarded(model, scales.named(best), scales.named(scores), branches=branches)
+        return guarded(model, scales.named(best), scales.named(scores), branches=not fold)
 
     if problem.target is None:
         return left(len(keep))
@@ -102,7 +102,7 @@ def chosen(
             "a target needs a network that says how its channels are removed (a method scales()), found "
             f"{type(model).__name__} without one; give no target"
         )
-    return left(_count(problem, int(keep.sum()), lambda count: masked(model, left(count)[0])))
+    return left(_count(problem, int(keep.sum()), lambda count: masked(model, left(count)[0], fold=fold)))
 
 
 def _count(problem: Problem, most: int, network: Callable[[int], nn.Module]) -> int:
@@ -134,9 +134,10 @@ def size_of(problem: Problem, network: nn.Module, name: str) -> int:
     if name == "macs":
         layers = metrics.layers_of(network, problem.data.train.x[:1])
         return sum(layer.entries * layer.positions for layer in layers)
-    numbers = sum(p.numel() for p in network.parameters())
-    channels = sum(Scales.of(problem.model).sizes)
-    return FLOAT_BITS * numbers + channels * (network is not problem.model) if name == "bits" else numbers
+    dense, left = (sum(p.numel() for p in model.parameters()) for model in (problem.model, network))
+    if name != "bits":
+        return left
+    return FLOAT_BITS * left + (sum(Scales.of(problem.model).sizes) if left < dense else 0)
 
 
 def groups_of(model: nn.Module, decay_scales: bool) -> list[Any]:
@@ -150,11 +151,12 @@ def groups_of(model: nn.Module, decay_scales: bool) -> list[Any]:
 
 
 def check_slimming(problem: Problem, batch_size: int) -> None:
-    """Raise Unsupported, saying what is missing, for a problem whose network cannot be slimmed.
+    """Raise Unsupported, saying what is missing, for a problem whose network cannot be slimmed, or not to its target.
 
     Raises ConfigError for a batch larger than the data.
     """
-    Scales.of(problem.model)
+    gamma = Scales.of(problem.model).gamma()
+    chosen(problem, problem.model, torch.ones_like(gamma, dtype=torch.bool), gamma.abs())
     n, processes = len(problem.data.train), parallel.size()
     if batch_size * processes > n:
         found = f"{batch_size} samples" if processes == 1 else f"{processes} times {batch_size} samples"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +25,7 @@ from nncompress.solvers.descent import (
     optimizer_of,
     set_rate,
 )
-from nncompress.solvers.minibatches import Minibatches, epoch
+from nncompress.solvers.minibatches import Minibatches, batch_lengths, epoch
 from nncompress.solvers.shared_norm import shared_norms
 
 
@@ -100,7 +99,7 @@ class SGD(Solver[SGDState]):
 
     def _averaging(self, problem: Problem, state: SGDState, averaged: nn.Module) -> Callable[[], None]:
         """Takes the weights into their average, called after every minibatch; running statistics as they are."""
-        t = state.k * math.ceil(len(problem.data.train) / (self.batch_size * parallel.size()))
+        t = state.k * len(batch_lengths(len(problem.data.train), self.batch_size))
         ours: list[Tensor] = list(averaged.parameters())
         theirs: list[Tensor] = list(state.model.parameters())
         buffers = list(zip(averaged.buffers(), state.model.buffers(), strict=True))

@@ -129,9 +129,9 @@ class Slimming(Solver[SlimmingState]):
         k, model, xi, optimizer, generator, *_, step_sq_sum = state
         scales, before = Scales.of(model), [p.detach().clone() for p in model.parameters()]
         gamma_before, xi_before = scales.gamma(), xi.clone()
-        set_rate(optimizer, 1 / self._alpha(k))
+        set_rate(optimizer, self._rate(k))
         minibatches = Minibatches(self.batch_size, generator, self.label_smoothing, self.mixup)
-        epoch(problem, model, minibatches, optimizer=optimizer, after_step=self._after(scales, xi, self._alpha(k)))
+        epoch(problem, model, minibatches, optimizer=optimizer, after_step=self._after(scales, xi, 1 / self._rate(k)))
         parallel.check_alike([*model.state_dict().values(), xi], "network and xi")
         gamma_sq = (scales.gamma() - gamma_before).double().square().sum()
         xi_sq = (xi - xi_before).double().square().sum()
@@ -143,13 +143,10 @@ class Slimming(Solver[SlimmingState]):
     def observe(self, problem: Problem, state: SlimmingState) -> Observation:
         model = copy.deepcopy(state.model).eval()
         xi = state.xi
-        keep, _ = self._kept(problem, model, xi)
         terms = self._terms(problem, model, Scales.of(model).gamma(), xi) | {
             "epochs": state.k,
-            "alpha": self._alpha(max(0, state.k - 1)),
+            "alpha": 1 / self._rate(max(0, state.k - 1)),
             "channels/zero": int((xi == 0).sum()),
-            "channels/kept": int(sum(int(mask.sum()) for mask in keep.values())),
-            "channels/total": len(xi),
         }
         if state.k > 0:
             moves = {"xi": state.xi_sq, "gamma": state.gamma_sq, "W": state.step_sq - state.gamma_sq - state.xi_sq}
@@ -175,9 +172,9 @@ class Slimming(Solver[SlimmingState]):
         found = {f"accuracy/{n}_test": evaluate(network, test, problem.loss).accuracy for n, network in finals.items()}
         return observation._replace(terms=observation.terms | found)
 
-    def _alpha(self, k: int) -> float:
-        """1 over the learning rate of epoch k."""
-        return 1 / (self.lr * self.schedule.factor(k, self.num_steps))
+    def _rate(self, k: int) -> float:
+        """The learning rate of epoch k, 1/alpha."""
+        return self.lr * self.schedule.factor(k, self.num_steps)
 
     def _after(self, scales: Scales, xi: Tensor, alpha: float) -> Callable[[], None]:
         """What follows the optimiser's step: gamma is blended with xi, then xi is shrunk, both in place."""
@@ -195,7 +192,7 @@ class Slimming(Solver[SlimmingState]):
         """The channels that stay, by batch norm; and what had to be changed in those with xi != 0, in words."""
         gamma = Scales.of(model).gamma()
         scores = torch.where(xi != 0, xi, gamma).abs()
-        return chosen(problem, model, xi != 0, scores, branches=not self.fold)
+        return chosen(problem, model, xi != 0, scores, fold=self.fold)
 
     def _deployed(self, model: nn.Module, xi: Tensor, keep: dict[str, Tensor], project: bool) -> nn.Module:
         """The masked network with scaling factors xi (`project`) or gamma."""
