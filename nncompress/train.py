@@ -140,7 +140,8 @@ def _retarget(cfg: DictConfig, overrides: Sequence[str]) -> None:
         if f"{group}._target_" in given:
             keys = {key.split(".")[1] for key in given if key.startswith(f"{group}.")}
             cfg[group] = {key: value for key, value in cfg[group].items() if key in keys}
-            cfg.choices[group] = str(cfg[group]["_target_"]).rpartition(".")[2]
+            if group in cfg.choices:
+                cfg.choices[group] = str(cfg[group]["_target_"]).rpartition(".")[2]
 
 
 def _attempt(cfg: DictConfig, folder: Path, sweep: bool) -> None:
