@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from nncompress.augmentation import Crop
 from nncompress.data import har as har_module
 from nncompress.data.digits import digits
 from nncompress.data.mnist import mnist
@@ -153,3 +154,25 @@ def test_the_data_modules_import_neither_torchvision_nor_scikit_learn_nor_pandas
     code = f"import sys, {modules}; print([m for m in ('torchvision', 'sklearn', 'pandas', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", ["none", "unit", "standard"])
+def test_what_is_cropped_from_outside_an_image_is_black_before_normalisation(kind):
+    train, test = splits(shape=(3, 6, 6))
+    padded = Split(torch.nn.functional.pad(train.x, (2, 2, 2, 2)), train.y)
+    data = prepare(train, test, Preparation(normalise=kind), num_classes=2, name="t", maximum=255.0)
+    mean, std = (data.blank * 0, 1.0) if kind != "standard" else moments(train.x / 255.0)
+    expected = (padded.x.float() / (1.0 if kind == "none" else 255.0) - mean) / std
+    drawn = torch.zeros(len(train), 2)  # the first window: two rows and columns of it come from outside
+    torch.testing.assert_close(Crop(padding=2).apply(data.train.x, drawn, data.blank), expected[:, :, :6, :6])
+
+
+def test_the_black_of_an_image_less_the_mean_image_is_its_average():
+    train, test = splits(shape=(3, 6, 6))
+    data = prepare(train, test, Preparation(normalise="pixel_mean"), num_classes=2, name="t", maximum=255.0)
+    torch.testing.assert_close(data.blank, -(train.x / 255.0).mean(dim=(0, 2, 3)).view(3, 1, 1))
+
+
+def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    dims = (0, 2, 3)
+    return x.mean(dim=dims).view(-1, 1, 1), x.std(dim=dims, correction=0).view(-1, 1, 1)

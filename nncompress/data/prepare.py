@@ -63,7 +63,7 @@ def prepare(
     """
     train = _subset(train, how.train_size, how.seed, "train")
     test = _subset(test, how.test_size, how.seed, "test")
-    x_train, x_test, text = _normalise(_as_float(train.x), _as_float(test.x), how.normalise, maximum)
+    x_train, x_test, text, blank = _normalise(_as_float(train.x), _as_float(test.x), how.normalise, maximum)
     if how.flatten:
         x_train, x_test = x_train.flatten(1), x_test.flatten(1)
     parts = [note, text, _subset_text(how)]
@@ -73,6 +73,7 @@ def prepare(
         num_classes,
         name,
         "; ".join(part for part in parts if part),
+        blank=blank if x_train.dim() == 4 else torch.zeros(()),
     )
 
 
@@ -105,23 +106,31 @@ def _as_float(x: Tensor) -> Tensor:
     return x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 
-def _normalise(train: Tensor, test: Tensor, kind: str, maximum: float) -> tuple[Tensor, Tensor, str]:
-    """Normalises both in place by the statistics of `train`; also the text for the records."""
+def _normalise(train: Tensor, test: Tensor, kind: str, maximum: float) -> tuple[Tensor, Tensor, str, Tensor]:
+    """Normalises both in place by the statistics of `train`; the text for the records; what a raw 0 of images becomes.
+
+    The last is a number for each channel (channels, 1, 1), of `pixel_mean` the average over the pixels; or 0.
+    """
     if kind != "none" and maximum != 1.0:
         train.div_(maximum)
         test.div_(maximum)
-    text = kind
+    text, blank = kind, torch.zeros(())
     if kind == "standard":
-        text = f"standard: {_standardise(train, test)}"
+        mean, std = _standardise(train, test)
+        text, blank = f"standard: {_statistics_text(mean.flatten(), std.flatten())}", (-mean / std)[0]
     elif kind == "pixel_mean":
         mean = _mean(train, [0])
         train.sub_(mean)
         test.sub_(mean)
-    return train, test, text
+        blank = -mean[0].mean(list(range(1, mean.dim() - 1)), keepdim=True)
+    return train, test, text, blank
 
 
-def _standardise(train: Tensor, test: Tensor) -> str:
-    """Two passes: the deviations are taken from the mean before they are squared."""
+def _standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Subtracts the mean and divides by the standard deviation, both returned, shaped to go with the samples.
+
+    Two passes: the deviations are taken from the mean before they are squared.
+    """
     dims = [d for d in range(train.dim()) if d != 1]
     constant = train.amax(dims, keepdim=True) == train.amin(dims, keepdim=True)
     mean = _mean(train, dims)
@@ -130,7 +139,7 @@ def _standardise(train: Tensor, test: Tensor) -> str:
     std = _mean(train, dims, power=2).sqrt().masked_fill_(constant, 1.0)
     train.div_(std)
     test.div_(std)
-    return _statistics_text(mean.flatten(), std.flatten())
+    return mean, std
 
 
 def _mean(x: Tensor, dims: list[int], power: int = 1) -> Tensor:
