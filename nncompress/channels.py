@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from inspect import signature
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -38,16 +39,26 @@ class Scale:
 
 def scales_of(model: nn.Module) -> list[Scale]:
     """The scales a network declares and still has, in forward order; of another network its affine batch norms."""
-    if declares_scales(model):
+    declared = _declared(model)
+    if declared is not None:
         modules = dict(model.named_modules())
-        return [scale for scale in cast(Any, model).scales() if scale.norm in modules]
+        return [scale for scale in declared if scale.norm in modules]
     norms = (name for name, module in model.named_modules() if isinstance(module, BatchNorm) and module.affine)
     return [Scale(name, None, ()) for name in norms]
 
 
 def declares_scales(model: nn.Module) -> bool:
     """Whether a network says which of its channels can be removed."""
-    return callable(getattr(model, "scales", None))
+    return _declared(model) is not None
+
+
+def _declared(model: nn.Module) -> list[Scale] | None:
+    """What its method `scales()` returns; none of another method of that name."""
+    method = getattr(model, "scales", None)
+    if not callable(method) or signature(method).parameters:
+        return None
+    found = method()
+    return found if isinstance(found, list) and all(isinstance(scale, Scale) for scale in found) else None
 
 
 def norm_of(model: nn.Module, scale: Scale) -> BatchNorm:
