@@ -34,7 +34,7 @@ def build(cfg: DictConfig) -> tuple[Problem, Solver[Any], dict[str, Any]]:
     solver = config.build(cfg.solver)
     if parallel.size() > 1 and not solver.parallel:
         raise Unsupported(
-            f"several processes (torchrun) need a solver that shares the samples out (solver=nnbcd), found "
+            f"several processes (torchrun) need a solver that shares the samples out (nnbcd, sgd, slimming), found "
             f"{type(solver).__name__}; start one process"
         )
     device = environment.choose_device(cfg.device)
@@ -71,9 +71,10 @@ def _prepared(cfg: DictConfig, data: Dataset) -> Dataset:
             augmentation.check(data.input_shape)
             augmentation = augmentation if augmentation.columns else None
     held = round(cfg.validation * len(data.train))
-    if held == len(data.train):
+    if cfg.validation > 0 and held in (0, len(data.train)):
         raise ConfigError(
-            f"validation: must leave training samples, found {cfg.validation} of {held}; give a smaller part"
+            f"validation: must hold out some and leave some of the training samples, found {cfg.validation} of "
+            f"{len(data.train)}; give another part"
         )
     if not held:
         return replace(data, augmentation=augmentation)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+SHOWN = 4
+"""Names that a message lists."""
 Keep = Mapping[str, Tensor]
 """For the name of each scale's batch norm which of its channels stay: bool (channels,)."""
 
@@ -26,9 +28,9 @@ class Scale:
 
     norm: the batch norm. producer: the convolution whose output it alone reads, so that dead channels are not made at
     all; None where others read it too (a residual stream, a concatenation), so that they are selected before the norm.
-    consumers: all convolutions and linear layers that read the norm's output, by way of functions that map 0 to 0
-    channel by channel (ReLU, pooling). branch: the part of a residual sum that the norm lies in and that gives zeros
-    when no channel of the norm is left; None: one channel has to stay.
+    consumers: all convolutions and linear layers that read the norm's output, by way of ReLU and of functions that keep
+    constants channel by channel (pooling). branch: the part of a residual sum that the norm lies in and is taken
+    out when no channel of the norm is left; None: one channel has to stay.
     """
 
     norm: str
@@ -86,16 +88,26 @@ def guarded(
     """
     scales, result, words = scales_of(model), dict(keep), []
     without = {scale.branch for scale in scales if branches and scale.branch and not bool(keep[scale.norm].any())}
-    for branch in sorted(name for name in without if name):
-        words.append(f"{branch}: a layer has no channel left, so the block is its shortcut alone")
+    alone = []
     for scale in scales:
         mask = keep[scale.norm]
         if scale.branch in without:
             result[scale.norm] = torch.zeros_like(mask)
         elif not bool(mask.any()):
             result[scale.norm] = torch.zeros_like(mask).index_fill_(0, scores[scale.norm].argmax(), True)
-            words.append(f"{scale.norm}: no channel is left, so the one with the largest scale stays")
+            alone.append(scale.norm)
+    if without - {None}:
+        found = sorted(name for name in without if name)
+        words.append(f"a layer has no channel left in {_few(found)}: the block is its shortcut alone")
+    if alone:
+        words.append(f"no channel is left in {_few(alone)}: the one with the largest scale stays")
     return result, words
+
+
+def _few(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 @torch.no_grad()

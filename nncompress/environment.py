@@ -34,11 +34,12 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(precision: str, default: str) -> torch.dtype:
     """The floating-point type of `float32`, `float64`, `tf32` or `bf16`; `auto` is the solver's own choice.
 
-    `tf32` is float32 with matrix products that a GPU may round to ten bits of mantissa; elsewhere they stay exact.
-    `bf16` is that with minibatches in bfloat16 where autocast allows it (`Computation.half`).
+    `tf32` is float32 with products that a GPU may round to ten bits of mantissa; else they stay exact. `bf16` is
+    float32 with minibatches in bfloat16 where autocast allows it (`Computation.half`).
     """
     chosen = default if precision == "auto" else precision
-    torch.set_float32_matmul_precision("high" if chosen in ("tf32", "bf16") else "highest")
+    torch.set_float32_matmul_precision("high" if chosen == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = chosen == "tf32"
     return torch.float64 if chosen == "float64" else torch.float32
 
 

@@ -214,7 +214,7 @@ class _Execution:
         deployed, slimmed = self._deployed(iterate, observation)
         train = metrics.evaluate(deployed, problem.data.train, problem.loss)
         test = metrics.evaluate(deployed, problem.data.test, problem.loss)
-        dense_test = metrics.evaluate(model, problem.data.test, problem.loss)
+        dense_test = test if deployed is model else metrics.evaluate(model, problem.data.test, problem.loss)
         size = metrics.sizes(problem, theta, deployed)
         row = {"step": iterate.step, "seconds": iterate.seconds, **terms} | {
             "loss/train": train.loss,

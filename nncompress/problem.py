@@ -101,8 +101,8 @@ class Problem:
     """Minimise the loss of `model` on `data` while the weights of `plan` are compressed.
 
     `loss` takes logits (n, classes) and labels (n,) and gives their mean loss. `target` is the size asked of solvers
-    that remove channels: `ratio` or `macs`, and the number. Solvers leave a problem untouched: they work on copies of
-    `model`.
+    that remove channels: `ratio`, `bits` or `macs`, and the number. Solvers leave a problem untouched: they work on
+    copies of `model`.
     """
 
     model: nn.Module

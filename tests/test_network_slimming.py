@@ -251,6 +251,21 @@ def test_a_run_that_is_taken_up_again_ends_bit_for_bit_like_an_unbroken_one(k, m
     assert all(map(torch.equal, tensors(checkpoint.pack(resumed.state)), tensors(checkpoint.pack(whole.state))))
 
 
+def test_more_steps_than_planned_go_on_with_fine_tuning():
+    p = small()
+    *_, part = solver(4, 2).run(p, 4)
+    keep, pruned = part.state.keep.clone(), part.state.pruned
+    method = solver(8, 4)
+    *_, more = method.run(p, 8, state=part.state)
+    assert (pruned, more.state.pruned) == (2, 2)
+    assert torch.equal(more.state.keep, keep)
+    assert more.observation.terms["term/penalty"] == 0
+    before, after = ({n: m.tolist() for n, m in kept_in(x.slimmed(p, s).network).items()} for x, s in (
+        (solver(4, 2), part.state), (method, more.state)
+    ))  # fmt: skip
+    assert before == after
+
+
 def test_the_problem_is_left_alone():
     p = small()
     before = copy.deepcopy(p.model.state_dict())
@@ -265,7 +280,7 @@ def test_a_layer_left_without_channels_is_told(caplog):
     p, method = small(network), solver(1, 1)
     state = method.init(p)
     method.result(p, state, method.observe(p, state))
-    assert "features.bn1_1: no channel is left, so the one with the largest scale stays" in caplog.text
+    assert "no channel is left in features.bn1_1: the one with the largest scale stays" in caplog.text
     caplog.clear()
     method.step(p, state)
     assert "features.bn1_1: no channel is left" in caplog.text

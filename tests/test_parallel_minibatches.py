@@ -14,16 +14,18 @@ from runs import rows
 from test_parallel import LIMIT, SCRIPT, TORCHRUN
 
 import nncompress.experiment
+from nncompress import parallel
 from nncompress.cli import main
-from nncompress.errors import NNCompressError
+from nncompress.errors import NNCompressError, Unsupported
+from nncompress.solvers.shared_norm import shared_norms
 
 NET = ["model=resnet20", "model.depth=8", "model.width=0.25", "precision=float64", "augmentation=crop_flip"]
 DATA = ["dataset=digits", "dataset.train_size=150", "dataset.test_size=40", "augmentation.parts.0.padding=1"]
-SLIM = ["solver.lam=1.1", "solver.beta=5"]
+SLIM = ["solver.lam=1.1", "solver.beta=5", "solver.curvature=2"]
 KINDS = {
     "slimming": ["solver=slimming", *NET, *DATA, *SLIM, "solver.num_steps=8"],
     "network_slimming": ["solver=network_slimming", *NET, *DATA, "solver.num_steps=4", "solver.fine_tune=2"],
-    "sgd": ["solver=sgd", *NET, *DATA, "solver.num_steps=3", "solver.average=0.9", "solver.label_smoothing=0.1"],
+    "sgd": ["solver=sgd", *NET, *DATA, "solver.num_steps=3", "solver.average=0.9", "solver.mixup=0.4"],
 }
 BATCH = {1: "solver.batch_size=32", 2: "solver.batch_size=16"}  # the last batch, of 22, is smaller
 
@@ -85,9 +87,15 @@ def test_a_run_of_one_process_is_taken_up_by_two(together: Path) -> None:
     assert found[-1]["objective"] < found[-2]["objective"]
 
 
-def test_processes_that_differ_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nncompress import parallel
+@pytest.mark.parametrize("settings", [{"momentum": None}, {"track_running_stats": False}])
+def test_a_batch_norm_that_processes_cannot_share_is_refused(monkeypatch, settings):
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2, **settings))
+    with pytest.raises(Unsupported, match="batch norms with running statistics and a momentum, found 1 with"):
+        shared_norms(network)
 
+
+def test_processes_that_differ_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     def gathered(found: list[str], own: str) -> None:
         found[:] = [own, "0" * 64]
 

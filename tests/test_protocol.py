@@ -72,9 +72,8 @@ def test_as_many_samples_are_held_out_as_the_part_says(part: float, held: int) -
     assert (len(data.validation), len(data.train)) == (held, 200 - held)
 
 
-@pytest.mark.parametrize("part", [0.0, 0.001])
-def test_without_a_part_nothing_is_held_out(part: float) -> None:
-    data = built(f"validation={part}").data
+def test_without_a_part_nothing_is_held_out() -> None:
+    data = built("validation=0.0").data
     assert data.validation is None
     assert torch.equal(data.train.x, digits(train_size=200, test_size=100).train.x)
 
@@ -177,6 +176,7 @@ BAD = [
      "validation: must be a part of the training samples, at least 0 and below 1, found 1.5"),
     (["validation=nan"], 2, "at least 0 and below 1, found nan"),
     (["validation=0.999"], 2, "validation: "),
+    (["validation=0.001"], 2, "validation: must hold out some and leave some of the training samples, found 0.001 of"),
     (["augmentation=crop_flip", "dataset.flatten=true"], 2,
      "augmentation needs images (channels, height, width) with sides of at least 5, found samples of shape (64,); "
      "choose such data, or augmentation=none"),
@@ -221,14 +221,14 @@ class Shifted(Augmentation):
 @pytest.mark.parametrize(
     "words",
     [
-        ["augmentation._target_=mine.Shifted"],
-        ["augmentation._target_=mine.Shifted", "+augmentation.by=3"],
-        ["augmentation={_target_:mine.Shifted}", "~augmentation.parts"],
+        ["augmentation._target_=own_changes.Shifted"],
+        ["augmentation._target_=own_changes.Shifted", "+augmentation.by=3"],
+        ["augmentation={_target_:own_changes.Shifted}", "~augmentation.parts"],
     ],
     ids=["default", "with-a-setting", "parts-removed"],
 )
 def test_a_users_augmentation_is_taken_by_its_dotted_path(words: list[str], tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "own_changes.py").write_text(MINE)
     steps = "solver.num_steps=2"
     assert train(tmp_path / "own", *WORDS, *words, steps) == 0
     assert train(tmp_path / "none", *WORDS, steps) == 0
@@ -236,9 +236,9 @@ def test_a_users_augmentation_is_taken_by_its_dotted_path(words: list[str], tmp_
 
 
 def test_an_augmentation_in_a_folder_of_the_user_is_taken_by_its_name(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "own_changes.py").write_text(MINE)
     (tmp_path / "conf/augmentation").mkdir(parents=True)
-    (tmp_path / "conf/augmentation/shifted.yaml").write_text("_target_: mine.Shifted\nby: 1.0\n")
+    (tmp_path / "conf/augmentation/shifted.yaml").write_text("_target_: own_changes.Shifted\nby: 1.0\n")
     words = ["--config-dir", str(tmp_path / "conf"), *WORDS, "augmentation=shifted", "solver.num_steps=1"]
     assert train(tmp_path / "own", *words) == 0
 

@@ -22,7 +22,7 @@ from nncompress.cli import main
 from nncompress.compact.artefact import load_compact
 from nncompress.compact.removal import removed
 from nncompress.compressions.nonconvex import LHalfPenalty, TransformedL1Penalty
-from nncompress.compressions.sparsity import L0Penalty, L1Penalty, SeparablePenalty, l0
+from nncompress.compressions.sparsity import L0, L0Penalty, L1Penalty, SeparablePenalty, l0
 from nncompress.data.digits import digits
 from nncompress.errors import ConfigError, Unsupported
 from nncompress.metrics import evaluate, sizes
@@ -355,7 +355,7 @@ def test_a_layer_whose_xi_are_all_zero_keeps_its_largest_channel_with_gamma(capl
     found = norms(method.slimmed(p, state).network)[0].weight.detach()
     assert torch.equal(found, torch.where(gamma == gamma.max(), gamma, 0))
     method.result(p, state, method.observe(p, state))
-    assert "features.bn1_1: no channel is left, so the one with the largest scale stays" in caplog.text
+    assert "no channel is left in features.bn1_1: the one with the largest scale stays" in caplog.text
 
 
 def test_the_result_has_the_accuracies_of_both_deployed_networks():
@@ -595,7 +595,7 @@ def test_the_report_has_the_channels(ran):
     text = (folder / "tables/compression.md").read_text()
     assert f"channels with a scaling factor | 45 | {summary(folder)['channels/kept']} " in " ".join(text.split())
     header = (folder / "tables/convergence.md").read_text()
-    assert all(title in header for title in ("ξ = 0", "channels kept", "‖Δξ‖²", "alpha > L/2"))
+    assert all(title in header for title in ("ξ = 0", "channels kept", "‖Δξ‖²", "α > curvature/2"))
     assert {"channels/zero", "step_sq/xi", "alpha", "curvature"} <= set(
         (folder / "tables/convergence.csv").read_text().splitlines()[0].split(",")
     )
@@ -631,3 +631,8 @@ def test_a_run_with_folding_and_no_dead_channel_stores_a_network_that_loads(tmp_
     test = digits(train_size=200, test_size=100).test.to("cpu", torch.float32)
     accuracy = evaluate(found, test, nn.functional.cross_entropy).accuracy
     assert accuracy == summary(tmp_path / "run")["accuracy/test"]
+
+
+def test_a_penalty_that_is_a_constraint_is_refused():
+    with pytest.raises(ValueError, match=r"penalty must give a SeparablePenalty \(L1Penalty, .*found L0\(keep=0.1\)"):
+        solver(penalty=L0, lam=0.1)

@@ -58,13 +58,11 @@ CASES = [
     pytest.param(LC(epochs=1, batch_size=16, multipliers=False), l0, {"keep": 0.3, "joint": True}, False, id="qp-l0"),
     pytest.param(Slimming(num_steps=60, lam=0.05, beta=1.0, batch_size=16), none, {}, False, id="slimming"),
     pytest.param(
-        Slimming(
-            num_steps=60, lam=1.0, beta=1.0, penalty=L0Penalty, project=False, fold=True, mixup=0.2, batch_size=16
-        ),
+        Slimming(num_steps=60, lam=1.0, beta=1.0, penalty=L0Penalty, project=False, mixup=0.2, batch_size=16),
         none,
         {},
         True,
-        id="slimming-l0-fold",
+        id="slimming-l0",
     ),
     pytest.param(
         NetworkSlimming(num_steps=60, fine_tune=57, percent=0.3, batch_size=16), none, {}, False, id="network-slimming"

@@ -148,6 +148,7 @@ def _factors(axes: Axes, factors: Mapping[str, Any]) -> None:
     edges = np.logspace(low, high, len(factors["counts"]) + 1)
     axes.stairs(factors["counts"], edges, fill=True, color=COLOURS[0])
     axes.set(xscale="log", xlabel="magnitude of a factor (no units)", ylabel="number of channels")
+    axes.set_ylim(bottom=0)
     axes.set_title(f"{factors['zero']} factors are exactly 0 and not drawn", fontsize=9)
 
 

@@ -85,7 +85,7 @@ def convergence_table(run: Run) -> Table:
     if raw["bound_ok"].notna().any() or "alpha" not in raw:
         shown["within bound"] = chosen["bound_ok"].map(yes_no)
     if "curvature" in raw:
-        shown["alpha > L/2"] = (chosen["alpha"] > chosen["curvature"] / 2).map(yes_no)
+        shown["α > curvature/2"] = (chosen["alpha"] > chosen["curvature"] / 2).map(yes_no)
     notes = [*_rate_words(raw, final(run)), *_curvature_words(raw), *_unfinished(run)]
     return Table("convergence", f"Convergence: {name(run)}", raw, known(shown), notes)
 
@@ -95,7 +95,7 @@ SHOWN = {
     "step_sq_mean": "mean squared step", "bound": "its bound", "grad_sq_mean": "mean squared subgradient",
     "grad_bound": "bound of that", "slack": "slack", "worst_slack": "worst slack",
     "term/loss": "loss", "term/penalty": "penalty C(ξ)", "term/coupling": "β/2 ‖γ − ξ‖²", "step_sq/W": "‖ΔW‖²",
-    "step_sq/gamma": "‖Δγ‖²", "step_sq/xi": "‖Δξ‖²", "alpha": "α", "curvature": "L", "channels/zero": "ξ = 0",
+    "step_sq/gamma": "‖Δγ‖²", "step_sq/xi": "‖Δξ‖²", "alpha": "α", "curvature": "curvature", "channels/zero": "ξ = 0",
     "channels/kept": "channels kept",
     "mu": "μ", "gap": "gap", "loss/w": "loss of w", "lam/norm": "‖λ‖", "kkt/cosine": "cosine of λ and ∇L(w)",
 }  # fmt: skip
@@ -246,9 +246,9 @@ def _curvature_words(table: pd.DataFrame) -> list[str]:
     if "curvature" not in table:
         return []
     return [
-        "L: largest |curvature| of the training loss by the power method on some samples, a lower estimate of the "
-        "Lipschitz constant of its gradient. With full gradients the objective falls whenever α > L/2; minibatches and "
-        "momentum leave it a guide."
+        "Curvature: the largest |curvature| of the training loss by the power method on some samples, a lower estimate "
+        "of the Lipschitz constant of its gradient. With full gradients the objective falls whenever α is above half "
+        "of that constant; minibatches and momentum leave it a guide."
     ]
 
 

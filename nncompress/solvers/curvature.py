@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from nncompress.problem import Problem
+from nncompress.solvers.shared_norm import SharedNorm
 
 SEED = 0
 
@@ -20,6 +21,9 @@ def largest_curvature(problem: Problem, model: nn.Module, *, steps: int, samples
     random vector: the norm of the Hessian's product with the last one.
     """
     network = copy.deepcopy(model).train()
+    for module in network.modules():
+        if isinstance(module, SharedNorm):
+            module.together = False  # every process takes the same samples
     parameters = [p for p in network.parameters() if p.requires_grad]
     train = problem.data.train
     with torch.random.fork_rng([problem.device] if problem.device.type == "cuda" else []):  # of dropout

@@ -38,7 +38,10 @@ class Minibatches(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Numbers of samples (b,), what their augmentation drew (b, p), and the weight of mixup (0-dimensional)."""
+    """Numbers of samples (b,), what their augmentation drew (b, p), and the weight of mixup (0-dimensional).
+
+    With mixup the sample before the first one of the batch comes first: each is averaged with the one before it.
+    """
 
     rows: Tensor
     drawn: Tensor
@@ -96,9 +99,17 @@ def _batches(problem: Problem, minibatches: Minibatches) -> Iterator[tuple[Batch
     drawn = torch.empty(n, 0) if augmentation is None else augmentation.draw(n, generator)
     weights = _mixing(len(lengths), minibatches).to(device, problem.dtype)
     rows_of, drawn_of = torch.split(order.to(device), lengths), torch.split(drawn.to(device), lengths)
-    for rows, numbers, weight in zip(rows_of, drawn_of, weights, strict=True):
+    for rows, changes, weight in zip(rows_of, drawn_of, weights, strict=True):
         own = parallel.share(len(rows))
-        yield Batch(rows[own], numbers[own], weight), (own.stop - own.start) / len(rows)
+        taken, numbers = (_with_last(values, own, minibatches) for values in (rows, changes))
+        yield Batch(taken, numbers, weight), (own.stop - own.start) / len(rows)
+
+
+def _with_last(values: Tensor, own: slice, minibatches: Minibatches) -> Tensor:
+    """A part of what belongs to the samples of a batch, for mixup behind that of the one before it."""
+    if minibatches.mixup == 0:
+        return values[own]
+    return torch.cat([values.roll(1, 0)[own.start : own.start + 1], values[own]])
 
 
 def batch_lengths(n: int, size: int) -> list[int]:
@@ -127,7 +138,7 @@ class _Gradient:
 
     def __call__(self, batch: Batch, part: float) -> Tensor:
         """The sum of the losses of the batch; the gradient is that of their mean times `part`."""
-        size = len(batch.rows)
+        size = len(batch.rows) - self.mixed
         return (self._replayed(batch) if self._fixed(size, part) else self.compute(batch, part)) * size
 
     def compute(self, batch: Batch, part: float = 1.0) -> Tensor:
@@ -137,13 +148,13 @@ class _Gradient:
         if data.augmentation is not None:
             x = data.augmentation.apply(x, batch.drawn, data.blank)
         if self.mixed:
-            x = torch.lerp(x.roll(1, 0), x, batch.weight)
+            x = torch.lerp(x[:-1], x[1:], batch.weight)
         with how.autocast(x.device):
             logits = self.model(how.laid_out(x))
         logits = logits.to(x.dtype)
-        value = self.loss(logits, y)
+        value = self.loss(logits, y[1:] if self.mixed else y)
         if self.mixed:
-            value = torch.lerp(self.loss(logits, y.roll(1, 0)), value, batch.weight)
+            value = torch.lerp(self.loss(logits, y[:-1]), value, batch.weight)
         (value * part).backward()  # type: ignore[no-untyped-call]
         return value.detach()
 
@@ -167,7 +178,8 @@ class _Replay:
         model, self.batch = gradient.model, Batch(*(tensor.clone() for tensor in batch))
         before = [buffer.clone() for buffer in model.buffers()]
         try:
-            self._capture(gradient)
+            with torch.random.fork_rng([batch.rows.device] if batch.rows.is_cuda else []):  # of dropout
+                self._capture(gradient)
         finally:
             for buffer, old in zip(model.buffers(), before, strict=True):
                 buffer.copy_(old)  # running statistics
@@ -204,6 +216,7 @@ def _captured(gradient: _Gradient, batch: Batch) -> _Replay | None:
     try:
         return _Replay(gradient, batch)
     except RuntimeError as error:
+        gradient.model.zero_grad(set_to_none=True)  # what a capture leaves has never been computed
         log.warning("CUDA graphs cannot be used (%s): every operation of a batch is started by itself", one_line(error))
         return None
 

@@ -41,12 +41,13 @@ log = logging.getLogger(__name__)
 class NetworkSlimmingState(NamedTuple):
     """The network, its optimiser, the order of the samples, the squared steps (float64), and which channels stay.
 
-    keep: 1 or 0 for each channel (m,), all 1 until fine-tuning begins.
+    keep: 1 or 0 for each channel (m,), all 1 until fine-tuning begins. pruned: the step behind which it began, or -1.
     """
 
     k: int
     model: nn.Module
     keep: Tensor
+    pruned: int
     optimizer: Optimizer
     generator: Generator
     step_sq: Tensor
@@ -102,33 +103,33 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
             raise ValueError("fold is for networks that are not fine-tuned; give solver.fine_tune=0, or fold=false")
 
     def init(self, problem: Problem) -> NetworkSlimmingState:
-        check_slimming(problem, self.batch_size)
+        check_slimming(problem, self.batch_size, self.fold)
         model = shared_norms(copy.deepcopy(problem.model))
         zero = torch.zeros((), dtype=torch.float64, device=problem.device)
         keep, generator = torch.ones_like(Scales.of(model).gamma()), Generator().manual_seed(self.seed)
-        return NetworkSlimmingState(0, model, keep, self._optimizer(model), generator, zero, zero)
+        return NetworkSlimmingState(0, model, keep, -1, self._optimizer(model), generator, zero, zero)
 
     def step(self, problem: Problem, state: NetworkSlimmingState) -> NetworkSlimmingState:
-        if state.k == self._training:
+        if state.pruned < 0 and state.k >= self._training(state):
             state = self._pruned(problem, state)
-        k, model, keep, optimizer, generator, _, step_sq_sum = state
+        k, model, keep, pruned, optimizer, generator, _, step_sq_sum = state
         scales, before = Scales.of(model), [p.detach().clone() for p in model.parameters()]
-        set_rate(optimizer, self._rate(k))
+        set_rate(optimizer, self._rate(state))
         minibatches = Minibatches(self.batch_size, generator, self.label_smoothing, self.mixup)
-        if k < self._training:
+        if pruned < 0:
             epoch(problem, model, minibatches, optimizer=optimizer, add_gradient=self._subgradient(scales))
         else:
             parts = list(torch.split(keep, scales.sizes))
             epoch(problem, model, minibatches, optimizer=optimizer, after_step=lambda: scales.mask(parts))
         parallel.check_alike([*model.state_dict().values(), keep], "network and channels")
         step_sq = moved_sq(model, before)
-        return NetworkSlimmingState(k + 1, model, keep, optimizer, generator, step_sq, step_sq_sum + step_sq)
+        return NetworkSlimmingState(k + 1, model, keep, pruned, optimizer, generator, step_sq, step_sq_sum + step_sq)
 
     def observe(self, problem: Problem, state: NetworkSlimmingState) -> Observation:
         model = copy.deepcopy(state.model).eval()
         scales = Scales.of(model)
         loss = evaluate(model, problem.data.train, problem.loss).loss
-        penalty = float(L1Penalty(self.lam).price(scales.gamma())) if state.k <= self._training else 0.0
+        penalty = float(L1Penalty(self.lam).price(scales.gamma())) if state.pruned < 0 else 0.0
         terms = {
             "objective": loss + penalty,
             "term/loss": loss,
@@ -145,23 +146,23 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
         return Slimmed(masked(model, self._kept(problem, state)[0], fold=self.fold), scales.named(scales.gamma()))
 
     def result(self, problem: Problem, state: NetworkSlimmingState, observation: Observation) -> Observation:
-        if state.k <= self._training:
+        if state.pruned < 0:
             for words in self._kept(problem, state)[1]:
                 log.warning("%s", words)
         return observation
 
     @property
-    def _training(self) -> int:
-        """Epochs before fine-tuning."""
-        return self.num_steps - self._fine_tuning
-
-    @property
     def _fine_tuning(self) -> int:
         return self.num_steps // 2 if self.fine_tune is None else self.fine_tune
 
-    def _rate(self, k: int) -> float:
-        phase, first = (self._training, 0) if k < self._training else (self._fine_tuning, self._training)
-        return self.lr * self.schedule.factor(k - first, phase)
+    def _training(self, state: NetworkSlimmingState) -> int:
+        """Epochs before fine-tuning: as they were, once it has begun (num_steps may then be another)."""
+        return self.num_steps - self._fine_tuning if state.pruned < 0 else state.pruned
+
+    def _rate(self, state: NetworkSlimmingState) -> float:
+        training = self._training(state)
+        phase, k = (training, state.k) if state.pruned < 0 else (self.num_steps - training, state.k - training)
+        return self.lr * self.schedule.factor(k, phase)
 
     def _optimizer(self, model: nn.Module) -> Optimizer:
         return optimizer_of(self.optimizer, groups_of(model, self.decay_scales), self.lr)
@@ -179,7 +180,7 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
     def _kept(self, problem: Problem, state: NetworkSlimmingState) -> tuple[dict[str, Tensor], list[str]]:
         """The channels that stay, by batch norm; and what had to be changed in those above the threshold, in words."""
         scales = Scales.of(state.model)
-        if state.k > self._training:
+        if state.pruned >= 0:
             return scales.named(state.keep != 0), []
         scores = scales.gamma().abs()
         above = torch.ones_like(scores, dtype=torch.bool)
@@ -194,4 +195,4 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
             log.warning("%s", words)
         model = masked(state.model, keep, fold=self.fold)
         flags = torch.cat(list(keep.values())).to(state.keep.dtype)
-        return state._replace(model=model, keep=flags, optimizer=self._optimizer(model))
+        return state._replace(model=model, keep=flags, pruned=state.k, optimizer=self._optimizer(model))

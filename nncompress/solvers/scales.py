@@ -90,10 +90,11 @@ def chosen(
     layer exceeds.
     """
     scales = Scales.of(model)
+    ranks = scores + (scores.max() + 1) * keep  # where one has to stay, rather one of `keep`
 
     def left(count: int) -> tuple[dict[str, Tensor], list[str]]:
         best = keep & largest(scores.masked_fill(~keep, -1), count)
-        return guarded(model, scales.named(best), scales.named(scores), branches=not fold)
+        return guarded(model, scales.named(best), scales.named(ranks), branches=not fold)
 
     if problem.target is None:
         return left(len(keep))
@@ -150,13 +151,18 @@ def groups_of(model: nn.Module, decay_scales: bool) -> list[Any]:
     return [{"params": others}, {"params": [p for p in trained if id(p) in own], "weight_decay": 0.0}]
 
 
-def check_slimming(problem: Problem, batch_size: int) -> None:
-    """Raise Unsupported, saying what is missing, for a problem whose network cannot be slimmed, or not to its target.
+def check_slimming(problem: Problem, batch_size: int, fold: bool) -> None:
+    """Raise Unsupported, saying what is missing, for a problem whose network cannot be slimmed, or not as is asked.
 
     Raises ConfigError for a batch larger than the data.
     """
     gamma = Scales.of(problem.model).gamma()
     chosen(problem, problem.model, torch.ones_like(gamma, dtype=torch.bool), gamma.abs())
+    if fold and not declares_scales(problem.model):
+        raise Unsupported(
+            "folding needs a network that says which layers read a channel (a method scales()), found "
+            f"{type(problem.model).__name__} without one; give solver.fold=false"
+        )
     n, processes = len(problem.data.train), parallel.size()
     if batch_size * processes > n:
         found = f"{batch_size} samples" if processes == 1 else f"{processes} times {batch_size} samples"

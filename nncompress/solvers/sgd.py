@@ -92,7 +92,7 @@ class SGD(Solver[SGDState]):
         return SGDState(k + 1, model, averaged, optimizer, generator, step_sq, step_sq_sum + step_sq)
 
     def observe(self, problem: Problem, state: SGDState) -> Observation:
-        model = copy.deepcopy(state.averaged or state.model).eval()
+        model = copy.deepcopy(state.model if state.averaged is None else state.averaged).eval()
         plan = problem.plan
         theta = plan.compress(plan.select(weights_of(model)))
         return Observation(model, theta, epoch_terms(problem, model, state))

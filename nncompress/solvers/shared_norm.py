@@ -6,23 +6,38 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from nncompress import parallel
+from nncompress.errors import Unsupported
 
 
 def shared_norms(model: nn.Module) -> nn.Module:
-    """The network with its batch norms normalising over all processes in training; itself in a single one."""
+    """The network with its batch norms normalising over all processes in training; itself in a single one.
+
+    Raises Unsupported for a batch norm without running statistics, or with their plain average.
+    """
     if parallel.size() == 1:
         return model
     for name, module in list(model.named_modules()):
-        if isinstance(module, BatchNorm) and module.track_running_stats and module.momentum is not None:
+        if isinstance(module, BatchNorm):
+            if not module.track_running_stats or module.momentum is None:
+                raise Unsupported(
+                    f"several processes need batch norms with running statistics and a momentum, found {name} with "
+                    f"track_running_stats={module.track_running_stats}, momentum={module.momentum}; start one process"
+                )
             model.set_submodule(name, SharedNorm(module))
     return model
 
 
 class SharedNorm(nn.BatchNorm2d):
-    """A batch norm of (n, channels, ...) with the parameters and buffers of `norm`; statistics over all processes."""
+    """A batch norm of (n, channels, ...) with the parameters and buffers of `norm`; statistics over all processes.
+
+    Unless `together` is False: then over its own samples.
+    """
+
+    together = True
 
     def __init__(self, norm: BatchNorm) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, affine=norm.affine)
@@ -36,7 +51,7 @@ class SharedNorm(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """The normalised input, of its shape."""
-        if not self.training:
+        if not (self.training and self.together):
             return super().forward(input)
         y: Tensor
         y, mean, variance, count = _Normalised.apply(input, self.eps)
@@ -81,6 +96,7 @@ class _Normalised(torch.autograd.Function):
         return y, mean, variance, count
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         y, scale, count = ctx.saved_tensors
         g = gradients[0]

@@ -109,6 +109,9 @@ class Slimming(Solver[SlimmingState]):
         for name, value in (("lam", self.lam), ("beta", self.beta)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be at least 0 and finite, found {value}")
+        found = self.penalty(self.lam)
+        if not isinstance(found, SeparablePenalty):
+            raise ValueError(f"penalty must give a SeparablePenalty (L1Penalty, L0Penalty, ...), found {found}")
         if self.curvature < 0 or self.curvature_samples < 1:
             raise ValueError(
                 f"curvature must be at least 0 and curvature_samples at least 1, found {self.curvature} and "
@@ -116,7 +119,7 @@ class Slimming(Solver[SlimmingState]):
             )
 
     def init(self, problem: Problem) -> SlimmingState:
-        check_slimming(problem, self.batch_size)
+        check_slimming(problem, self.batch_size, self.fold)
         model = shared_norms(copy.deepcopy(problem.model))
         generator = Generator().manual_seed(self.seed)
         gamma = Scales.of(model).gamma()
