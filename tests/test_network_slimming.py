@@ -283,7 +283,7 @@ def test_a_layer_left_without_channels_is_told(caplog):
     assert "no channel is left in features.bn1_1: the one with the largest scale stays" in caplog.text
     caplog.clear()
     method.step(p, state)
-    assert "features.bn1_1: no channel is left" in caplog.text
+    assert "no channel is left in features.bn1_1" in caplog.text
 
 
 def test_a_residual_block_left_without_channels_is_its_shortcut():

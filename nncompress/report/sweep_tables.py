@@ -63,7 +63,7 @@ def _line(group: "pd.Series[Any]", keys: Sequence[str]) -> dict[str, str]:
     for key, title, form in MEASURES:
         if key in group:
             line[title] = spread(form(group[key]), form(group.get(f"{key} std")))
-        if key in group and key.startswith("ratio/"):
+        if key in group and key in ("ratio/params", "ratio/bits"):
             line[f"{title}, ×"] = times(group[key])
     return line
 
