@@ -131,6 +131,19 @@ def test_series_are_drawn_where_a_number_is_missing_for_some() -> None:
 def test_names_are_shortened_unless_ambiguous() -> None:
     assert short_names(["compression.rank", "solver.lr"]) == {"compression.rank": "rank", "solver.lr": "lr"}
     assert short_names(["a.x", "b.x"]) == {"a.x": "a.x", "b.x": "b.x"}
+    assert short_names(["solver.penalty._target_"]) == {"solver.penalty._target_": "penalty"}
+
+
+def test_what_a_summary_says_of_each_layer_is_no_column_of_a_sweep(tmp_path: Path) -> None:
+    for job in range(2):
+        folder = fake_run(tmp_path / str(job), config(seed=job), n=6)
+        found = json.loads((folder / "summary.json").read_text())
+        lists = {"channels": [{"norm": "bn", "channels": 4, "kept": 2}], "factors": {"zero": 2}, "tasks": []}
+        write_json(folder / "summary.json", found | lists | {"ratio/channels": 0.5})
+    write_sweep_report(tmp_path)
+    columns = set(pd.read_csv(tmp_path / "tables" / "runs.csv"))
+    assert "ratio/channels" in columns
+    assert not columns & {"channels", "factors", "tasks"}
 
 
 def test_a_check_holds_for_a_group_when_it_holds_for_all_its_runs() -> None:

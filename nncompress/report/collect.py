@@ -11,6 +11,7 @@ from nncompress.records import Run
 from nncompress.report.text import setting
 
 GROUPS = ("solver", "model", "dataset", "compression")
+TARGET = "._target_"
 NOT_A_DIFFERENCE = {"seed", "data_dir", "root", "resume", "download", "checkpoint_every", "hydra", "output_dir"}
 
 
@@ -78,7 +79,8 @@ def summaries(runs: Sequence[Run]) -> pd.DataFrame:
     done = [run for run in runs if run.status["status"] == "done"]
     rows = [{"job": run.folder.name} | setting_of(run, keys) | final(run) for run in done]
     for row in rows:
-        row.pop("tasks", None)  # a list: for the tables of a run
+        for key in ("tasks", "channels", "factors"):  # lists: for the tables of a run
+            row.pop(key, None)
     return pd.DataFrame(rows, columns=None if rows else ["job", *keys]).astype(dict.fromkeys(keys, object))
 
 
@@ -110,8 +112,8 @@ def aggregate(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The last part of each dotted key, or the whole key where that would be ambiguous."""
-    ends = [key.split(".")[-1] for key in keys]
+    """The last part of each dotted key (of a class what it is for), or the whole key where that would be ambiguous."""
+    ends = [key.removesuffix(TARGET).split(".")[-1] for key in keys]
     return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
 
 
