@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -103,7 +103,6 @@ class Layer(NamedTuple):
     use: Use | None
 
 
-@torch.no_grad()
 def layers_of(model: nn.Module, x: Tensor) -> list[Layer]:
     """The uses of Linear and Conv2d weights on one sample x (1 x input_shape), in their order."""
     names = {id(p): name for name, p in model.named_parameters()}
@@ -112,8 +111,17 @@ def layers_of(model: nn.Module, x: Tensor) -> list[Layer]:
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         found.append(_layer(module, args[0].shape, output.shape, names))
 
-    modules = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    handles = [module.register_forward_hook(hook) for module in modules]
+    watch(model, x, hook, (nn.Linear, nn.Conv2d))
+    return found
+
+
+@torch.no_grad()
+def watch(model: nn.Module, x: Tensor, hook: Callable[..., None], kinds: tuple[type[nn.Module], ...]) -> None:
+    """Pass samples x through `model` in evaluation mode, `hook` called behind every use of a module of these kinds.
+
+    It is given the module, the tuple of its inputs and its output.
+    """
+    handles = [module.register_forward_hook(hook) for module in model.modules() if isinstance(module, kinds)]
     was_training = model.training
     try:
         model.eval()(x)
@@ -121,7 +129,6 @@ def layers_of(model: nn.Module, x: Tensor) -> list[Layer]:
         model.train(was_training)
         for handle in handles:
             handle.remove()
-    return found
 
 
 def _layer(module: Any, given: torch.Size, made: torch.Size, names: Mapping[int, str]) -> Layer:

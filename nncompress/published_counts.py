@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from nncompress.channels import norm_of, scales_of
+from nncompress.metrics import watch
 
 
 def params_with_selection(model: nn.Module) -> int:
@@ -21,7 +21,6 @@ def params_with_selection(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters()) + selected
 
 
-@torch.no_grad()
 def script_flops(model: nn.Module, x: Tensor) -> int:
     """Operations of the modules on one sample x (1 x input_shape), additions and multiplications apart.
 
@@ -34,14 +33,7 @@ def script_flops(model: nn.Module, x: Tensor) -> int:
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         found.append(_operations(module, args[0][0].numel(), output[0].numel()))
 
-    handles = [module.register_forward_hook(hook) for module in model.modules()]
-    was_training = model.training
-    try:
-        model.eval()(x)
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
+    watch(model, x, hook, (nn.Module,))
     return sum(found)
 
 

@@ -636,3 +636,8 @@ def test_a_run_with_folding_and_no_dead_channel_stores_a_network_that_loads(tmp_
 def test_a_penalty_that_is_a_constraint_is_refused():
     with pytest.raises(ValueError, match=r"penalty must give a SeparablePenalty \(L1Penalty, .*found L0\(keep=0.1\)"):
         solver(penalty=L0, lam=0.1)
+
+
+def test_a_rate_of_zero_which_would_make_alpha_infinite_is_refused():
+    with pytest.raises(ValueError, match=r"the learning rate 1/alpha must stay positive, found 0\.0 in epoch 2"):
+        solver(2, schedule=MultiStep((0.5,), 0.0))

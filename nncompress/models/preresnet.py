@@ -83,7 +83,24 @@ def block_scales(name: str, blocks: nn.Sequential) -> list[Scale]:
     return [scale for k, block in inside for scale in block.scales(k)]
 
 
-class PreResNet(nn.Module):
+class PreActivationNetwork(nn.Module):
+    """A convolution `conv1`, residual `blocks`, and a `head`, which subclasses give."""
+
+    conv1: nn.Conv2d
+    blocks: nn.Sequential
+    head: nn.Sequential
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, num_classes) of x (n, channels, height, width)."""
+        logits: Tensor = self.head(self.blocks(self.conv1(x)))
+        return logits
+
+    def scales(self) -> list[Scale]:
+        """All batch norms: those of the blocks and the last one."""
+        return [*block_scales("blocks", self.blocks), Scale("head.bn", None, ("head.fc",))]
+
+
+class PreResNet(PreActivationNetwork):
     """3x3 convolution, three stages of pre-activation blocks of 16, 32, 64 channels, batch norm, averages, linear.
 
     He et al., "Identity mappings in deep residual networks" (2016). depth = 6n + 2 with blocks of two 3x3
@@ -117,15 +134,6 @@ class PreResNet(nn.Module):
             before = convs[-1].after
         self.head = head(before, num_classes)
         initialise_normed(self, initial_scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (n, num_classes) of x (n, channels, height, width)."""
-        logits: Tensor = self.head(self.blocks(self.conv1(x)))
-        return logits
-
-    def scales(self) -> list[Scale]:
-        """All batch norms: those of the branches and the last one."""
-        return [*block_scales("blocks", self.blocks), Scale("head.bn", None, ("head.fc",))]
 
 
 def basic(before: int, after: int, stride: int) -> list[Conv]:

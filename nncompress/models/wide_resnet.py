@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nncompress.channels import Scale
 from nncompress.models.images import head, image_channels, initialise_normed
-from nncompress.models.preresnet import Conv, PreActivationBlock, basic, block_scales, changes, shortcut_of
+from nncompress.models.preresnet import Conv, PreActivationBlock, PreActivationNetwork, basic, changes, shortcut_of
 
 
 class ChangingBlock(nn.Module):
@@ -44,7 +44,7 @@ class ChangingBlock(nn.Module):
         ]
 
 
-class WideResNet(nn.Module):
+class WideResNet(PreActivationNetwork):
     """3x3 convolution to 16 channels, three stages of 16, 32, 64 times `widen` channels, batch norm, averages, linear.
 
     Zagoruyko and Komodakis, "Wide residual networks" (2016): pre-activation blocks of two 3x3 convolutions, depth =
@@ -79,12 +79,3 @@ class WideResNet(nn.Module):
             before = convs[-1].after
         self.head = head(before, num_classes)
         initialise_normed(self, initial_scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (n, num_classes) of x (n, channels, height, width)."""
-        logits: Tensor = self.head(self.blocks(self.conv1(x)))
-        return logits
-
-    def scales(self) -> list[Scale]:
-        """All batch norms: two of each block and the last one."""
-        return [*block_scales("blocks", self.blocks), Scale("head.bn", None, ("head.fc",))]

@@ -112,6 +112,11 @@ class Slimming(Solver[SlimmingState]):
         found = self.penalty(self.lam)
         if not isinstance(found, SeparablePenalty):
             raise ValueError(f"penalty must give a SeparablePenalty (L1Penalty, L0Penalty, ...), found {found}")
+        for k in range(self.num_steps):
+            if not self._rate(k) > 0:
+                raise ValueError(
+                    f"the learning rate 1/alpha must stay positive, found {self._rate(k)} in epoch {k + 1}"
+                )
         if self.curvature < 0 or self.curvature_samples < 1:
             raise ValueError(
                 f"curvature must be at least 0 and curvature_samples at least 1, found {self.curvature} and "
