@@ -22,6 +22,7 @@ from nncompress.compact.removal import reshape, structure
 from nncompress.compressions.plan import Plan, check_finite, plan_of
 from nncompress.compressions.target import Target, fit
 from nncompress.errors import ConfigError, NNCompressError, Unsupported
+from nncompress.one_shot import OneShot, Study
 from nncompress.problem import Computation, Dataset, Problem, Split, weights_of
 from nncompress.signatures import one_line
 from nncompress.solvers.base import Solver
@@ -58,6 +59,21 @@ def build(cfg: DictConfig) -> tuple[Problem, Solver[Any], dict[str, Any]]:
         log.warning("%s", words)
     asked = _asked(cfg) if solver.removes_channels else None
     return Problem(model, data, plan, computation=computation, target=asked), solver, target
+
+
+def study_of(cfg: DictConfig, model: nn.Module) -> Study | None:
+    """How the final network is compressed without retraining; None without a part to take away."""
+    methods: dict[str, OneShot] = {}
+    for name, node in (cfg.compress_by or {}).items():
+        method = config.build(node)
+        if not isinstance(method, OneShot):
+            found = type(method).__name__
+            raise ConfigError(f"compress_by.{name}: must give an nncompress.one_shot.OneShot, found {found}")
+        if cfg.compress_at or method.at:
+            methods[str(name)] = method
+    if not methods:
+        return None
+    return Study(methods=methods, at=list(cfg.compress_at), recalibrate=cfg.recalibrate, seed=cfg.seed).suited(model)
 
 
 def _prepared(cfg: DictConfig, data: Dataset) -> Dataset:

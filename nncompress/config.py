@@ -26,6 +26,7 @@ from nncompress.signatures import Target, check_call, locate, one_line
 GROUPS = ("dataset", "model", "compression", "solver")
 AUGMENTATION = "augmentation"
 REFERENCE_TRAINING = "reference_training"
+ONE_SHOT = "compress_by"
 OFFERED: dict[str, frozenset[str]] = {"model": frozenset({"input_shape", "num_classes"})}
 PRECISIONS = ("auto", "float32", "float64", "tf32", "bf16")
 PROTOCOLS = ("last", "paper")
@@ -58,7 +59,8 @@ class Config:
     for solvers that need such a start and are given none. reference_training: the solver that trains them.
     augmentation: what minibatches do to the training samples. validation: the part of the training samples held out.
     protocol: the last step is the result; `paper` adds, labelled, the best one by test accuracy. cuda_graphs: replay
-    minibatches on a GPU.
+    minibatches on a GPU. compress_at, compress_by, recalibrate: the parts that are taken away from the final network
+    without retraining, by which methods, and the samples for the statistics of batch norms then.
     """
 
     seed: int = 0
@@ -78,10 +80,14 @@ class Config:
     validation: float = 0.0
     protocol: str = "last"
     cuda_graphs: bool = True
+    compress_at: list[float] = field(default_factory=list)
+    compress_by: Any = None
+    recalibrate: int = 10000
     choices: dict[str, str] = field(default_factory=dict)
     dataset: Any = None
     model: Any = None
     compression: Any = None
+    constraint: Any = None
     solver: Any = None
 
 
@@ -112,8 +118,10 @@ def validate(cfg: DictConfig) -> None:
     problems = list(_shell_problems(cfg))
     for group in GROUPS:
         problems += _group_problems(cfg, group)
-    for place in (REFERENCE_TRAINING, AUGMENTATION):
-        if cfg[place] is not None:
+    if cfg.constraint is not None and "constraint" not in cfg.solver:
+        problems.append("constraint: is for solver=frank_wolfe; choose that solver, or leave the constraint out")
+    for place in (REFERENCE_TRAINING, AUGMENTATION, *(f"{ONE_SHOT}.{name}" for name in cfg[ONE_SHOT] or ())):
+        if OmegaConf.select(cfg, place) is not None:
             problems += _group_problems(cfg, place)
     if problems:
         raise ConfigError("\n".join(problems))
@@ -157,6 +165,11 @@ def _shell_problems(cfg: DictConfig) -> Iterator[str]:
     for key in ("eval_every", "checkpoint_every"):
         if cfg[key] < 1:
             yield f"{key}: must be at least 1, found {cfg[key]}"
+    wrong = [part for part in cfg.compress_at if not 0 <= part < 1]
+    if wrong:
+        yield f"compress_at: must be parts to take away, at least 0 and below 1, found {wrong[0]}"
+    if cfg.recalibrate < 0 or cfg.recalibrate == 1:
+        yield f"recalibrate: must be 0 or at least 2 samples, found {cfg.recalibrate}"
     if cfg.seed < 0:
         yield f"seed: must be at least 0, found {cfg.seed}"
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", cfg.device):
@@ -186,7 +199,8 @@ def _target_problems(cfg: DictConfig) -> Iterator[str]:
 
 def _group_problems(cfg: DictConfig, group: str) -> Iterator[str]:
     try:
-        node = OmegaConf.to_container(cfg[group], resolve=True) if OmegaConf.is_config(cfg[group]) else cfg[group]
+        given = OmegaConf.select(cfg, group)
+        node = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
     except OmegaConfBaseException as error:
         yield f"{group}: {one_line(error)}"
         return

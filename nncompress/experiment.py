@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from nncompress import checkpoint, environment, metrics, parallel
-from nncompress.building import build
+from nncompress.building import build, study_of
 from nncompress.compact.artefact import save_compact
 from nncompress.compact.smaller import smaller
 from nncompress.errors import ConfigError, Diverged, NNCompressError, Unsupported
@@ -124,6 +124,7 @@ class _Execution:
         self.cfg, self.folder, self.interruption, self.status = cfg, folder, interruption, status
         with parallel.together():
             self.problem, self.solver, self.target = build(cfg)
+            self.study = study_of(cfg, self.problem.model)
         environment.reset_peak_memory(self.problem.device)
         self.step_seconds: list[float] = []
         self.start: dict[str, Any] | None = None
@@ -229,6 +230,8 @@ class _Execution:
         }
         if slimmed is not None:
             row |= counts_of(slimmed)
+        if self.study is not None:
+            row |= self.study.distances(deployed)
         if problem.data.validation is not None:
             held_out = metrics.evaluate(deployed, problem.data.validation, problem.loss)
             row |= {"loss/validation": held_out.loss, "accuracy/validation": held_out.accuracy}
@@ -301,6 +304,8 @@ class _Execution:
         summary = summary_of(self.cfg, self.problem, observation, rows, final, network)
         if slimmed is not None:
             summary |= channels_of(slimmed)
+        if self.study is not None:
+            summary |= {"one_shot": self.study.rows(self.problem, network)}
         if self.target:
             summary |= self.target | {"target/achieved": summary[self.target["target/key"]]}
         summary |= {

@@ -14,7 +14,7 @@ from nncompress.compressions.plan import Plan, Task
 from nncompress.params import Params
 from nncompress.problem import Loss, Problem, Split
 
-EVALUATED_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 23}
+EVALUATED_AT_ONCE = {"cpu": 1 << 17, "cuda": 1 << 23}
 """Numbers in the samples that are evaluated at once: what fits the caches of a CPU, the memory of a GPU."""
 
 
@@ -27,7 +27,7 @@ class Evaluation(NamedTuple):
 
 def evaluation_batch(x: Tensor) -> int:
     """How many of samples x (n, ...) are evaluated at once, at most 8192."""
-    return min(8192, max(1, EVALUATED_AT_ONCE.get(x.device.type, 1 << 20) // max(1, x[0].numel())))
+    return min(8192, max(1, EVALUATED_AT_ONCE.get(x.device.type, 1 << 17) // max(1, x[0].numel())))
 
 
 @torch.no_grad()

@@ -127,7 +127,7 @@ def _hydra(arguments: list[str], more: Sequence[str] = ()) -> int:
 def job(cfg: DictConfig) -> None:
     """What Hydra calls for a run or for each job of a sweep."""
     settings = HydraConfig.get()
-    groups = (*config.GROUPS, "experiment")
+    groups = (*config.GROUPS, "constraint", "experiment")
     cfg.choices = {group: choice for group in groups if (choice := settings.runtime.choices.get(group))}
     _retarget(cfg, settings.overrides.task)
     _attempt(cfg, Path(settings.runtime.output_dir), settings.mode == RunMode.MULTIRUN)

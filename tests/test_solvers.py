@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ from nncompress.solvers.learning_compression import LC
 from nncompress.solvers.minibatches import Minibatches, epoch
 from nncompress.solvers.network_slimming import NetworkSlimming
 from nncompress.solvers.nnbcd import NNBCD
+from nncompress.solvers.normalised_sgd import NormalisedSGD
+from nncompress.solvers.regularisers import GroupLasso, ProximalNuclearNorm
 from nncompress.solvers.sgd import SGD
 from nncompress.solvers.slimming import Slimming
 
@@ -38,6 +41,27 @@ CASES = [
     ),
     pytest.param(
         SGD(num_steps=12, batch_size=16, average=0.9, label_smoothing=0.1, mixup=0.2), none, {}, True, id="sgd-averaged"
+    ),
+    pytest.param(
+        SGD(num_steps=12, batch_size=16, regulariser=GroupLasso(lam=1e-3, layers="all")),
+        none,
+        {},
+        True,
+        id="sgd-group-lasso",
+    ),
+    pytest.param(
+        SGD(num_steps=12, batch_size=16, average=0.9, regulariser=ProximalNuclearNorm(lam=1e-2, layers="hidden")),
+        low_rank,
+        {"rank": 8},
+        True,
+        id="sgd-averaged-proximal-nuclear-norm",
+    ),
+    pytest.param(
+        SGD(num_steps=12, batch_size=16, optimizer=partial(NormalisedSGD, weight_decay=0.01)),
+        l0,
+        {"keep": 0.5},
+        True,
+        id="normalised-sgd-l0",
     ),
     pytest.param(DirectLearning(num_steps=60, batch_size=16), tt, {"rank": 12}, True, id="direct-tt"),
     pytest.param(

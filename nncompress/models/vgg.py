@@ -20,8 +20,9 @@ class VGG(nn.Module):
     The form of network slimming (Liu et al., ICCV 2017): convolutions without biases, 64, 128, 256, 512, 512 channels,
     one layer behind the average over the image; 20 035 018 parameters for depth 19 on 10 classes. `layers` gives the
     convolutions of each stage in place of `depth`, at most five stages; `width` multiplies all numbers of channels;
-    `initial_scale` is the first scale of all batch norms. Raises ValueError for another depth, for layers or a width
-    out of range, and for images (channels, height, width) too small for the poolings.
+    `padding` is that of the convolutions; `initial_scale` is the first scale of all batch norms. Raises ValueError for
+    another depth, for layers or a width out of range, and for images (channels, height, width) too small for the
+    layers.
     """
 
     def __init__(
@@ -32,17 +33,18 @@ class VGG(nn.Module):
         depth: int = 19,
         layers: Sequence[int] | None = None,
         width: float = 1.0,
+        padding: int = 1,
         initial_scale: float = 0.5,
     ) -> None:
         super().__init__()
         stages = _stages(depth, layers)
-        before = image_channels("vgg", input_shape, 2 ** (len(stages) - 1))
+        before = image_channels("vgg", input_shape, _smallest_side(stages, padding))
         self.features = nn.Sequential()
         for stage, count in enumerate(stages, 1):
             if stage > 1:
                 self.features.add_module(f"pool{stage - 1}", nn.MaxPool2d(2))
             channels = scaled(WIDTHS[stage - 1], width)
-            _add_stage(self.features, stage, [before, *[channels] * count])
+            _add_stage(self.features, stage, [before, *[channels] * count], padding)
             before = channels
         self.fc = nn.Linear(before, num_classes)
         initialise_normed(self, initial_scale)
@@ -75,9 +77,19 @@ def _stages(depth: int, layers: Sequence[int] | None) -> Sequence[int]:
     return layers
 
 
-def _add_stage(features: nn.Sequential, stage: int, channels: Sequence[int]) -> None:
+def _smallest_side(stages: Sequence[int], padding: int) -> int:
+    """Pixels that an image must have for every layer to be left one."""
+    if padding not in (0, 1):
+        raise ValueError(f"padding must be 0 or 1, found {padding}")
+    side = 1
+    for count in reversed(stages):
+        side = 2 * (side + 2 * (1 - padding) * count)
+    return side // 2
+
+
+def _add_stage(features: nn.Sequential, stage: int, channels: Sequence[int], padding: int) -> None:
     """Add convolution, batch norm and ReLU from each number of channels to the next."""
     for k, (before, after) in enumerate(pairwise(channels), 1):
-        features.add_module(f"conv{stage}_{k}", nn.Conv2d(before, after, 3, padding=1, bias=False))
+        features.add_module(f"conv{stage}_{k}", nn.Conv2d(before, after, 3, padding=padding, bias=False))
         features.add_module(f"bn{stage}_{k}", nn.BatchNorm2d(after))
         features.add_module(f"relu{stage}_{k}", nn.ReLU(inplace=True))

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from nncompress.records import Run, is_run, read_run, read_runs
 from nncompress.report.collect import GROUPS, aggregate, choice, failures, group_label, setting_of, summaries, varied
+from nncompress.report.one_shot import run_one_shot, sweep_one_shot
 from nncompress.report.run_plots import run_plots
 from nncompress.report.run_tables import run_tables
 from nncompress.report.studies import courses, outcomes, sensitivity, spread
@@ -90,15 +91,17 @@ def _studies(runs: Sequence[Run], keys: Sequence[str], title: str) -> tuple[list
         "spread": None if points is None else spread_plot(points, title),
         "curves": None if course is None else courses_plot(course, title, step),
     }
-    return [] if grid is None else [sensitivity_table(grid, title)], figures
+    tables, one_shot = sweep_one_shot(runs, keys, title)
+    return tables if grid is None else [sensitivity_table(grid, title), *tables], figures | one_shot
 
 
 def _write_run(run: Run) -> list[Path]:
     if run.rows.empty:
         log.warning("%s: no tables or plots, the run ended before its first record.", run.folder)
         return []
-    paths = [path for table in run_tables(run) for path in write_table(table, run.folder / "tables")]
-    return paths + run_plots(run, run.folder / "plots")
+    tables, figures = run_one_shot(run)
+    paths = [path for table in [*run_tables(run), *tables] for path in write_table(table, run.folder / "tables")]
+    return paths + run_plots(run, run.folder / "plots") + save_sweep_plots(figures, run.folder / "plots")
 
 
 def _in_common(runs: Sequence[Run]) -> str:

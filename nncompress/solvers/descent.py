@@ -23,15 +23,15 @@ class Schedule(ABC):
     """The learning rate as a multiple of its initial value."""
 
     @abstractmethod
-    def factor(self, step: int, num_steps: int) -> float:
-        """Multiple for epoch `step` (from 0) of `num_steps`."""
+    def factor(self, step: float, num_steps: int) -> float:
+        """Multiple for epoch `step` (from 0, or a time within it) of `num_steps`."""
 
 
 @dataclass(frozen=True)
 class Constant(Schedule):
     """Always 1."""
 
-    def factor(self, step: int, num_steps: int) -> float:
+    def factor(self, step: float, num_steps: int) -> float:
         return 1.0
 
 
@@ -39,7 +39,7 @@ class Constant(Schedule):
 class Cosine(Schedule):
     """Half a cosine from 1 down to 0 at the last epoch (Loshchilov and Hutter, ICLR 2017, without restarts)."""
 
-    def factor(self, step: int, num_steps: int) -> float:
+    def factor(self, step: float, num_steps: int) -> float:
         return (1 + math.cos(math.pi * step / max(1, num_steps))) / 2
 
 
@@ -49,8 +49,8 @@ class Exponential(Schedule):
 
     decay: float = 0.99
 
-    def factor(self, step: int, num_steps: int) -> float:
-        return self.decay**step
+    def factor(self, step: float, num_steps: int) -> float:
+        return math.pow(self.decay, step)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class MultiStep(Schedule):
     milestones: Sequence[float] = (0.5, 0.75)
     decay: float = 0.1
 
-    def factor(self, step: int, num_steps: int) -> float:
+    def factor(self, step: float, num_steps: int) -> float:
         return self.decay ** sum(step >= fraction * num_steps for fraction in self.milestones)
 
 
@@ -74,7 +74,7 @@ class Linear(Schedule):
         if not self.end >= 0:
             raise ValueError(f"end must be at least 0, found {self.end}")
 
-    def factor(self, step: int, num_steps: int) -> float:
+    def factor(self, step: float, num_steps: int) -> float:
         return 1 + (self.end - 1) * step / max(1, num_steps)
 
 
@@ -89,7 +89,7 @@ class StepDecay(Schedule):
         if self.every < 1:
             raise ValueError(f"every must be at least 1, found {self.every}")
 
-    def factor(self, step: int, num_steps: int) -> float:
+    def factor(self, step: float, num_steps: int) -> float:
         return float(self.decay ** (step // self.every))
 
 
@@ -108,7 +108,7 @@ class WarmUp(Schedule):
         if self.epochs < 0:
             raise ValueError(f"epochs must be at least 0, found {self.epochs}")
 
-    def factor(self, step: int, num_steps: int) -> float:
+    def factor(self, step: float, num_steps: int) -> float:
         if step < self.epochs:
             return (step + 1) / (self.epochs + 1)
         return self.then.factor(step - self.epochs, num_steps - self.epochs)

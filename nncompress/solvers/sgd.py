@@ -26,6 +26,7 @@ from nncompress.solvers.descent import (
     set_rate,
 )
 from nncompress.solvers.minibatches import Minibatches, batch_lengths, epoch
+from nncompress.solvers.regularisers import Regulariser
 from nncompress.solvers.shared_norm import shared_norms
 
 
@@ -44,7 +45,7 @@ class SGDState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SGD(Solver[SGDState]):
-    """min over w of L(w), the mean loss on the training data, by minibatches; one step is one epoch.
+    """min over w of L(w) + lam R(w), L the mean loss on the training data, by minibatches; one step is one epoch.
 
     w is trained without regard to the plan; Θ = Π(w) at every observation (direct compression).
 
@@ -52,6 +53,7 @@ class SGD(Solver[SGDState]):
     batch_size: samples of a minibatch, of each process under torchrun. label_smoothing, mixup: as in `Minibatches`;
     they change what is trained, not the losses recorded. average: the network is the exponential moving average of the
     weights after every minibatch, with this factor of the past (at most (1 + t)/(10 + t) in minibatch t); 0: the last.
+    regulariser: lam R(w); None: 0.
     """
 
     parallel: ClassVar[bool] = True
@@ -64,6 +66,7 @@ class SGD(Solver[SGDState]):
     label_smoothing: float = 0.0
     mixup: float = 0.0
     average: float = 0.0
+    regulariser: Regulariser | None = None
     tolerance: float = 0.0
     seed: int = 0
 
@@ -75,6 +78,8 @@ class SGD(Solver[SGDState]):
 
     def init(self, problem: Problem) -> SGDState:
         model = shared_norms(copy.deepcopy(problem.model))
+        if self.regulariser is not None:
+            self.regulariser.weights(model)  # refuses a network at once
         averaged = copy.deepcopy(model) if self.average > 0 else None
         optimizer = optimizer_of(self.optimizer, model.parameters(), self.lr)
         zero = torch.zeros((), dtype=torch.float64, device=problem.device)
@@ -83,10 +88,11 @@ class SGD(Solver[SGDState]):
     def step(self, problem: Problem, state: SGDState) -> SGDState:
         k, model, averaged, optimizer, generator, _, step_sq_sum = state
         before = [p.detach().clone() for p in model.parameters()]
-        set_rate(optimizer, self.lr * self.schedule.factor(k, self.num_steps))
+        lr = self.lr * self.schedule.factor(k, self.num_steps)
+        set_rate(optimizer, lr)
         minibatches = Minibatches(self.batch_size, generator, self.label_smoothing, self.mixup)
-        add = None if averaged is None else self._averaging(problem, state, averaged)
-        epoch(problem, model, minibatches, optimizer=optimizer, after_step=add)
+        add, after = self._additions(problem, state, lr)
+        epoch(problem, model, minibatches, optimizer=optimizer, add_gradient=add, after_step=after)
         parallel.check_alike([*model.state_dict().values()], "network")
         step_sq = moved_sq(model, before)
         return SGDState(k + 1, model, averaged, optimizer, generator, step_sq, step_sq_sum + step_sq)
@@ -95,7 +101,34 @@ class SGD(Solver[SGDState]):
         model = copy.deepcopy(state.model if state.averaged is None else state.averaged).eval()
         plan = problem.plan
         theta = plan.compress(plan.select(weights_of(model)))
-        return Observation(model, theta, epoch_terms(problem, model, state))
+        return Observation(model, theta, self._terms(problem, model, state))
+
+    def _terms(self, problem: Problem, model: nn.Module, state: SGDState) -> dict[str, float]:
+        terms = epoch_terms(problem, model, state)
+        if self.regulariser is None:
+            return terms
+        loss = terms["objective"]
+        price = float(self.regulariser.price([w.detach() for w in self.regulariser.weights(model)]))
+        return terms | {"objective": loss + price, "term/loss": loss, "term/regulariser": price}
+
+    def _additions(
+        self, problem: Problem, state: SGDState, lr: float
+    ) -> tuple[Callable[[], None] | None, Callable[[], None]]:
+        """What is done in every minibatch before the optimiser's step, and behind it: shrinking, then averaging."""
+        add: Callable[[], None] | None = None
+        behind: list[Callable[[], None]] = []
+        if self.regulariser is not None:
+            weights = self.regulariser.weights(state.model)
+            add = partial(self.regulariser.add_gradient, weights)
+            behind.append(partial(self.regulariser.shrink, weights, lr))
+        if state.averaged is not None:
+            behind.append(self._averaging(problem, state, state.averaged))
+
+        def after() -> None:
+            for act in behind:
+                act()
+
+        return add, after
 
     def _averaging(self, problem: Problem, state: SGDState, averaged: nn.Module) -> Callable[[], None]:
         """Takes the weights into their average, called after every minibatch; running statistics as they are."""

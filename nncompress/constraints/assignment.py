@@ -1,0 +1,107 @@
+"""Which parameters of a network lie in which set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd as Convolution
+
+from nncompress.compressions.plan import matching
+from nncompress.constraints.base import Constraint
+from nncompress.constraints.size import FromInitialisation, Size
+from nncompress.errors import ConfigError
+
+
+class Body(NamedTuple):
+    """A set and the parameters, by name, that lie in it: one, or several together. None: they are not constrained."""
+
+    names: tuple[str, ...]
+    constraint: Constraint | None
+    size: Size
+
+    @property
+    def name(self) -> str:
+        """That of the parameter, or how many there are."""
+        return self.names[0] if len(self.names) == 1 else f"{len(self.names)} parameters"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """`set` for each of the parameters `params`, or (`joint`) one for all of them together; `rest` for the others.
+
+    params: "all", "weights" (of two or more dimensions), "convolutions" (their weights), or name patterns, a layer's
+    name standing for its weight. size: the diameter; the radius of `set` is not read. rest: another assignment, of the
+    parameters left; None: these are not constrained. Frozen parameters are left out.
+    """
+
+    set: Constraint
+    params: str | Sequence[str] = "all"
+    size: Size = field(default_factory=FromInitialisation)
+    joint: bool = False
+    rest: Assignment | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, kind in (("set", self.set, Constraint), ("size", self.size, Size)):
+            if not isinstance(value, kind):
+                raise ValueError(f"{name} must be a {kind.__name__}, found {value!r}")
+        if not self.params:
+            raise ValueError("params must be all, weights, convolutions or patterns of names, found none")
+
+    def bodies(self, model: nn.Module) -> list[Body]:
+        """The sets of a network's parameters, each in one of them, in the order of the rules.
+
+        Raises ConfigError for a pattern that matches nothing and for a parameter that does not fit its set.
+        """
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        return list(self._bodies(model, trained))
+
+    def _bodies(self, model: nn.Module, left: Mapping[str, Tensor]) -> Iterator[Body]:
+        chosen = self._chosen(model, left)
+        for name in chosen:
+            self.set.check(name, left[name].shape)
+        groups = [tuple(chosen)] if self.joint and chosen else [(name,) for name in chosen]
+        for names in groups:
+            self.set.seen_shape([left[name].shape for name in names])  # refuses what it cannot see together
+            yield Body(names, self.set, self.size)
+        others = {name: p for name, p in left.items() if name not in set(chosen)}
+        if self.rest is not None:
+            yield from self.rest._bodies(model, others)
+        else:
+            yield from (Body((name,), None, self.size) for name in others)
+
+    def _chosen(self, model: nn.Module, left: Mapping[str, Tensor]) -> list[str]:
+        """The names of `params` among those that no rule has taken yet."""
+        if self.params == "all":
+            return list(left)
+        if self.params == "weights":
+            found = [name for name, p in left.items() if p.dim() >= 2]
+        elif self.params == "convolutions":
+            own = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Convolution)}
+            found = [name for name in left if name in own]
+        else:
+            patterns = [self.params] if isinstance(self.params, str) else self.params
+            taken = {name for pattern in patterns for name in matching(left, pattern)}
+            return [name for name in left if name in taken]
+        if not found:
+            raise ConfigError(
+                f"constraint.params={self.params} must match a parameter, found none among {', '.join(left)}; give "
+                "other params"
+            )
+        return found
+
+
+def diameters(bodies: Sequence[Body], parameters: Mapping[str, Tensor], norms: Mapping[str, float]) -> Tensor:
+    """The diameter of each body, float64 (0 for one that is not constrained); norms: those of `initial_norms`."""
+    found = [
+        0.0
+        if body.constraint is None
+        else body.size.diameter(
+            body.constraint, [parameters[name].shape for name in body.names], [norms[name] for name in body.names]
+        )
+        for body in bodies
+    ]
+    return torch.tensor(found, dtype=torch.float64)

@@ -1,0 +1,140 @@
+"""Convex bodies over which linear functions are easy to minimise, for Frank-Wolfe."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self, final
+
+import torch
+from torch import Tensor
+
+ZERO = 1e-10
+"""A gradient of a smaller Euclidean norm counts as zero: its vertex is the centre of the set."""
+
+
+class Vertices(NamedTuple):
+    """Points v (b, ...) of sets, and what the next search can start from (None: nothing)."""
+
+    v: Tensor
+    basis: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraint(ABC):
+    """C = {w : gauge(w) <= radius}, the gauge being a norm of tensors w of any shape.
+
+    Subclasses treat sets of radius 1 and many tensors of one shape at once, as the set sees them (`joined`): a leading
+    dimension b counts them. Oracles leave their arguments as they are. Raises ValueError unless the radius is positive
+    and finite.
+    """
+
+    radius: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.radius < math.inf:
+            raise ValueError(f"radius must be positive and finite, found {self.radius}")
+
+    @abstractmethod
+    def vertices(self, g: Tensor, start: Tensor | None = None) -> Vertices:
+        """Of each g (b, ...) the v of gauge at most 1 with the least <v, g>; zero for a gradient of zero.
+
+        start: the basis that came with the vertices of gradients nearby.
+        """
+
+    @abstractmethod
+    def norms(self, w: Tensor) -> Tensor:
+        """The gauge of each w (b, ...): (b,), float64."""
+
+    @abstractmethod
+    def dual_norms(self, g: Tensor) -> Tensor:
+        """For each g (b, ...) the largest <v, g> over the v of gauge at most 1: (b,), float64."""
+
+    @abstractmethod
+    def reach(self, shape: Sequence[int]) -> float:
+        """The largest Euclidean norm of a point of gauge 1, for the shape of `joined`."""
+
+    def joined(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Default: one vector. The tensors that are constrained together as the set sees them."""
+        return torch.cat([w.reshape(-1) for w in tensors]) if len(tensors) > 1 else tensors[0].reshape(-1)
+
+    def parted(self, seen: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+        """Default: of one vector. The tensors, with the shapes of `like`, that `joined` makes `seen` of."""
+        parts = torch.split(seen, [w.numel() for w in like])
+        return [part.view(w.shape) for part, w in zip(parts, like, strict=True)]
+
+    def full(self) -> Self:
+        """Default: itself. The set of which all entries (groups, singular values) may be nonzero in a vertex."""
+        return self
+
+    def check(self, name: str, shape: Sequence[int]) -> None:  # noqa: B027
+        """Default: any shape. Raise ConfigError for a parameter that the set is not made for."""
+
+    @final
+    def lmo(self, g: Tensor) -> Tensor:
+        """argmin over v in C of <v, g>, of the shape of g: the linear minimisation oracle."""
+        return self.lmo_many([g])[0]
+
+    @final
+    @torch.no_grad()
+    def lmo_many(self, gs: Sequence[Tensor]) -> list[Tensor]:
+        """The oracle for several tensors of one shape."""
+        found = self.radius * self.vertices(torch.stack([self.joined([g]) for g in gs])).v
+        return [self.parted(v, [g])[0] for v, g in zip(found, gs, strict=True)]
+
+    @final
+    @torch.no_grad()
+    def gauge(self, w: Tensor) -> Tensor:
+        """The norm of w whose ball of size `radius` is C, a 0-dimensional tensor."""
+        return self.norms(self.joined([w])[None])[0].to(w.dtype)
+
+    @final
+    @torch.no_grad()
+    def dual_norm(self, g: Tensor) -> Tensor:
+        """The largest <v, g> over v with gauge(v) <= 1, a 0-dimensional tensor."""
+        return self.dual_norms(self.joined([g])[None])[0].to(g.dtype)
+
+    @final
+    @torch.no_grad()
+    def feasible(self, w: Tensor) -> Tensor:
+        """w, scaled into C if it lies outside (not the nearest point)."""
+        return w * (self.radius / self.gauge(w)).clamp(max=1)
+
+    @final
+    def diameter(self, shape: Sequence[int]) -> float:
+        """The largest Euclidean distance between two points of C."""
+        return 2 * self.radius * self.reach(self.seen_shape([shape]))
+
+    @final
+    def at_diameter(self, diameter: float, *shapes: Sequence[int]) -> Self:
+        """The set of this diameter, for a tensor of the given shape (or for several that are constrained together)."""
+        return self.of_radius(diameter / (2 * self.reach(self.seen_shape(shapes))))
+
+    @final
+    def of_radius(self, radius: float) -> Self:
+        """The set of another radius."""
+        return replace(self, radius=radius)
+
+    @final
+    def seen_shape(self, shapes: Sequence[Sequence[int]]) -> torch.Size:
+        """The shape in which the set sees tensors of these shapes together."""
+        return self.joined([torch.empty(torch.Size(shape), device="meta") for shape in shapes]).shape
+
+
+def euclidean(g: Tensor) -> Tensor:
+    """The Euclidean norms of g (b, ...): (b,), float64."""
+    return lp_norms(g.flatten(1), 2.0)
+
+
+def lp_norms(g: Tensor, p: float) -> Tensor:
+    """The lp norms of the last dimension of g, float64."""
+    norms: Tensor = torch.linalg.vector_norm(g, p, dim=-1, dtype=torch.float64)
+    return norms
+
+
+def over(v: Tensor, size: Tensor, g: Tensor) -> Tensor:
+    """-v (b, ...) divided by the sizes (b,), and 0 where g (b, ...) is zero."""
+    factor = torch.where(euclidean(g) < ZERO, 0, -1 / size).to(v.dtype)
+    return v * factor.view(-1, *[1] * (v.dim() - 1))

@@ -1,0 +1,95 @@
+"""The balls of the l1, l2, lp and l∞ norms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nncompress.constraints.base import ZERO, Constraint, Vertices, euclidean, lp_norms, over
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2(Constraint):
+    """‖w‖_2 <= radius; LMO(g) = -radius g / ‖g‖_2."""
+
+    def vertices(self, g: Tensor, start: Tensor | None = None) -> Vertices:
+        return Vertices(over(g, euclidean(g), g))
+
+    def norms(self, w: Tensor) -> Tensor:
+        return euclidean(w)
+
+    def dual_norms(self, g: Tensor) -> Tensor:
+        return euclidean(g)
+
+    def reach(self, shape: Sequence[int]) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class L1(Constraint):
+    """‖w‖_1 <= radius; LMO(g) = -radius sign(g_j) e_j, j = argmax |g_j|."""
+
+    def vertices(self, g: Tensor, start: Tensor | None = None) -> Vertices:
+        at = g.abs().argmax(1, keepdim=True)
+        v = torch.zeros_like(g).scatter_(1, at, g.gather(1, at).sign())
+        return Vertices(over(v, torch.ones_like(at[:, 0], dtype=torch.float64), g))
+
+    def norms(self, w: Tensor) -> Tensor:
+        return w.abs().sum(1, dtype=torch.float64)
+
+    def dual_norms(self, g: Tensor) -> Tensor:
+        return g.abs().amax(1).double()
+
+    def reach(self, shape: Sequence[int]) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linf(Constraint):
+    """max |w_i| <= radius; LMO(g) = -radius sign(g)."""
+
+    def vertices(self, g: Tensor, start: Tensor | None = None) -> Vertices:
+        return Vertices(over(g.sign(), torch.ones_like(g[:, 0], dtype=torch.float64), g))
+
+    def norms(self, w: Tensor) -> Tensor:
+        return w.abs().amax(1).double()
+
+    def dual_norms(self, g: Tensor) -> Tensor:
+        return g.abs().sum(1, dtype=torch.float64)
+
+    def reach(self, shape: Sequence[int]) -> float:
+        return math.sqrt(math.prod(shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lp(Constraint):
+    """‖w‖_p <= radius, 1 < p < ∞; LMO(g) = -radius sign(g) |g|^(q-1) / ‖g‖_q^(q-1), q = p/(p-1).
+
+    Raises ValueError for another p.
+    """
+
+    p: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 < self.p < math.inf:
+            raise ValueError(f"p must be above 1 and finite (otherwise constraint=l1 or linf), found {self.p}")
+
+    def vertices(self, g: Tensor, start: Tensor | None = None) -> Vertices:
+        power = 1 / (self.p - 1)  # q - 1
+        scaled = g / g.abs().amax(1, keepdim=True).clamp_min(ZERO)  # powers of large and small numbers are neither
+        size = lp_norms(scaled, self.p * power) ** power
+        return Vertices(over(scaled.sign() * scaled.abs() ** power, size, g))
+
+    def norms(self, w: Tensor) -> Tensor:
+        return lp_norms(w, self.p)
+
+    def dual_norms(self, g: Tensor) -> Tensor:
+        return lp_norms(g, self.p / (self.p - 1))
+
+    def reach(self, shape: Sequence[int]) -> float:
+        return max(1.0, math.pow(math.prod(shape), 0.5 - 1 / self.p))

@@ -1,0 +1,115 @@
+"""How large a constraint set is: by its Euclidean diameter, for every kind of set alike."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from nncompress.constraints.base import Constraint
+
+DRAWS = 100
+"""Initialisations of a layer whose norms are averaged, at most."""
+ACCURACY = 1e-3
+"""Fewer when the standard error of the mean is below this part of it."""
+
+
+class Size(ABC):
+    """What gives the diameter of a set."""
+
+    @abstractmethod
+    def diameter(self, constraint: Constraint, shapes: Sequence[torch.Size], norms: Sequence[float]) -> float:
+        """The Euclidean diameter for parameters of these shapes and mean norms when they are initialised.
+
+        Several are constrained together.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromInitialisation(Size):
+    """2 w times the mean Euclidean norm of the parameters as their layers initialise them.
+
+    Together: of the vector of all of them. Raises ValueError unless w is positive and finite.
+    """
+
+    w: float = 30.0
+
+    def __post_init__(self) -> None:
+        _check("w", self.w)
+
+    def diameter(self, constraint: Constraint, shapes: Sequence[torch.Size], norms: Sequence[float]) -> float:
+        return 2 * self.w * math.hypot(*norms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diameter(Size):
+    """The diameter itself. Raises ValueError unless it is positive and finite."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        _check("value", self.value)
+
+    def diameter(self, constraint: Constraint, shapes: Sequence[torch.Size], norms: Sequence[float]) -> float:
+        return self.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Radius(Size):
+    """The radius of the set. Raises ValueError unless it is positive and finite."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        _check("value", self.value)
+
+    def diameter(self, constraint: Constraint, shapes: Sequence[torch.Size], norms: Sequence[float]) -> float:
+        return 2 * self.value * constraint.reach(constraint.seen_shape(shapes))
+
+
+def initial_norms(model: nn.Module) -> Mapping[str, float]:
+    """The mean Euclidean norm of every parameter over random initialisations of its layer, by name; the model is left.
+
+    A layer initialises itself by `reset_parameters`, on the CPU in float32 and from the same seed always; a parameter
+    of a module without that method has the norm it has. 1 for what is initialised to zero.
+    """
+    found: dict[str, float] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for prefix, module in model.named_modules():
+            own = dict(module.named_parameters(recurse=False))
+            norms = _mean_norms(module, list(own)) if callable(getattr(module, "reset_parameters", None)) else {}
+            for name, p in own.items():
+                norm = norms.get(name, float(p.detach().norm()))
+                found[f"{prefix}.{name}".lstrip(".")] = norm if norm > 0 else 1.0
+    return found
+
+
+@torch.no_grad()
+def _mean_norms(module: nn.Module, names: Sequence[str]) -> dict[str, float]:
+    """The mean norms of a module's own parameters, drawn anew until they are accurate."""
+    fresh = copy.deepcopy(module).to("cpu", torch.float32)
+    drawn: list[list[float]] = []
+    while len(drawn) < DRAWS:
+        fresh.reset_parameters()  # type: ignore[operator]
+        drawn.append([float(fresh.get_parameter(name).norm()) for name in names])
+        if len(drawn) > 1 and _accurate(torch.tensor(drawn, dtype=torch.float64)):
+            break
+    means = torch.tensor(drawn, dtype=torch.float64).mean(0).tolist()
+    return dict(zip(names, means, strict=True))
+
+
+def _accurate(norms: torch.Tensor) -> bool:
+    """Whether the means of norms (draws, parameters) are known well enough; two draws may agree by chance."""
+    error = norms.std(0) / math.sqrt(len(norms))
+    return len(norms) >= 4 and bool((error <= ACCURACY * norms.mean(0)).all())
+
+
+def _check(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, found {value}")
