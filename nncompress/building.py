@@ -22,10 +22,11 @@ from nncompress.compact.removal import reshape, structure
 from nncompress.compressions.plan import Plan, check_finite, plan_of
 from nncompress.compressions.target import Target, fit
 from nncompress.errors import ConfigError, NNCompressError, Unsupported
-from nncompress.one_shot import OneShot, Study
+from nncompress.one_shot import OneShot
 from nncompress.problem import Computation, Dataset, Problem, Split, weights_of
 from nncompress.signatures import one_line
 from nncompress.solvers.base import Solver
+from nncompress.study import Study
 
 log = logging.getLogger(__name__)
 

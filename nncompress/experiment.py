@@ -294,6 +294,16 @@ class _Execution:
             about = began | {"resumed": [*(earlier if isinstance(earlier, list) else []), about]}
         write_json(path, about)
 
+    def _one_shot(self, network: nn.Module) -> list[dict[str, Any]]:
+        """The rows of the study of what the run ends with; an interruption ends it between two of them."""
+        log.info("the network is compressed to every part of compress_at")
+        rows = []
+        for row in self.study.rows(self.problem, network) if self.study else ():
+            rows.append(row)
+            if self.interruption.code:
+                raise SystemExit(self.interruption.code)
+        return rows
+
     def _summary(self, iterate: Iterate, observation: Observation) -> dict[str, Any]:
         """The final figures: written to `summary.json` beside the compact network."""
         rows = read_run(self.folder).rows
@@ -305,7 +315,7 @@ class _Execution:
         if slimmed is not None:
             summary |= channels_of(slimmed)
         if self.study is not None:
-            summary |= {"one_shot": self.study.rows(self.problem, network)}
+            summary |= {"one_shot": self._one_shot(network)}
         if self.target:
             summary |= self.target | {"target/achieved": summary[self.target["target/key"]]}
         summary |= {

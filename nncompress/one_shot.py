@@ -10,25 +10,21 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast, final
 
 import torch
 from torch import Tensor, nn
 
-from nncompress.batch_norms import norms_behind, recalibrated, with_statistics
+from nncompress.batch_norms import norms_behind
 from nncompress.compact.smaller import smaller
 from nncompress.compressions.plan import check_finite
 from nncompress.compressions.truncated_svd import singular_values
-from nncompress.errors import ConfigError, Unsupported
+from nncompress.errors import ConfigError
 from nncompress.low_rank_network import factorised, rank_at
-from nncompress.metrics import evaluate, layers_of
-from nncompress.problem import Problem, weights_of
+from nncompress.problem import weights_of
 
 log = logging.getLogger(__name__)
-
-COMPARED = 4
-"""Samples on which a smaller network is compared with the zeroed one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +60,7 @@ class OneShot(ABC):
         x (n, *input_shape): some samples. Raises ConfigError for a part outside [0, 1); Diverged, naming the weight,
         when one is not finite.
         """
-        _check_parts("part", [part])
+        check_parts("part", [part])
         check_finite(dict(model.named_parameters()))
         return self.apply(copy.deepcopy(model).eval(), x, part).eval()
 
@@ -75,7 +71,7 @@ class OneShot(ABC):
 
         Raises as `compressed` does.
         """
-        _check_parts("part", parts)
+        check_parts("part", parts)
         weights = self.weights(model)
         check_finite(weights)
         if not weights or not parts:
@@ -212,129 +208,6 @@ class LowRank(OneShot):
         return (type(module) is nn.Conv2d and module.groups == 1) or (self.linear and type(module) is nn.Linear)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """The `methods` by their names, the parts they take away, and the rest of what `one_shot` is given."""
-
-    methods: Mapping[str, OneShot]
-    at: Sequence[float]
-    recalibrate: int
-    seed: int
-
-    def suited(self, model: nn.Module) -> Study:
-        """The study with the methods that find something to take away in a network; of the others it is logged.
-
-        Raises Unsupported when there is none.
-        """
-        useless = {name: method for name, method in self.methods.items() if not method.weights(model)}
-        if len(useless) == len(self.methods):
-            raise Unsupported(
-                "compress_at needs a method that the network has something for, found "
-                f"{', '.join(useless) or 'none'} in compress_by; give compress_by another, or leave compress_at out"
-            )
-        for name, method in useless.items():
-            log.info("compress_by.%s is left out: it requires %s", name, method.acts_on)
-        return replace(self, methods={name: m for name, m in self.methods.items() if name not in useless})
-
-    def distances(self, model: nn.Module) -> dict[str, float]:
-        """As the function `distances`."""
-        return distances(model, self.methods, self.at)
-
-    def rows(self, problem: Problem, network: nn.Module) -> list[dict[str, Any]]:
-        """As `one_shot`."""
-        return one_shot(problem, network, self.methods, self.at, recalibrate=self.recalibrate, seed=self.seed)
-
-
-@torch.no_grad()
-def one_shot(
-    problem: Problem,
-    network: nn.Module,
-    methods: Mapping[str, OneShot],
-    at: Sequence[float],
-    *,
-    recalibrate: int,
-    seed: int,
-) -> list[dict[str, Any]]:
-    """What is left of a trained `network` on the test data at every part of every method, a row each.
-
-    Part 0 is the network itself. recalibrate: with so many training samples, drawn with `seed`, every row comes again
-    with the statistics of the batch norms `recalibrated` (0: without). `ratio/*` are those of the numbers that are not
-    zero, and of the operations with them, to all of the problem's network; `stability` is 1 - (a0 - a)/a0 with the
-    accuracies a and, of the network itself, a0; `smaller` says whether zeros take no memory. Raises as `check_methods`
-    does; ConfigError for another `recalibrate`; Diverged, naming the weight, when one is not finite.
-    """
-    check_methods(methods, at, network)
-    check_finite(dict(network.named_parameters()))
-    samples, x = _samples(problem, network, recalibrate, seed), problem.data.train.x[:COMPARED]
-    dense = _measured(problem, network, samples)
-    accuracy, numbers = dense[0]["accuracy/test"], _numbers(network)
-    rows = []
-    for name, method in methods.items():
-        parts = [0.0, *(part for part in _parts(method, at) if part > 0)]
-        for part, distance in zip(parts, method.distances(network, parts), strict=True):
-            found = method.compressed(network, x, part) if part > 0 else network
-            about = {"method": name, "part": part, "distance": distance, "smaller": _numbers(found) < numbers}
-            for row in _measured(problem, found, samples) if part > 0 else dense:
-                stability = 1 - (accuracy - row["accuracy/test"]) / accuracy if accuracy > 0 else None
-                rows.append(about | row | {"stability": stability})
-    return rows
-
-
-def distances(model: nn.Module, methods: Mapping[str, OneShot], at: Sequence[float]) -> dict[str, float]:
-    """The distances of a network from its compressions, as `distance/<method>/<part>`. Raises as `one_shot` does."""
-    check_methods(methods, at, model)
-    chosen = {name: _parts(method, at) for name, method in methods.items()}
-    return {
-        f"distance/{name}/{part:g}": distance
-        for name, parts in chosen.items()
-        for part, distance in zip(parts, methods[name].distances(model, parts), strict=True)
-    }
-
-
-def check_methods(methods: Mapping[str, OneShot], at: Sequence[float], model: nn.Module) -> None:
-    """Raise ConfigError for a part outside [0, 1), Unsupported for a method that finds nothing in the network."""
-    _check_parts("compress_at", at)
-    for name, method in methods.items():
-        _check_parts(f"compress_by.{name}.at", method.at or ())
-        if not method.weights(model):
-            raise Unsupported(
-                f"compress_by.{name} requires {method.acts_on}, found none in {type(model).__name__}; "
-                f"leave it out with ~compress_by.{name}"
-            )
-
-
-def _measured(problem: Problem, network: nn.Module, samples: Tensor | None) -> list[dict[str, Any]]:
-    """Accuracy, loss and sizes of a network, without and (given samples) with recalibration."""
-    networks = [network] if samples is None else [network, recalibrated(network, samples)]
-    dense, stored = _numbers(problem.model), sum(int(torch.count_nonzero(p)) for p in network.parameters())
-    sample = problem.data.train.x[:1]
-    before = sum(layer.entries * layer.positions for layer in layers_of(problem.model, sample))
-    size = {"ratio/params": stored / dense, "ratio/macs": _macs(network, sample) / before if before else 1.0}
-    rows = []
-    for again, candidate in enumerate(networks):
-        loss, accuracy = evaluate(candidate, problem.data.test, problem.loss)
-        rows.append({"recalibrated": again > 0, "accuracy/test": accuracy, "loss/test": loss} | size)
-    return rows
-
-
-def _macs(network: nn.Module, x: Tensor) -> int:
-    """Multiply-accumulates of one sample x (1, *input_shape) with the weights that are not zero."""
-    nonzero = {name: int(torch.count_nonzero(w)) for name, w in weights_of(network).items()}
-    layers = layers_of(network, x)
-    return sum((layer.entries if layer.name is None else nonzero[layer.name]) * layer.positions for layer in layers)
-
-
-def _samples(problem: Problem, network: nn.Module, count: int, seed: int) -> Tensor | None:
-    """`count` training samples, at most all, without replacement; None where nothing is to be recalibrated."""
-    if count < 0 or count == 1:
-        raise ConfigError(f"recalibrate must be 0, or at least 2 samples (one has no variance), found {count}")
-    if count == 0 or not with_statistics(network):
-        return None
-    x = problem.data.train.x
-    drawn = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:count]
-    return x[drawn.to(x.device)]
-
-
 def _smallest(values: Tensor, count: int) -> Tensor:
     """Of values (n,) the `count` smallest, among equals the last ones: bool (n,)."""
     if count == 0:
@@ -346,16 +219,8 @@ def _smallest(values: Tensor, count: int) -> Tensor:
     return gone
 
 
-def _numbers(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
-
-
-def _parts(method: OneShot, at: Sequence[float]) -> list[float]:
-    """The parts of a method, rising, each once."""
-    return sorted({float(part) for part in (at if method.at is None else method.at)})
-
-
-def _check_parts(name: str, parts: Sequence[float]) -> None:
+def check_parts(name: str, parts: Sequence[float]) -> None:
+    """Raise ConfigError for a part outside [0, 1)."""
     wrong = ", ".join(f"{part}" for part in parts if not 0 <= part < 1)
     if wrong:
         raise ConfigError(f"{name} must be the part to take away, in [0, 1), found {wrong}; 0.9 leaves a tenth")

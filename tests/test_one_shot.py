@@ -15,8 +15,9 @@ from nncompress.low_rank_network import factorised, rank_at
 from nncompress.metrics import evaluate
 from nncompress.models.cnn import NNBCDCNN
 from nncompress.models.vgg import VGG
-from nncompress.one_shot import Filters, LowRank, OneShot, Weights, check_methods, distances, one_shot
+from nncompress.one_shot import Filters, LowRank, OneShot, Weights
 from nncompress.problem import Dataset, Problem, Split
+from nncompress.study import Study
 
 NETWORKS = ("vgg-stages", "preresnet-basic", "densenet", "resnet18", "wide-resnet")
 METHODS: dict[str, OneShot] = {
@@ -30,6 +31,10 @@ METHODS: dict[str, OneShot] = {
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+def one_shot(p, network, methods, at, *, recalibrate, seed):
+    return [*Study(methods=methods, at=at, recalibrate=recalibrate, seed=seed).rows(p, network)]
 
 
 class Undeclared(nn.Module):
@@ -156,18 +161,21 @@ def test_of_a_network_with_a_bias_that_is_no_number_there_are_no_rows():
 def test_a_part_outside_the_range_is_refused(part):
     network, x = small("vgg-stages")
     with pytest.raises(ConfigError, match=r"compress_at must be the part to take away, in \[0, 1\), found "):
-        distances(network, {"filters": Filters()}, [0.5, part])
+        Study(methods={"filters": Filters()}, at=[0.5, part])
     with pytest.raises(ConfigError, match=r"compress_by.weights.at must be the part"):
-        check_methods({"filters": Filters(), "weights": Weights(at=[0.2, part])}, [0.5], network)
+        Study(methods={"filters": Filters(), "weights": Weights(at=[0.2, part])}, at=[0.5])
     with pytest.raises(ConfigError, match="part must be the part to take away"):
         LowRank().compressed(network, x, part)
 
 
 @pytest.mark.parametrize("method", [Filters(), LowRank()])
-def test_a_network_without_convolutions_is_refused_with_what_to_do(method):
-    with pytest.raises(Unsupported, match=r"compress_by.this requires a Conv2d.*found none in MLP.*~compress_by.this"):
-        check_methods({"weights": Weights(), "this": method}, [0.5], mlp(gaussian()))
-    check_methods({"weights": Weights(), "this": LowRank(linear=True)}, [0.5], mlp(gaussian()))
+def test_methods_without_anything_to_take_away_are_left_out_and_none_at_all_is_refused(method):
+    with pytest.raises(Unsupported, match=r"needs a method that the network has something for, found this in compress"):
+        Study(methods={"this": method}, at=[0.5]).suited(mlp(gaussian()))
+    kept = Study(methods={"weights": Weights(), "this": method}, at=[0.5]).suited(mlp(gaussian()))
+    assert [*kept.methods] == ["weights"]
+    linear = Study(methods={"this": LowRank(linear=True)}, at=[0.5])
+    assert linear.suited(mlp(gaussian())) == linear
 
 
 # Filters.
@@ -575,7 +583,7 @@ def test_one_sample_to_recalibrate_with_is_refused(recalibrate):
 def test_distances_are_named_by_method_and_part():
     network, _ = small("vgg-stages")
     methods = {"filters": Filters(), "weights": Weights(at=[0.98, 0.5])}
-    found = distances(network, methods, [0.9, 0.25, 0.9])
+    found = Study(methods=methods, at=[0.9, 0.25, 0.9]).distances(network)
     assert list(found) == [
         "distance/filters/0.25",
         "distance/filters/0.9",

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from nncompress.rates import Fit, convergence, fit_slope
 from nncompress.records import Run
 from nncompress.report.collect import final, name
+from nncompress.report.constraint_plot import sets_plot
 from nncompress.report.style import COLOURS, LINES, STYLE, log_ticks, marker, new_figure, save_figure, spans_a_decade
 from nncompress.report.text import signed
 
@@ -40,6 +41,7 @@ def run_plots(run: Run, folder: Path) -> list[Path]:
             "objective": objective_plot(run.rows, f"Objective: {title}"),
             "accuracy": accuracy_plot(run.rows, f"Accuracy: {title}"),
             "constraint": constraint_plot(run.rows, f"Constraint w = Δ(Θ): {title}"),
+            "sets": sets_plot(run.rows, f"Constraint sets: {title}"),
             "rate": rate_plot(run.rows, f"Convergence rate: {title}"),
             "channels": channels_plot(final(run), f"Channels: {title}"),
             "weights": weights_plot(tensors, f"Weights of the compressed model: {title}"),

@@ -77,7 +77,9 @@ def convergence_table(run: Run) -> Table:
     raw = convergence(run.rows)
     if "seconds" in run.rows:
         raw.insert(1, "seconds", run.rows["seconds"])
-    for mark, keys in (("mu", CONSTRAINED), ("channels/kept", SLIMMED)):
+    for mark, keys in (
+        ("mu", CONSTRAINED), ("channels/kept", SLIMMED), ("fw_gap", FRANK_WOLFE), ("term/regulariser", REGULARISED)
+    ):  # fmt: skip
         if mark in run.rows:
             raw = raw.join(run.rows[[key for key in keys if key in run.rows and key not in raw]])
     chosen = raw.iloc[log_spaced(len(raw), SHOWN_ROWS)]
@@ -86,7 +88,7 @@ def convergence_table(run: Run) -> Table:
         shown["within bound"] = chosen["bound_ok"].map(yes_no)
     if "curvature" in raw:
         shown["α > curvature/2"] = (chosen["alpha"] > chosen["curvature"] / 2).map(yes_no)
-    notes = [*_rate_words(raw, final(run)), *_curvature_words(raw), *_unfinished(run)]
+    notes = [*_rate_words(raw, final(run)), *_curvature_words(raw), *_set_words(raw), *_unfinished(run)]
     return Table("convergence", f"Convergence: {name(run)}", raw, known(shown), notes)
 
 
@@ -97,6 +99,8 @@ SHOWN = {
     "term/loss": "loss", "term/penalty": "penalty C(ξ)", "term/coupling": "β/2 ‖γ − ξ‖²", "step_sq/W": "‖ΔW‖²",
     "step_sq/gamma": "‖Δγ‖²", "step_sq/xi": "‖Δξ‖²", "alpha": "α", "curvature": "curvature", "channels/zero": "ξ = 0",
     "channels/kept": "channels kept",
+    "term/regulariser": "regulariser", "fw_gap": "Frank-Wolfe gap", "eta": "η", "eta/clipped": "η clipped",
+    "gauge": "gauge / radius",
     "mu": "μ", "gap": "gap", "loss/w": "loss of w", "lam/norm": "‖λ‖", "kkt/cosine": "cosine of λ and ∇L(w)",
 }  # fmt: skip
 CONSTRAINED = ("mu", "gap", "loss/w", "lam/norm", "kkt/cosine", "kkt/distance", "c_step/error")
@@ -106,6 +110,10 @@ SLIMMED = (
     "channels/zero", "channels/kept",
 )  # fmt: skip
 """Records of solvers that remove channels."""
+FRANK_WOLFE = ("fw_gap", "eta", "eta/clipped", "gauge")
+"""Records of Frank-Wolfe."""
+REGULARISED = ("term/loss", "term/regulariser")
+"""Records of SGD with a regulariser."""
 SIZE_COLUMNS = ["quantity", "dense", "compressed", "ratio", "times smaller", "Huffman"]
 
 
@@ -249,6 +257,18 @@ def _curvature_words(table: pd.DataFrame) -> list[str]:
         "Curvature: the largest |curvature| of the training loss by the power method on some samples, a lower estimate "
         "of the Lipschitz constant of its gradient. With full gradients the objective falls whenever α is above half "
         "of that constant; minibatches and momentum leave it a guide."
+    ]
+
+
+def _set_words(table: pd.DataFrame) -> list[str]:
+    """What the columns of Frank-Wolfe mean."""
+    if "fw_gap" not in table:
+        return []
+    return [
+        "Frank-Wolfe gap: ⟨∇L(w), w − LMO(∇L(w))⟩ over the constrained parameters, L in evaluation mode on some "
+        "training samples (solver.gap_samples); 0 exactly where w is stationary within the sets. η: the step size, its "
+        "mean over the sets and the minibatches of an epoch; clipped: the part of them in which it was cut down to 1. "
+        "Gauge / radius: of the set in which the weights lie furthest out; at most 1, up to rounding."
     ]
 
 
