@@ -145,8 +145,8 @@ def oracles(device: torch.device, repeats: int) -> None:
             r = SpectralKSupport(k=k).count(len(s))
             void(-(U[:, :r] * (s[:r] / s[:r].norm())) @ V[:r])
 
-    exact = SpectralKSupport(k=0.1)
-    starts: list[Tensor | None] = [exact.vertices(g[None]).basis for g in gradients]
+    exact, warm = SpectralKSupport(k=0.1), SpectralKSupport(k=0.1, rounds=10)
+    starts: list[Tensor | None] = [warm.vertices(g[None]).basis for g in gradients]
 
     def ours(constraint: Spectral) -> None:
         for g, start in zip(gradients, starts, strict=True):

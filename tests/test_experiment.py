@@ -28,6 +28,7 @@ from nncompress.solvers.sgd import SGD
 NNBCD_WORDS = ["solver=nnbcd", "model=tt_mlp", "model.widths=[32,32]", "compression.rank=8", "dataset.train_size=200"]
 SGD_WORDS = ["solver=sgd", "model.widths=[32]", "compression=l0", "compression.keep=0.3", "dataset.train_size=200"]
 CODEBOOK_WORDS = ["solver=nnbcd", "model.widths=[16,16]", "model.bias=false", "compression=codebook"]
+FRANK_WOLFE = ["solver=frank_wolfe", "model.widths=[16]", "dataset.train_size=100"]
 SUMMARY_KEYS = {
     "accuracy/test", "accuracy/train", "accuracy/dense_test", "params/dense", "params/compressed", "bits/dense",
     "bits/compressed", "ratio/params", "ratio/bits", "ratio/tasks", "macs/dense", "macs/compressed", "seconds/total",
@@ -265,6 +266,22 @@ BAD = [
     ([*CODEBOOK_WORDS, "target.ratio=0.5"], 2, "this compression lowers another figure: try target.bits"),
     (["solver=sgd", "model._target_=test_experiment.Conv", "dataset.flatten=true"], 2,
      "the network must take samples of shape (64,)"),
+    ([*FRANK_WOLFE, "constraint=group_k_support"], 2,
+     "constraint.params=convolutions must match a parameter, found none among fc1.weight, fc1.bias"),
+    ([*FRANK_WOLFE, "constraint=spectral_k_support", "constraint.params=all"], 2,
+     "a spectral constraint needs parameters of two or more dimensions, found fc1.bias of shape"),
+    ([*FRANK_WOLFE, "constraint=nuclear", "constraint.params=weights", "constraint.joint=true"], 2,
+     "found several together; give constraint.joint=false"),
+    ([*FRANK_WOLFE, "constraint.params=[fc9]"], 2, "found 'fc9'"),
+    ([*FRANK_WOLFE, "constraint.set.k=1.5"], 2, "k must be a part above 0 and at most 1, or a whole number above 1"),
+    ([*FRANK_WOLFE, "constraint.size.w=0"], 2, "w must be positive and finite, found 0"),
+    ([*FRANK_WOLFE, "constraint.rest=l2"], 2, "rest must be"),
+    ([*FRANK_WOLFE, "~constraint"], 2, "constraint must say which parameters lie in which set, found None"),
+    ([*FRANK_WOLFE, "solver.lr=2", "solver.rescaling._target_=nncompress.solvers.rescaling.NoRescaling"], 2,
+     "lr must be at most 1 with NoRescaling, found 2"),
+    ([*FRANK_WOLFE, "solver.delay=1"], 2, "delay must be at least 0 and below 1, found 1"),
+    ([*FRANK_WOLFE, "solver.momentum=1"], 2, "momentum must be at least 0 and below 1, found 1"),
+    (["solver=sgd", "constraint=k_support"], 2, "constraint: is for solver=frank_wolfe"),
     (["model=lenet5"], 2, "lenet5 needs images"),
     (["dataset=mnist", "data.download=false", "data_dir=nowhere"], 1, "nowhere"),
     (["device=cuda:7"], 2, "device=cuda:7 needs that GPU"),

@@ -6,6 +6,7 @@ import copy
 import itertools
 import logging
 import math
+import signal
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -282,10 +283,10 @@ MANY: list[Any] = [KSupport(k=0.3), GroupKSupport(k=0.5), SpectralKSupport(k=0.3
     ("sets", "steps", "rule"),
     [
         (MANY, 1000, GradientRescaling()),
-        ([*VECTORS, *MATRICES, *INEXACT], 150, GradientRescaling()),
-        ([*VECTORS, *MATRICES, *INEXACT], 150, FastGradientRescaling()),
+        ([*VECTORS, *MATRICES, *INEXACT], 60, GradientRescaling()),
+        ([*VECTORS, *MATRICES, *INEXACT], 60, FastGradientRescaling()),
     ],
-    ids=["1000-gradient", "150-gradient", "150-fast"],
+    ids=["1000-gradient", "60-gradient", "60-fast"],
 )
 def test_many_steps_in_single_precision_stay_in_the_sets_with_step_sizes_from_0_to_1(sets, steps, rule):
     sets = [s.of_radius(2.0) for s in sets]
@@ -359,7 +360,7 @@ def test_the_bases_survive_a_checkpoint(constraint):
 
 # Convex quadratics: f(w) = ½ Σ a (w - c)², its gradient a (w - c), of Lipschitz constant max a.
 
-STEPS = 200
+STEPS = 150
 
 
 def descend(s: Constraint, rule: Rescaling, rate: Callable[[int], float], steps: int = STEPS) -> list[dict[str, float]]:
@@ -399,7 +400,7 @@ def test_the_gap_is_never_negative_and_vanishes(constraint):
 @each_set
 def test_a_step_of_the_gradients_length_decreases_by_the_gap_up_to_second_order(constraint):
     for lr in (0.3, 0.03):
-        trace = descend(constraint.of_radius(5.0), GradientRescaling(), lambda k, lr=lr: lr, steps=60)
+        trace = descend(constraint.of_radius(5.0), GradientRescaling(), lambda k, lr=lr: lr, steps=40)
         for now, after in itertools.pairwise(trace):
             if now["lr"] * now["g"] > now["distance"]:
                 continue  # clipped
@@ -478,7 +479,8 @@ def test_records_hold_the_objective_the_gap_the_step_sizes_and_the_gauges(joint)
     p = mlp_problem()
     rules = Assignment(set=KSupport(k=0.2), params="weights", joint=joint)
     first, *others = terms(FrankWolfe(constraint=rules, num_steps=4, batch_size=16), p)
-    name = "3 parameters" if joint else "fc2.weight"
+    name = next(key for key in first if key.startswith("gauge/")).removeprefix("gauge/")
+    assert joint or name == "fc1.weight"
     assert first.keys() >= {"objective", "epochs", "fw_gap", "gauge", f"gauge/{name}"}
     assert not any(key.startswith("eta") for key in first)
     for row in others:
@@ -527,31 +529,52 @@ def test_the_gap_recorded_does_not_depend_on_how_the_vertices_were_found(s):
 
 SOLVERS = [
     FrankWolfe(
-        constraint=all_in(KSupport(k=0.2)), num_steps=14, batch_size=16, feedback=LossFeedback(start=0, every=1)
+        constraint=all_in(KSupport(k=0.2)), num_steps=14, batch_size=40, feedback=LossFeedback(start=0, every=1)
     ),
     FrankWolfe(
-        constraint=papers(SpectralKSupport(k=0.3, rounds=1), 5.0, "weights"), num_steps=14, batch_size=16, delay=0.5,
+        constraint=papers(SpectralKSupport(k=0.3, rounds=1), 5.0, "weights"), num_steps=14, batch_size=40, delay=0.5,
         dampening=0.9, rescaling=FastGradientRescaling(), mixup=0.2, label_smoothing=0.1,
     ),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=["feedback", "delay"])
-@pytest.mark.parametrize("at", [2, 3, 5])
-def test_a_restored_state_observes_the_same_and_continues_bit_for_bit(solver, at, tmp_path):
+@pytest.mark.parametrize(("solver", "at"), [(SOLVERS[0], 12), (SOLVERS[1], 5)], ids=["feedback", "delay"])
+def test_a_restored_state_continues_bit_for_bit(solver, at, tmp_path):
+    """Momenta, bases, losses and the factor included; the sets change behind epoch 7, the factor behind epoch 10."""
     p = mlp_problem()
     whole = list(solver.run(p, 14))
     *_, half = solver.run(p, at)
     path = tmp_path / "last.pt"
     checkpoint.save(path, {"state": checkpoint.pack(half.state)})
     state = checkpoint.restore(solver.init(p), checkpoint.load(path)["state"], path)
-    assert solver.observe(p, state).terms == half.observation.terms
     rest = list(solver.run(p, 14, state=state))
     assert [it.observation.terms for it in rest] == [it.observation.terms for it in whole[at + 1 :]]
-    ends = [weights(iterates[-1].state.model) for iterates in (whole, rest)]
-    assert all(torch.equal(a, b) for a, b in zip(*[end.values() for end in ends], strict=True))
-    assert torch.equal(rest[-1].state.losses, whole[-1].state.losses)
-    assert torch.equal(rest[-1].state.factor, whole[-1].state.factor)
+    ends = [iterates[-1].state for iterates in (whole, rest)]
+    packed = [checkpoint.pack(end) for end in ends]
+    assert_same(*packed)
+    assert solver.feedback is None or ends[0].factor != 1
+
+
+def test_a_restored_state_observes_the_same():
+    p, solver = mlp_problem(), SOLVERS[0]
+    *_, last = solver.run(p, 2)
+    state = checkpoint.unpack(solver.init(p), checkpoint.pack(last.state))
+    assert solver.observe(p, state).terms == last.observation.terms
+
+
+def assert_same(one: Any, two: Any) -> None:
+    """Two packed states, bit for bit."""
+    if isinstance(one, Tensor):
+        assert torch.equal(one, two)
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_same(one[key], two[key])
+    elif isinstance(one, list | tuple):
+        for a, b in zip(one, two, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == two
 
 
 def test_the_start_is_scaled_into_small_sets_and_left_alone_in_large_ones():
@@ -646,8 +669,10 @@ def test_the_feedback_multiplies_the_learning_rate_of_the_epochs_behind_it(monke
     solver = FrankWolfe(
         constraint=all_in(L2()), num_steps=16, lr=0.1, batch_size=200, schedule=Constant(), feedback=feedback
     )
-    states = [it.state for it in solver.run(mlp_problem(), 16)]
-    factor = 1.0
+    iterates = list(solver.run(mlp_problem(), 16))
+    states, factor = [it.state for it in iterates], 1.0
+    objectives = [it.observation.terms["objective"] for it in iterates]  # before each epoch, which is one step
+    assert states[-1].losses.tolist() == pytest.approx(objectives[-11:-1], rel=1e-5)
     for k, (rate, state) in enumerate(zip(rates, states[1:], strict=True), 1):
         assert rate == pytest.approx(0.1 * factor, rel=1e-6)
         if k >= 10 and k % 2 == 0:
@@ -684,11 +709,11 @@ def test_settings_out_of_range_are_refused(wrong, said):
 
 
 def test_bfloat16_computes_nearly_the_same():
-    data = small_digits(dtype=torch.float32)
+    data = small_digits(100, torch.float32)
     losses = []
     for half in (False, True):
         p = Problem(mlp(data, widths=(32,), bias=True), data, none({}), computation=Computation(half=half))
-        rows = terms(FrankWolfe(constraint=all_in(KSupport(k=0.3)), num_steps=8, lr=0.3, batch_size=32), p)
+        rows = terms(FrankWolfe(constraint=all_in(KSupport(k=0.3)), num_steps=6, lr=0.5, batch_size=25), p)
         assert rows[-1]["gauge"] <= 1 + 1e-5
         losses.append(rows[-1]["objective"])
         assert rows[-1]["objective"] < rows[0]["objective"] / 2
@@ -706,10 +731,10 @@ def test_filters_can_be_pruned_away_with_less_loss_than_after_sgd_with_weight_de
     p = problem(data, small_vgg(data))
     decay = partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=5e-4)
     solvers = [
-        SGD(num_steps=20, lr=0.1, batch_size=50, optimizer=decay),
-        FrankWolfe(constraint=papers(GroupKSupport(k=0.1), 10.0), num_steps=20, lr=0.3, batch_size=50),
+        SGD(num_steps=15, lr=0.1, batch_size=50, optimizer=decay),
+        FrankWolfe(constraint=papers(GroupKSupport(k=0.1), 10.0), num_steps=15, lr=0.3, batch_size=50),
     ]
-    models = [[*solver.run(p, 20, every=20)][-1].observation.model for solver in solvers]
+    models = [[*solver.run(p, 15, every=15)][-1].observation.model for solver in solvers]
     accuracies = [evaluate(model, data.test, p.loss).accuracy for model in models]
     assert abs(accuracies[1] - accuracies[0]) <= 0.03
     assert min(accuracies) > 0.9
@@ -723,25 +748,47 @@ def test_a_joint_set_of_filters_of_several_sizes_trains():
     together = Assignment(set=GroupKSupport(k=0.2), params="convolutions", joint=True, rest=Assignment(set=L2()))
     found = terms(FrankWolfe(constraint=together, num_steps=8, lr=0.3, batch_size=30), problem(data, small_vgg(data)))
     assert found[-1]["objective"] < found[0]["objective"] / 2
-    assert "gauge/2 parameters" in found[-1]
 
 
 # From the command line.
 
 WORDS = ["solver=frank_wolfe", "model.widths=[32]", "dataset.train_size=300", "solver.batch_size=32"]
-NET = ["model=vgg16", "model.layers=[1,1]", "model.width=0.1", "dataset=digits", "dataset.train_size=200"]
+NET = [
+    "model=vgg16",
+    "model.layers=[1,1]",
+    "model.width=0.1",
+    "dataset=digits",
+    "dataset.train_size=60",
+    "dataset.test_size=40",
+]
 
 
 @pytest.mark.usefixtures("apart")
-def test_a_run_from_the_command_line_learns_digits_and_goes_on_to_the_same_records(tmp_path):
-    words = [*WORDS, "compression=l0", "compression.keep=0.5", "solver.lr=0.3"]
-    assert train(tmp_path / "whole", *words, "solver.num_steps=10") == 0
-    found = summary(tmp_path / "whole")
-    assert found["accuracy/dense_test"] > 0.85
-    assert rows(tmp_path / "whole")[-1].keys() >= {"fw_gap", "eta", "eta/clipped", "gauge", "gauge/fc1.weight"}
-    assert train(tmp_path / "part", *words, "solver.num_steps=10", "solver.schedule.end=0.5") == 0
-    assert main(["train", f"resume={tmp_path / 'part'}", "solver.num_steps=12"]) == 0
-    assert len(rows(tmp_path / "part")) == 13
+def test_a_run_from_the_command_line_learns_digits_and_goes_on_after_a_break_to_the_same_records(tmp_path, monkeypatch):
+    words = [*WORDS, "compression=l0", "compression.keep=0.5", "solver.lr=0.3", "solver.num_steps=10"]
+    assert train(tmp_path / "whole", *words) == 0
+    assert summary(tmp_path / "whole")["accuracy/dense_test"] > 0.85
+    found = rows(tmp_path / "whole")
+    assert found[-1].keys() >= {"fw_gap", "eta", "eta/clipped", "gauge", "gauge/fc1.weight", "eta/fc1.weight"}
+    step = FrankWolfe.step
+
+    def struck(self, problem, state):
+        if state.k == 4:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, problem, state)
+
+    monkeypatch.setattr(FrankWolfe, "step", struck)
+    assert train(tmp_path / "broken", *words) == 130
+    monkeypatch.setattr(FrankWolfe, "step", step)
+    assert main(["train", f"resume={tmp_path / 'broken'}"]) == 0
+    assert rows(tmp_path / "broken") == found
+    assert summary(tmp_path / "broken") == summary(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("apart")
+def test_an_unknown_constraint_is_told_with_those_there_are(tmp_path, capsys):
+    assert train(tmp_path / "run", "solver=frank_wolfe", "constraint=nothing") == 2
+    assert "constraint=nothing: no such option; there are group_k_support, k_sparse" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("apart")
@@ -759,3 +806,5 @@ def test_every_option_of_the_constraints_trains(option, tmp_path):
 def test_one_network_is_compressed_at_many_parts_behind_the_training(tmp_path):
     words = ["solver=frank_wolfe", "constraint=group_k_support", *NET, "solver.num_steps=2", "compress_at=[0.5,0.8]"]
     assert train(tmp_path / "run", *words) == 0
+    found = summary(tmp_path / "run")["one_shot"]
+    assert {row["part"] for row in found} >= {0.5, 0.8}

@@ -25,6 +25,7 @@ SLIM = ["solver.lam=1.1", "solver.beta=5", "solver.curvature=2"]
 KINDS = {
     "slimming": ["solver=slimming", *NET, *DATA, *SLIM, "solver.num_steps=8"],
     "network_slimming": ["solver=network_slimming", *NET, *DATA, "solver.num_steps=4", "solver.fine_tune=2"],
+    "frank_wolfe": ["solver=frank_wolfe", "constraint=spectral_k_support", *NET, *DATA, "solver.num_steps=3"],
     "sgd": ["solver=sgd", *NET, *DATA, "solver.num_steps=3", "solver.average=0.9", "solver.mixup=0.4"],
 }
 BATCH = {1: "solver.batch_size=32", 2: "solver.batch_size=16"}  # the last batch, of 22, is smaller

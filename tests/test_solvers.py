@@ -16,17 +16,23 @@ from nncompress.compressions.plan import none
 from nncompress.compressions.rank_selection import rank_selection
 from nncompress.compressions.sparsity import L0Penalty, l0
 from nncompress.compressions.tensor_train import tt
+from nncompress.constraints.assignment import Assignment
+from nncompress.constraints.k_support import GroupKSupport, KSupport
+from nncompress.constraints.lp import L2
+from nncompress.constraints.spectral import SpectralKSupport
 from nncompress.metrics import evaluate
 from nncompress.problem import with_weights
 from nncompress.solvers.baselines import IDC, DCRetrain, Distillation
 from nncompress.solvers.descent import Constant, Cosine, Exponential, MultiStep
 from nncompress.solvers.direct_learning import DirectLearning
+from nncompress.solvers.frank_wolfe import FrankWolfe, LossFeedback
 from nncompress.solvers.learning_compression import LC
 from nncompress.solvers.minibatches import Minibatches, epoch
 from nncompress.solvers.network_slimming import NetworkSlimming
 from nncompress.solvers.nnbcd import NNBCD
 from nncompress.solvers.normalised_sgd import NormalisedSGD
 from nncompress.solvers.regularisers import GroupLasso, ProximalNuclearNorm
+from nncompress.solvers.rescaling import FastGradientRescaling
 from nncompress.solvers.sgd import SGD
 from nncompress.solvers.slimming import Slimming
 
@@ -62,6 +68,44 @@ CASES = [
         {"keep": 0.5},
         True,
         id="normalised-sgd-l0",
+    ),
+    pytest.param(
+        FrankWolfe(constraint=Assignment(set=KSupport(k=0.3)), num_steps=12, batch_size=16, lr=0.2),
+        l0,
+        {"keep": 0.5},
+        True,
+        id="frank-wolfe-l0",
+    ),
+    pytest.param(
+        FrankWolfe(
+            constraint=Assignment(
+                set=GroupKSupport(k=0.5), params="weights", joint=True, rest=Assignment(set=L2(), joint=True)
+            ),
+            num_steps=12,
+            batch_size=16,
+            lr=0.5,
+            momentum=0.8,
+            dampening=0.4,
+            rescaling=FastGradientRescaling(),
+        ),
+        none,
+        {},
+        True,
+        id="frank-wolfe-filters-joint-dampened",
+    ),
+    pytest.param(
+        FrankWolfe(
+            constraint=Assignment(set=SpectralKSupport(k=0.3, rounds=1), params="weights"),
+            num_steps=12,
+            batch_size=16,
+            lr=0.3,
+            delay=0.25,
+            feedback=LossFeedback(start=0, every=1),
+        ),
+        low_rank,
+        {"rank": 20},
+        False,
+        id="frank-wolfe-spectral-delay",
     ),
     pytest.param(DirectLearning(num_steps=60, batch_size=16), tt, {"rank": 12}, True, id="direct-tt"),
     pytest.param(
@@ -148,7 +192,7 @@ def test_the_deployed_network_learns_digits(solver, recipe, settings, bias):
         *_, trained = SGD(num_steps=12, batch_size=16).run(problem(data, model), 12, every=12)
         model = trained.observation.model
     p = problem(data, model, recipe, **settings)
-    *_, last = solver.run(p, 12 if isinstance(solver, SGD) else 60, every=100)
+    *_, last = solver.run(p, 12 if isinstance(solver, SGD | FrankWolfe) else 60, every=100)
     model, theta, _ = last.observation
     slimmed = solver.slimmed(p, last.state)
     deployed = with_weights(model, p.plan.decompress(theta)) if slimmed is None else slimmed.network

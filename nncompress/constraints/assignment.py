@@ -25,8 +25,8 @@ class Body(NamedTuple):
 
     @property
     def name(self) -> str:
-        """That of the parameter, or how many there are."""
-        return self.names[0] if len(self.names) == 1 else f"{len(self.names)} parameters"
+        """That of the first parameter, and how many more there are."""
+        return self.names[0] if len(self.names) == 1 else f"{self.names[0]} and {len(self.names) - 1} more"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,8 @@ class Assignment:
         for name, value, kind in (("set", self.set, Constraint), ("size", self.size, Size)):
             if not isinstance(value, kind):
                 raise ValueError(f"{name} must be a {kind.__name__}, found {value!r}")
+        if not isinstance(self.rest, Assignment | None):
+            raise ValueError(f"rest must be an Assignment or null, found {self.rest!r}")
         if not self.params:
             raise ValueError("params must be all, weights, convolutions or patterns of names, found none")
 

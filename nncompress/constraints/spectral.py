@@ -60,7 +60,7 @@ class Spectral(Constraint):
         size, k = euclidean(g), self.count(g.shape[1])
         scaled = g / size.clamp_min(ZERO).to(g.dtype)[:, None, None]  # its squares stay within the range of the numbers
         U = _powered(scaled, k, self.rounds, start) if self.rounds else self.leading(scaled, k)
-        return Vertices(over(self.within(U, scaled), torch.ones_like(size), g), U)
+        return Vertices(over(self.within(U, scaled), torch.ones_like(size), g), U if self.rounds else None)
 
     @final
     def norms(self, w: Tensor) -> Tensor:

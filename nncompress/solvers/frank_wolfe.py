@@ -161,7 +161,7 @@ class FrankWolfe(Solver[FrankWolfeState]):
         )
         zero = torch.zeros((), dtype=torch.float64, device=problem.device)
         return FrankWolfeState(
-            0, model, optimizer, Generator().manual_seed(self.seed), sizes, torch.zeros(len(bodies), 2),
+            0, model, optimizer, Generator().manual_seed(self.seed), sizes, zero.cpu().expand(len(bodies), 2),
             torch.zeros(10), torch.ones(()), 0, zero, zero,
         )  # fmt: skip
 
@@ -239,8 +239,8 @@ class FrankWolfe(Solver[FrankWolfeState]):
                 g = constraint.joined(
                     [gradients.get(n, torch.zeros_like(p)) for n, p in zip(body.names, own, strict=True)]
                 )
-                v = constraint.radius * constraint.vertices(g[None]).v[0]
-                gap += float(((constraint.joined(own) - v).double() * g.double()).sum())
+                product = float((constraint.joined(own).double() * g.double()).sum())
+                gap += product + constraint.radius * float(constraint.dual_norms(g[None])[0])  # <g, LMO(g)> exactly
         return {"fw_gap": gap}
 
     def _warned(self, k: int, bodies: Sequence[Body], figures: Tensor) -> int:
