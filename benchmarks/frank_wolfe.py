@@ -52,9 +52,9 @@ SETS: dict[str, tuple[Constraint, str]] = {
     "group_k_support": (GroupKSupport(k=0.1), "convolutions"),
     "nuclear": (Nuclear(), "convolutions"),
     "spectral_k_support": (SpectralKSupport(k=0.1), "convolutions"),
-    "same, rounds=1": (SpectralKSupport(k=0.1, rounds=1), "convolutions"),
+    "spectral_k_support, rounds=1": (SpectralKSupport(k=0.1, rounds=1), "convolutions"),
     "spectral_k_sparse": (SpectralKSparse(k=0.1), "convolutions"),
-    "same, rounds=1 (sparse)": (SpectralKSparse(k=0.1, rounds=1), "convolutions"),
+    "spectral_k_sparse, rounds=1": (SpectralKSparse(k=0.1, rounds=1), "convolutions"),
 }
 Step = Callable[[], None]
 
@@ -77,7 +77,7 @@ def step_of(problem: Problem, model: nn.Module, optimizer: Optimizer, after: Ste
 
 
 def void(_: object) -> None:
-    """Nothing."""
+    """For a callable without a result."""
 
 
 def sgd(problem: Problem) -> Step:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from nncompress.metrics import watch
+from nncompress.solvers.shared_norm import SharedNorm
 
 
 @torch.no_grad()
@@ -24,6 +25,8 @@ def recalibrated(model: nn.Module, x: Tensor, batch_size: int = 128) -> nn.Modul
         return network
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
+        if isinstance(norm, SharedNorm):
+            norm.together = False  # this process is alone with it
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
         norm.train()

@@ -7,6 +7,7 @@ batch norm is a scale of which nothing more is known.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
@@ -61,6 +62,20 @@ def _declared(model: nn.Module) -> list[Scale] | None:
         return None
     found = method()
     return found if isinstance(found, list) and all(isinstance(scale, Scale) for scale in found) else None
+
+
+def own_weights(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
+    """The layers of some kinds by the names of their weights, each once.
+
+    Left out: weights that several layers share, or that are computed from other parameters.
+    """
+    uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    found = {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight") if isinstance(module, kinds) else None
+        if weight is not None and uses[id(weight)] == 1:
+            found[f"{name}.weight".lstrip(".")] = module
+    return found
 
 
 def norm_of(model: nn.Module, scale: Scale) -> BatchNorm:

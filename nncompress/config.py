@@ -24,6 +24,7 @@ from nncompress.errors import ConfigError
 from nncompress.signatures import Target, check_call, locate, one_line
 
 GROUPS = ("dataset", "model", "compression", "solver")
+CHOICES = (*GROUPS, "constraint", "experiment")
 AUGMENTATION = "augmentation"
 REFERENCE_TRAINING = "reference_training"
 ONE_SHOT = "compress_by"
@@ -119,12 +120,14 @@ def validate(cfg: DictConfig) -> None:
     for group in GROUPS:
         problems += _group_problems(cfg, group)
     if cfg.constraint is not None and "constraint" not in cfg.solver:
-        problems.append("constraint: is for solver=frank_wolfe; choose that solver, or leave the constraint out")
+        problems.append(
+            "constraint: is for solver=frank_wolfe; choose that solver, or take the constraint out (~constraint)"
+        )
     for place in (REFERENCE_TRAINING, AUGMENTATION, *(f"{ONE_SHOT}.{name}" for name in cfg[ONE_SHOT] or ())):
         if OmegaConf.select(cfg, place) is not None:
             problems += _group_problems(cfg, place)
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(problem.replace("solver.constraint", "constraint") for problem in problems))
 
 
 def build(node: DictConfig | Mapping[str, Any], /, **offered: Any) -> Any:
@@ -152,7 +155,7 @@ def refusals(place: str) -> Iterator[None]:
     try:
         yield
     except InstantiationException as error:
-        inner = re.search(r"full_key: (\S+)", str(error))
+        inner = re.search(r"full_key: (?:solver\.(?=constraint))?(\S+)", str(error))
         cause = error.__cause__ or error
         if isinstance(cause, InstantiationException | ValueError | TypeError):
             raise ConfigError(f"{inner.group(1) if inner else place}: {one_line(cause)}") from error
@@ -165,9 +168,11 @@ def _shell_problems(cfg: DictConfig) -> Iterator[str]:
     for key in ("eval_every", "checkpoint_every"):
         if cfg[key] < 1:
             yield f"{key}: must be at least 1, found {cfg[key]}"
-    wrong = [part for part in cfg.compress_at if not 0 <= part < 1]
-    if wrong:
-        yield f"compress_at: must be parts to take away, at least 0 and below 1, found {wrong[0]}"
+    own = {f"{ONE_SHOT}.{name}.at": node.get("at") for name, node in (cfg[ONE_SHOT] or {}).items()}
+    for key, parts in {"compress_at": cfg.compress_at, **own}.items():
+        wrong = [part for part in parts or () if not isinstance(part, int | float) or not 0 <= part < 1]
+        if wrong:
+            yield f"{key}: must be parts to take away, at least 0 and below 1, found {wrong[0]}"
     if cfg.recalibrate < 0 or cfg.recalibrate == 1:
         yield f"recalibrate: must be 0 or at least 2 samples, found {cfg.recalibrate}"
     if cfg.seed < 0:

@@ -314,8 +314,6 @@ class _Execution:
         summary = summary_of(self.cfg, self.problem, observation, rows, final, network)
         if slimmed is not None:
             summary |= channels_of(slimmed)
-        if self.study is not None:
-            summary |= {"one_shot": self._one_shot(network)}
         if self.target:
             summary |= self.target | {"target/achieved": summary[self.target["target/key"]]}
         summary |= {
@@ -330,6 +328,9 @@ class _Execution:
         left = None if slimmed is None else network
         save_compact(self.folder / "model", self.problem, observation, model, left)
         write_json(self.folder / SUMMARY, summary)
+        if self.study is not None:
+            summary |= {"one_shot": self._one_shot(network)}
+            write_json(self.folder / SUMMARY, summary)
         return summary
 
 

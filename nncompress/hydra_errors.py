@@ -11,7 +11,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from nncompress.config import GROUPS
+from nncompress.config import CHOICES
 from nncompress.options import groups
 from nncompress.signatures import nearest, one_line
 
@@ -28,6 +28,8 @@ def sentence(error: Exception, arguments: Sequence[str]) -> str:
         return _unknown_option(str(error.missing_cfg_file), error.options)
     if isinstance(error, OverrideParseException):
         return f"'{error.override}' cannot be read as KEY=VALUE: {one_line(error)}"
+    if "Config group override must be a string" in str(error):
+        return f"{one_line(error)}: a group takes the name of an option; ~GROUP takes it out (~constraint)"
     if str(error).startswith("Ambiguous value"):
         return f"{one_line(error)}: several values need a sweep (train -m), a list needs brackets (KEY=[1,2])"
     lines = [*str(error).splitlines(), *(str(cause).splitlines()[:1] if cause else [])]
@@ -52,7 +54,7 @@ def _unknown_key(place: str, arguments: Sequence[str]) -> str:
 
 def _keys(parent: str, arguments: Sequence[str]) -> list[str]:
     """The keys below `parent` in the configuration that the group choices among the words compose to."""
-    choices = [word for word in arguments if word.partition("=")[0] in (*GROUPS, "experiment")]
+    choices = [word for word in arguments if word.partition("=")[0] in CHOICES]
     added = [f"hydra.searchpath=['file://{folder}']" for folder in _config_folders(arguments)]
     for overrides in ([*added, *choices], added):
         try:

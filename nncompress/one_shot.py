@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nncompress.batch_norms import norms_behind
+from nncompress.channels import own_weights
 from nncompress.compact.smaller import smaller
 from nncompress.compressions.plan import check_finite
 from nncompress.compressions.truncated_svd import singular_values
@@ -39,6 +40,11 @@ class OneShot(ABC):
     """What a network must have for it, in words."""
 
     at: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        wrong = [part for part in self.at or () if not 0 <= part < 1]
+        if wrong:
+            raise ValueError(f"at must be parts to take away, in [0, 1), found {wrong[0]}")
 
     @abstractmethod
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
@@ -99,12 +105,12 @@ class Filters(OneShot):
     shifts: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.norm not in (1, 2):
             raise ValueError(f"norm must be 1 or 2, found {self.norm}")
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        convolutions = ((name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d))
-        return {f"{name}.weight": m.weight.detach() for name, m in convolutions}
+        return {name: model.get_parameter(name).detach() for name in own_weights(model, nn.Conv2d)}
 
     def apply(self, network: nn.Module, x: Tensor, part: float) -> nn.Module:
         dead = self._dead(self._norms(network), part)
@@ -131,7 +137,7 @@ class Filters(OneShot):
 
     def _norms(self, model: nn.Module) -> dict[str, Tensor]:
         """The norms of the filters (channels out,) of every convolution."""
-        weights = {name.removesuffix(".weight"): w for name, w in self.weights(model).items()}
+        weights = {name.removesuffix("weight").rstrip("."): w for name, w in self.weights(model).items()}
         return {name: torch.linalg.vector_norm(w.flatten(1), self.norm, dim=1) for name, w in weights.items()}
 
     def _dead(self, norms: Mapping[str, Tensor], part: float) -> dict[str, Tensor]:
@@ -178,8 +184,8 @@ class LowRank(OneShot):
     """Every convolution becomes the best one of rank max(1, floor((1 - part) min(c_out, c_in kh kw))), as two layers.
 
     The first makes r channels with the original kernel, the second, 1x1, all of them (arXiv 2205.11921); r numbers
-    c_in kh kw + c_out, which may be more than before. Of grouped convolutions and subclasses nothing is taken. linear:
-    Linear layers too.
+    c_in kh kw + c_out, which may be more than before. Grouped convolutions, subclasses and weights that several layers
+    share stay as they are. linear: Linear layers too.
     """
 
     acts_on: ClassVar[str] = "a Conv2d without groups (or a Linear, with linear=true)"
@@ -187,14 +193,14 @@ class LowRank(OneShot):
     linear: bool = False
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        return {f"{name}.weight": m.weight.detach() for name, m in model.named_modules() if self._takes(m)}
+        return {name: model.get_parameter(name).detach() for name in self._taken(model)}
 
     def apply(self, network: nn.Module, x: Tensor, part: float) -> nn.Module:
-        new: dict[nn.Module, nn.Module] = {}
+        new = {layer: factorised(layer, rank_at(part, layer.weight.shape)) for layer in self._taken(network).values()}
+        if network in new:
+            return new[network]
         for name, module in list(network.named_modules(remove_duplicate=False)):
-            if self._takes(module):
-                if module not in new:
-                    new[module] = factorised(module, rank_at(part, module.weight.shape))
+            if module in new:
                 network.set_submodule(name, new[module])
         return network
 
@@ -204,8 +210,11 @@ class LowRank(OneShot):
         ranks = [[rank_at(part, matrix.shape) for matrix in matrices] for part in parts]
         return [torch.stack([s[r:].sum() for s, r in zip(spectra, rs, strict=True)]).sum() for rs in ranks]
 
-    def _takes(self, module: Any) -> bool:
-        return (type(module) is nn.Conv2d and module.groups == 1) or (self.linear and type(module) is nn.Linear)
+    def _taken(self, model: nn.Module) -> dict[str, Any]:
+        """The layers by the names of their weights."""
+        kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear) if self.linear else (nn.Conv2d,)
+        layers = own_weights(model, *kinds)
+        return {name: m for name, m in layers.items() if type(m) in kinds and getattr(m, "groups", 1) == 1}
 
 
 def _smallest(values: Tensor, count: int) -> Tensor:

@@ -14,7 +14,7 @@ from nncompress.config import Config
 from nncompress.errors import CheckpointError, ConfigError
 from nncompress.signatures import one_line
 
-ALLOWED = ("solver.num_steps", "eval_every", "checkpoint_every", "device")
+ALLOWED = ("solver.num_steps", "eval_every", "checkpoint_every", "device", "compress_at", "recalibrate")
 
 
 def resumed(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nncompress.batch_norms import recalibrated, with_statistics
+from nncompress.compact.removal import kind_of
 from nncompress.compressions.plan import check_finite
 from nncompress.errors import ConfigError, Unsupported
 from nncompress.metrics import evaluate, layers_of
@@ -39,8 +40,6 @@ class Study:
 
     def __post_init__(self) -> None:
         check_parts("compress_at", self.at)
-        for name, method in self.methods.items():
-            check_parts(f"compress_by.{name}.at", method.at or ())
         if self.recalibrate < 0 or self.recalibrate == 1:
             raise ConfigError(
                 f"recalibrate must be 0, or at least 2 samples (one has no variance), found {self.recalibrate}"
@@ -76,7 +75,8 @@ class Study:
         Part 0 is the network itself. With `recalibrate` every row of a network with batch norms comes again with their
         statistics anew. `ratio/*` are those of the numbers that are not zero, and of the operations with them, to all
         of the problem's network; `stability` is 1 - (a0 - a)/a0 with the accuracies a and, of the network itself, a0;
-        `smaller` says whether zeros take no memory. Raises Diverged, naming the weight, when one is not finite.
+        `smaller` says whether zeros take no memory. A method that leaves a network that cannot be computed ends there,
+        and it is logged. Raises Diverged, naming the weight, when one is not finite.
         """
         check_finite(dict(network.named_parameters()))
         samples, x = self._samples(problem, network), problem.data.train.x[:COMPARED]
@@ -85,9 +85,14 @@ class Study:
         for name, method in self.methods.items():
             parts = [0.0, *(part for part in self._parts(method) if part > 0)]
             for part, distance in zip(parts, method.distances(network, parts), strict=True):
-                found = method.compressed(network, x, part) if part > 0 else network
+                try:
+                    found = method.compressed(network, x, part) if part > 0 else network
+                    measured = _measured(problem, found, samples) if part > 0 else dense
+                except Exception as error:  # a forward that needs the layers as they were
+                    log.warning("compress_by.%s is left out from %g on: %s", name, part, kind_of(error))
+                    break
                 about = {"method": name, "part": part, "distance": distance, "smaller": _numbers(found) < numbers}
-                for row in _measured(problem, found, samples) if part > 0 else dense:
+                for row in measured:
                     stability = 1 - (accuracy - row["accuracy/test"]) / accuracy if accuracy > 0 else None
                     yield about | row | {"stability": stability}
 

@@ -30,7 +30,7 @@ from nncompress import config
 from nncompress.errors import ConfigError, NNCompressError
 from nncompress.hydra_errors import sentence
 from nncompress.resume import resumed
-from nncompress.signatures import one_line
+from nncompress.signatures import Target, locate, one_line
 
 log = logging.getLogger(__name__)
 
@@ -127,21 +127,36 @@ def _hydra(arguments: list[str], more: Sequence[str] = ()) -> int:
 def job(cfg: DictConfig) -> None:
     """What Hydra calls for a run or for each job of a sweep."""
     settings = HydraConfig.get()
-    groups = (*config.GROUPS, "constraint", "experiment")
-    cfg.choices = {group: choice for group in groups if (choice := settings.runtime.choices.get(group))}
+    cfg.choices = {group: choice for group in config.CHOICES if (choice := settings.runtime.choices.get(group))}
     _retarget(cfg, settings.overrides.task)
     _attempt(cfg, Path(settings.runtime.output_dir), settings.mode == RunMode.MULTIRUN)
 
 
 def _retarget(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """With `model._target_=my_nets.Net` on the command line the keys of the option it replaces no longer count."""
+    """With `model._target_=my_nets.Net` on the command line the keys of the option it replaces no longer count.
+
+    Further in, as with `solver.schedule._target_`, those that the new class does not take.
+    """
     given = [override.partition("=")[0].lstrip("+") for override in overrides]
+    for place in (key.removesuffix("._target_") for key in given if key.count(".") > 1 and key.endswith("._target_")):
+        OmegaConf.update(cfg, place, _taken(OmegaConf.select(cfg, place), place, given), merge=False)
     for group in (*config.GROUPS, config.AUGMENTATION):
         if f"{group}._target_" in given:
             keys = {key.split(".")[1] for key in given if key.startswith(f"{group}.")}
             cfg[group] = {key: value for key, value in cfg[group].items() if key in keys}
             if group in cfg.choices:
                 cfg.choices[group] = str(cfg[group]["_target_"]).rpartition(".")[2]
+
+
+def _taken(node: DictConfig, place: str, given: Sequence[str]) -> dict[str, Any]:
+    """The keys of a node that are given, or that its class takes."""
+    try:
+        target = Target(str(node["_target_"]), locate(str(node["_target_"])))
+    except ConfigError:  # told when the configuration is checked
+        return dict(node)
+    values = {str(key): value for key, value in node.items()}
+    kept = {key for key in values if key.startswith("_") or f"{place}.{key}" in given or target.takes(key)}
+    return values if target.open and target.parameters else {key: values[key] for key in values if key in kept}
 
 
 def _attempt(cfg: DictConfig, folder: Path, sweep: bool) -> None:

@@ -856,3 +856,14 @@ def test_rounds_give_a_tensor_the_same_vertex_whatever_comes_with_it(s):
     gradients = [randn(20, 30, seed=seed) for seed in range(3)]
     for g, v in zip(gradients, s.lmo_many(gradients), strict=True):
         assert torch.allclose(v, s.lmo(g), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-11, 1e-6, 1e18])
+@pytest.mark.parametrize("p", [1.01, 3.0, 50.0])
+def test_the_lp_ball_takes_numbers_of_any_size(p, size):
+    g = size * torch.ones(1000)
+    ball, q = Lp(p=p), p / (p - 1)
+    assert float(ball.dual_norm(g)) == pytest.approx(size * 1000 ** (1 / q), rel=1e-4)
+    assert float(ball.gauge(g)) == pytest.approx(size * 1000 ** (1 / p), rel=1e-4)
+    if size > 1e-11:
+        assert float(ball.gauge(ball.lmo(g))) == pytest.approx(1, rel=1e-4)

@@ -27,6 +27,7 @@ from nncompress.constraints.k_support import GroupKSupport, KSparse, KSupport
 from nncompress.constraints.lp import L1, L2, Linf, Lp
 from nncompress.constraints.size import Diameter, FromInitialisation, initial_norms
 from nncompress.constraints.spectral import Nuclear, Spectral, SpectralKSparse, SpectralKSupport
+from nncompress.errors import ConfigError, Unsupported
 from nncompress.metrics import evaluate
 from nncompress.models.vgg import VGG
 from nncompress.one_shot import Filters
@@ -808,3 +809,54 @@ def test_one_network_is_compressed_at_many_parts_behind_the_training(tmp_path):
     assert train(tmp_path / "run", *words) == 0
     found = summary(tmp_path / "run")["one_shot"]
     assert {row["part"] for row in found} >= {0.5, 0.8}
+    assert {row["method"] for row in found} == {"filters_masked", "filters", "weights", "low_rank"}
+
+
+@pytest.mark.usefixtures("apart")
+def test_a_run_that_goes_on_for_longer_enters_the_sets_of_its_new_course(tmp_path):
+    words = ["solver=frank_wolfe", "constraint=k_sparse", "constraint.set.k=0.01", "constraint.size.w=3", "solver.lr=1"]
+    assert train(tmp_path / "run", *words, "solver.delay=0.5", "solver.num_steps=4", "model.widths=[16,12]") == 0
+    assert main(["train", f"resume={tmp_path / 'run'}", "solver.num_steps=12"]) == 0
+    assert max(row["gauge"] for row in rows(tmp_path / "run")) <= 1 + 1e-4
+
+
+@pytest.mark.usefixtures("apart")
+def test_the_parts_of_a_finished_run_can_be_asked_for_later(tmp_path):
+    words = ["solver=frank_wolfe", "solver.num_steps=1", "model.widths=[16,12]"]
+    assert train(tmp_path / "run", *words) == 0
+    assert "one_shot" not in summary(tmp_path / "run")
+    assert main(["train", f"resume={tmp_path / 'run'}", "compress_at=[0.5]"]) == 0
+    assert [row["part"] for row in summary(tmp_path / "run")["one_shot"]] == [0, 0.5]
+
+
+@pytest.mark.usefixtures("apart")
+def test_another_class_inside_a_node_drops_the_keys_it_does_not_take(tmp_path):
+    size = "nncompress.constraints.size.Radius"
+    words = [f"constraint.size._target_={size}", "+constraint.size.value=50", "model.widths=[16,12]"]
+    assert train(tmp_path / "run", "solver=frank_wolfe", "solver.num_steps=1", *words) == 0
+    saved = (tmp_path / "run" / "config.yaml").read_text()
+    assert "value: 50" in saved
+    assert "w: 30" not in saved
+
+
+@pytest.mark.parametrize("rescaling", [NoRescaling(), DiameterRescaling(), GradientRescaling()])
+def test_what_the_loss_does_not_depend_on_stays_as_it_is(rescaling):
+    used, unused = parameters((3, 4), (3, 4))
+    before = unused.detach().clone()
+    optimizer = SFW([[used], [unused]], [L2(radius=50.0)] * 2, lr=0.5, rescaling=rescaling)
+    for k in range(3):
+        used.grad = randn(3, 4, seed=k)
+        optimizer.step()
+    assert torch.equal(unused, before)
+
+
+def test_a_network_without_a_trainable_parameter_is_refused():
+    network = mlp(small_digits()).requires_grad_(False)
+    with pytest.raises(Unsupported, match="a trainable parameter is needed, found none"):
+        FrankWolfe(constraint=Assignment(set=L2())).init(problem(small_digits(), network))
+
+
+def test_a_delay_without_a_k_is_refused():
+    solver = FrankWolfe(constraint=Assignment(set=L2()), delay=0.5)
+    with pytest.raises(ConfigError, match=r"solver\.delay needs a set with a k below 1"):
+        solver.init(problem(small_digits(), mlp(small_digits())))

@@ -162,8 +162,8 @@ def test_a_part_outside_the_range_is_refused(part):
     network, x = small("vgg-stages")
     with pytest.raises(ConfigError, match=r"compress_at must be the part to take away, in \[0, 1\), found "):
         Study(methods={"filters": Filters()}, at=[0.5, part])
-    with pytest.raises(ConfigError, match=r"compress_by.weights.at must be the part"):
-        Study(methods={"filters": Filters(), "weights": Weights(at=[0.2, part])}, at=[0.5])
+    with pytest.raises(ValueError, match="at must be parts to take away"):
+        Weights(at=[0.2, part])
     with pytest.raises(ConfigError, match="part must be the part to take away"):
         LowRank().compressed(network, x, part)
 
@@ -591,3 +591,44 @@ def test_distances_are_named_by_method_and_part():
         "distance/weights/0.98",
     ]
     assert [*found.values()] == [*Filters().distances(network, [0.25, 0.9]), *Weights().distances(network, [0.5, 0.98])]
+
+
+# Networks that are not as expected.
+
+
+class Peeking(nn.Module):
+    """A network that takes the weight of its layer in its own hands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.fc = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(nn.functional.conv2d(x, self.conv.weight).mean((2, 3)))
+
+
+def test_a_method_that_a_network_cannot_be_computed_after_is_left_out_and_the_others_are_not(caplog):
+    p = digits_problem()
+    p = Problem(Peeking().to(F64), p.data, p.plan)
+    rows = one_shot(p, p.model, {"low_rank": LowRank(), "weights": Weights()}, [0.5], recalibrate=0, seed=0)
+    assert [(row["method"], row["part"]) for row in rows] == [("low_rank", 0), ("weights", 0), ("weights", 0.5)]
+    assert "compress_by.low_rank is left out from 0.5 on: AttributeError" in caplog.text
+
+
+def test_weights_that_are_computed_or_shared_are_left_alone():
+    first, second, third = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+    third.weight = second.weight
+    network = nn.Sequential(nn.utils.parametrizations.weight_norm(first), second, third, nn.Conv2d(4, 6, 3)).to(F64)
+    for method in (Filters(), LowRank()):
+        assert [*method.weights(network)] == ["3.weight"]
+    found = Filters(shifts=False).compressed(network, randn(2, 4, 8, 8), 0.5)
+    dead = [(layer.weight.flatten(1) == 0).all(1).sum().item() for layer in found]
+    assert dead == [0, 0, 0, 3]
+
+
+def test_a_network_that_is_one_layer_is_compressed_too():
+    conv = nn.Conv2d(3, 6, 3).to(F64)
+    x = randn(2, 3, 8, 8)
+    torch.testing.assert_close(LowRank().compressed(conv, x, 0.0)(x), conv(x), rtol=1e-10, atol=1e-12)
+    assert (Filters().compressed(conv, x, 0.5).weight.flatten(1) == 0).all(1).sum() == 3

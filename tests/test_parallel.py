@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import rows
+from runs import rows, summary
 
 import nncompress.experiment
 from nncompress import parallel
@@ -64,6 +64,10 @@ KINDS = {
     "pruned": [*DATA, "model.widths=[16,12]", "compression=l0", "compression.keep=0.3", "solver.project=true"],
 }
 HALVES = ("few", "inertial_cnn")
+FRANK_WOLFE = [
+    *("solver=frank_wolfe", "constraint=group_k_support", "model=vgg16", "model.layers=[1]", "model.width=0.1"),
+    *("dataset.flatten=false", "dataset.train_size=61", "dataset.test_size=20", "solver.batch_size=20"),
+]
 PLAIN, DIVERGES = [*DATA, "model.widths=[16,12]"], "solver.initial_scale=1e200"  # process 0 alone sees it
 
 
@@ -97,6 +101,7 @@ def _two_processes(folder: Path) -> dict[str, Any]:
         "taken": [*MLP, "hydra.run.dir=one/mlp"],
         "sweep": ["-m", *PLAIN, f"{DIVERGES},1,0.5", "solver.num_steps=1", "hydra.sweep.dir=two/sweep"],
         "default": [*MLP, *STEPS],
+        "ratios": [*FRANK_WOLFE, "compress_at=[0.5]", "solver.num_steps=1", "hydra.run.dir=two/ratios"],
     }
     script = folder / "script.py"
     script.write_text(SCRIPT)
@@ -192,6 +197,12 @@ def test_a_checkpoint_of_one_process_is_taken_up_by_two_and_the_other_way_round(
         assert_same_records(folder / "one" / name, resumed)
         assert_same_state(folder / "one" / name, resumed)
         assert status(resumed) == "done"
+
+
+def test_process_0_alone_takes_the_statistics_of_shared_batch_norms_anew(together):
+    assert together["codes"]["ratios"] == (0, 0)
+    found = summary(together["folder"] / "two" / "ratios")["one_shot"]
+    assert {row["recalibrated"] for row in found} == {False, True}
 
 
 def test_one_folder_is_written_and_written_once(together):

@@ -13,7 +13,7 @@ from fake_runs import config, fake_run, texts
 from nncompress.errors import ConfigError
 from nncompress.records import read_run, write_json
 from nncompress.report import report, write_sweep_report
-from nncompress.report.collect import aggregate, failures, flatten, short_names, summaries, varied_keys
+from nncompress.report.collect import aggregate, failures, flatten, group_label, short_names, summaries, varied_keys
 from nncompress.report.pareto import pareto_front
 from nncompress.report.sweep_plots import accuracy_ratio_plot
 from nncompress.report.sweep_tables import sweep_table
@@ -100,6 +100,25 @@ def test_only_what_was_chosen_sets_runs_apart() -> None:
     assert keys(config(rank=4), config(rank=8), config(rank=8, compression="l0")) == ["compression", "compression.rank"]
     assert keys(config(), config(seed=3, rank=9, experiment="nnbcd/har4")) == ["experiment"]
     assert keys(config() | {"target": {"ratio": 0.1}}, config() | {"target": {"ratio": 0.2}}) == ["target.ratio"]
+
+
+def test_a_constraint_is_told_by_its_name_and_its_copies_are_not_told() -> None:
+    def constrained(name: str, w: float = 30.0) -> dict[str, Any]:
+        own = {"set": {"_target_": f"sets.{name}"}, "size": {"w": w}, "rest": {"size": {"w": w}}}
+        about = config(solver="frank_wolfe", constraint=name) | {"constraint": own}
+        return flatten(about | {"solver": about["solver"] | {"constraint": own}})
+
+    assert varied_keys([constrained("l2"), constrained("l1")]) == ["constraint"]
+    assert varied_keys([constrained("l2", 3.0), constrained("l2", 5.0)]) == ["constraint.size.w"]
+    assert varied_keys([constrained("l2", 3.0), constrained("l1", 5.0), constrained("l1", 3.0)]) == [
+        "constraint",
+        "constraint.size.w",
+    ]
+
+
+def test_a_class_is_told_without_its_module() -> None:
+    group = {"solver.rescaling._target_": "nncompress.solvers.rescaling.NoRescaling", "model": "mlp"}
+    assert group_label(group, [*group]) == "rescaling=NoRescaling, model=mlp"
 
 
 def test_a_data_set_seed_of_its_own_is_a_difference() -> None:

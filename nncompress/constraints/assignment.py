@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd as Convolution
 
+from nncompress.channels import own_weights
 from nncompress.compressions.plan import matching
 from nncompress.constraints.base import Constraint
 from nncompress.constraints.size import FromInitialisation, Size
@@ -33,9 +33,10 @@ class Body(NamedTuple):
 class Assignment:
     """`set` for each of the parameters `params`, or (`joint`) one for all of them together; `rest` for the others.
 
-    params: "all", "weights" (of two or more dimensions), "convolutions" (their weights), or name patterns, a layer's
-    name standing for its weight. size: the diameter; the radius of `set` is not read. rest: another assignment, of the
-    parameters left; None: these are not constrained. Frozen parameters are left out.
+    params: "all", "weights" (of two or more dimensions), "convolutions" (those of Conv2d layers, as `own_weights` finds
+    them), or name patterns, a layer's name standing for its weight. size: the diameter; the radius of `set` is not
+    read. rest: another assignment, of the parameters left; None: these are not constrained. Frozen parameters are left
+    out.
     """
 
     set: Constraint
@@ -82,11 +83,15 @@ class Assignment:
         if self.params == "weights":
             found = [name for name, p in left.items() if p.dim() >= 2]
         elif self.params == "convolutions":
-            own = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Convolution)}
-            found = [name for name in left if name in own]
+            found = [name for name in own_weights(model, nn.Conv2d) if name in left]
         else:
             patterns = [self.params] if isinstance(self.params, str) else self.params
-            taken = {name for pattern in patterns for name in matching(left, pattern)}
+            try:
+                taken = {name for pattern in patterns for name in matching(left, pattern)}
+            except ConfigError as error:
+                raise ConfigError(
+                    f"constraint.params, of the parameters that no rule before has taken: {error}"
+                ) from error
             return [name for name in left if name in taken]
         if not found:
             raise ConfigError(

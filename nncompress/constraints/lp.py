@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nncompress.constraints.base import ZERO, Constraint, Vertices, euclidean, lp_norms, over
+from nncompress.constraints.base import Constraint, Vertices, euclidean, lp_norms, over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +81,23 @@ class Lp(Constraint):
 
     def vertices(self, g: Tensor, start: Tensor | None = None) -> Vertices:
         power = 1 / (self.p - 1)  # q - 1
-        scaled = g / g.abs().amax(1, keepdim=True).clamp_min(ZERO)  # powers of large and small numbers are neither
+        scaled, _ = _scaled(g)
         size = lp_norms(scaled, self.p * power) ** power
         return Vertices(over(scaled.sign() * scaled.abs() ** power, size, g))
 
     def norms(self, w: Tensor) -> Tensor:
-        return lp_norms(w, self.p)
+        scaled, largest = _scaled(w)
+        return lp_norms(scaled, self.p) * largest
 
     def dual_norms(self, g: Tensor) -> Tensor:
-        return lp_norms(g, self.p / (self.p - 1))
+        scaled, largest = _scaled(g)
+        return lp_norms(scaled, self.p / (self.p - 1)) * largest
 
     def reach(self, shape: Sequence[int]) -> float:
         return max(1.0, math.pow(math.prod(shape), 0.5 - 1 / self.p))
+
+
+def _scaled(g: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row of g (b, n) over its largest magnitude, whose powers stay in range; and that (b,), float64."""
+    largest = g.abs().amax(1, keepdim=True)
+    return g / torch.where(largest > 0, largest, 1), largest[:, 0].double()

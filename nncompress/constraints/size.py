@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from torch import nn
@@ -83,11 +84,17 @@ def initial_norms(model: nn.Module) -> Mapping[str, float]:
         torch.manual_seed(0)
         for prefix, module in model.named_modules():
             own = dict(module.named_parameters(recurse=False))
-            norms = _mean_norms(module, list(own)) if callable(getattr(module, "reset_parameters", None)) else {}
+            norms = _mean_norms(module, list(own)) if own and _initialises_itself(module) else {}
             for name, p in own.items():
                 norm = norms.get(name, float(p.detach().norm()))
                 found[f"{prefix}.{name}".lstrip(".")] = norm if norm > 0 else 1.0
     return found
+
+
+def _initialises_itself(module: nn.Module) -> bool:
+    """Whether it has a method `reset_parameters` that needs no arguments."""
+    method = getattr(module, "reset_parameters", None)
+    return callable(method) and all(p.default is not p.empty for p in signature(method).parameters.values())
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from nncompress.report.text import setting
 
 GROUPS = ("solver", "model", "dataset", "compression")
 TARGET = "._target_"
+COPIES = ("solver.constraint",)
+"""Parts of a config that repeat others."""
 NOT_A_DIFFERENCE = {"seed", "data_dir", "root", "resume", "download", "checkpoint_every", "hydra", "output_dir"}
 
 
@@ -43,6 +45,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys of a config; lists become text, and the options taken stand under the bare name of their group."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
+        if f"{prefix}{key}" in COPIES:
+            continue
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
@@ -59,7 +63,9 @@ def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     keys = list(dict.fromkeys(key for config in configs for key in config))
     varied = [key for key in keys if _differs(configs, key)]
-    return sorted((key for key in varied if not _determined(configs, key, varied)), key=lambda key: _rank(key, keys))
+    own = [key for key in varied if not _determined(configs, key, varied)]
+    kept = [key for key in own if not any(_repeats(configs, key, other) for other in own[: own.index(key)])]
+    return sorted(kept, key=lambda key: _rank(key, keys))
 
 
 def varied(runs: Sequence[Run]) -> list[str]:
@@ -120,7 +126,9 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 def group_label(group: "Mapping[str, Any] | pd.Series[Any]", keys: Sequence[str]) -> str:
     """What sets a group apart, as it is typed: `rank=4, model=mlp`."""
     names = short_names(keys)
-    return ", ".join(f"{names[key]}={setting(group[key])}" for key in keys if group[key] is not None) or "all runs"
+    said = {key: setting(group[key]) for key in keys if group[key] is not None}
+    shown = {key: value.rpartition(".")[2] if key.endswith(TARGET) else value for key, value in said.items()}
+    return ", ".join(f"{names[key]}={value}" for key, value in shown.items()) or "all runs"
 
 
 def _differs(configs: Sequence[Mapping[str, Any]], key: str) -> bool:
@@ -145,6 +153,12 @@ def _own_seed(configs: Sequence[Mapping[str, Any]], key: str) -> bool:
 def _determined(configs: Sequence[Mapping[str, Any]], key: str, varied: Sequence[str]) -> bool:
     owners = {key.split(".")[0], "experiment"} - {key}
     return any(_maps_to_one(configs, owner, key) for owner in owners.intersection(varied))
+
+
+def _repeats(configs: Sequence[Mapping[str, Any]], key: str, other: str) -> bool:
+    """Whether a key follows another of the same last word in the same group, as the rest of a constraint does."""
+    alike = key.split(".")[0] == other.split(".")[0] and key.split(".")[-1] == other.split(".")[-1]
+    return alike and [config.get(key) for config in configs] == [config.get(other) for config in configs]
 
 
 def _maps_to_one(configs: Sequence[Mapping[str, Any]], owner: str, key: str) -> bool:

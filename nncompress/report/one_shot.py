@@ -21,6 +21,8 @@ MEASURED, SIZES = (ACCURACY, "loss/test", "stability"), ("ratio/params", "ratio/
 BATCH_NORMS = {False: "batch norms as they are", True: "batch norms recalibrated"}
 AGAIN = " recalibrated"
 TAKEN = "taken away (%)"
+LEAST_SPAN = 20
+"""Per cent."""
 MOST_PANELS, MOST_IN_LEGEND, WIDEST_HEADS = 8, 24, 120
 TAKEN_AWAY, SPEED_UP = "part taken away (%)", "theoretical speed-up: dense / compressed MACs"
 NOTES = (
@@ -271,6 +273,7 @@ def _figure(
                 _draw(axes, rows[rows["method"] == method], line, style)
         for axes in grid[len(drawn) :]:
             axes.remove()
+        _widen(figure.axes[0])
         if log_scale:
             figure.axes[0].set_xscale("log")
             log_ticks(figure.axes[0].xaxis, rows["x"].min(), rows["x"].max())
@@ -278,6 +281,14 @@ def _figure(
             axes.set_ylabel("test accuracy (%)")
         _legend(figure, list(styles), "n" in rows and bool((rows["n"] > 1).any()))
     return figure
+
+
+def _widen(axes: Axes) -> None:
+    """Show at least LEAST_SPAN of accuracy: less would make much of a little."""
+    low, high = axes.get_ylim()
+    if high - low < LEAST_SPAN:
+        low = min(max(0, (low + high - LEAST_SPAN) / 2), 100 - LEAST_SPAN)
+        axes.set_ylim(low, low + LEAST_SPAN + 1)
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, line: str, style: GroupStyle) -> None:

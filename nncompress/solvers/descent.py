@@ -161,12 +161,12 @@ def toward(model: nn.Module, target: Params, mu: float) -> Callable[[], None]:
 
     @torch.no_grad()
     def add() -> None:
-        torch._foreach_add_([_gradient(p) for p in w], torch._foreach_sub(w, goals), alpha=mu)
+        torch._foreach_add_([gradient_of(p) for p in w], torch._foreach_sub(w, goals), alpha=mu)
 
     return add
 
 
-def _gradient(p: Tensor) -> Tensor:
+def gradient_of(p: Tensor) -> Tensor:
     """Its gradient, zeros where the loss does not depend on it."""
     if p.grad is None:
         p.grad = torch.zeros_like(p)

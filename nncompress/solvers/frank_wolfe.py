@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
@@ -18,6 +19,7 @@ from nncompress import parallel
 from nncompress.constraints.assignment import Assignment, Body, diameters
 from nncompress.constraints.base import Constraint
 from nncompress.constraints.size import initial_norms
+from nncompress.errors import ConfigError, Unsupported
 from nncompress.problem import Problem, Split, weights_of
 from nncompress.solvers.base import Observation, Solver
 from nncompress.solvers.descent import (
@@ -39,6 +41,8 @@ log = logging.getLogger(__name__)
 
 SHOWN = 3
 """Names that a message lists."""
+ROUNDING = 1e-5
+"""By how much of the radius a gauge may exceed it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +152,7 @@ class FrankWolfe(Solver[FrankWolfeState]):
     def init(self, problem: Problem) -> FrankWolfeState:
         model = shared_norms(copy.deepcopy(problem.model))
         bodies, parameters = self.constraint.bodies(model), dict(model.named_parameters())
+        self._check(problem, bodies)
         sizes = diameters(bodies, parameters, initial_norms(problem.model))
         constraints = self._constraints(0, model, bodies, sizes)
         _enter(model, bodies, constraints)
@@ -169,8 +174,7 @@ class FrankWolfe(Solver[FrankWolfeState]):
         k, model, optimizer = state.k, state.model, state.optimizer
         bodies = self.constraint.bodies(model)
         constraints = self._constraints(k, model, bodies, state.diameters)
-        if k == self._delayed():
-            _enter(model, bodies, constraints)
+        _enter(model, bodies, constraints)  # when they have changed: behind a delay, or another num_steps
         optimizer.constrain(constraints)
         before = [p.detach().clone() for p in model.parameters()]
         minibatches = Minibatches(self.batch_size, state.generator, self.label_smoothing, self.mixup)
@@ -204,14 +208,24 @@ class FrankWolfe(Solver[FrankWolfeState]):
             terms |= {"eta": float(state.figures[held, 0].mean()), "eta/clipped": float(state.figures[held, 1].mean())}
         return Observation(model, theta, terms)
 
+    def _check(self, problem: Problem, bodies: Sequence[Body]) -> None:
+        """Refuse what cannot be trained, or not as is asked."""
+        if not bodies:
+            raise Unsupported("a network with a trainable parameter is needed, found none; unfreeze some")
+        if self.delay > 0 and all(b.constraint is None or b.constraint.full() == b.constraint for b in bodies):
+            raise ConfigError(
+                f"solver.delay needs a set with a k below 1, found delay={self.delay} and none; give delay=0 or "
+                "another constraint"
+            )
+
     def _rates(self, state: FrankWolfeState, count: int) -> Iterator[float]:
         """The learning rates of the minibatches of an epoch, and one more."""
         for i in range(count + 1):
             yield self.lr * self.schedule.factor(state.k + i / count, self.num_steps) * float(state.factor)
 
     def _delayed(self) -> int:
-        """The epoch in which k becomes that of the sets."""
-        return round(self.delay * self.num_steps)
+        """The epoch in which k becomes that of the sets, at the latest the last one."""
+        return math.floor(self.delay * self.num_steps)
 
     def _constraints(self, k: int, model: nn.Module, bodies: Sequence[Body], sizes: Tensor) -> list[Constraint | None]:
         """The sets of epoch k."""
@@ -263,7 +277,7 @@ def _enter(model: nn.Module, bodies: Sequence[Body], constraints: Sequence[Const
         if constraint is not None:
             own: list[torch.Tensor] = [parameters[name] for name in body.names]
             gauge = float(constraint.norms(constraint.joined(own)[None])[0])
-            if gauge > constraint.radius:
+            if gauge > constraint.radius * (1 + ROUNDING):
                 scaled[body.name] = constraint.radius / gauge
                 torch._foreach_mul_(own, scaled[body.name])
     if scaled:

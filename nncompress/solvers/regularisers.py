@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nncompress.channels import own_weights
 from nncompress.compressions.plan import choose
 from nncompress.compressions.truncated_svd import exact_svd, singular_values
 from nncompress.errors import Unsupported
 from nncompress.problem import weights_of
+from nncompress.solvers.descent import gradient_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +73,8 @@ class Regulariser(ABC):
 
 
 def _convolutions(model: nn.Module) -> list[str]:
-    """The names of the weights of all nn.Conv2d."""
-    found = {id(module.weight) for module in model.modules() if isinstance(module, nn.Conv2d)}
-    return [name for name, p in model.named_parameters() if id(p) in found]
+    """The names of the weights of the convolutions."""
+    return [*own_weights(model, nn.Conv2d)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ class GroupLasso(Regulariser):
 
     @torch.no_grad()
     def add_gradient(self, weights: Sequence[Tensor]) -> None:
-        torch._foreach_add_(_gradients(weights), _each(weights, _directions), alpha=self.lam)
+        torch._foreach_add_([gradient_of(w) for w in weights], _each(weights, _directions), alpha=self.lam)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ class NuclearNorm(Regulariser):
 
     @torch.no_grad()
     def add_gradient(self, weights: Sequence[Tensor]) -> None:
-        torch._foreach_add_(_gradients(weights), _each(weights, _polar), alpha=self.lam)
+        torch._foreach_add_([gradient_of(w) for w in weights], _each(weights, _polar), alpha=self.lam)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,14 +140,6 @@ class ProximalNuclearNorm(Regulariser):
     @torch.no_grad()
     def shrink(self, weights: Sequence[Tensor], lr: float) -> None:
         torch._foreach_copy_(list(weights), _each(weights, lambda a: _thresholded(a, lr * self.lam)))
-
-
-def _gradients(weights: Sequence[Tensor]) -> list[Tensor]:
-    """Their gradients, zeros where the loss does not depend on them."""
-    for w in weights:
-        if w.grad is None:
-            w.grad = torch.zeros_like(w)
-    return [w.grad for w in weights if w.grad is not None]
 
 
 def _each(weights: Sequence[Tensor], function: Callable[[Tensor], Tensor]) -> list[Tensor]:

@@ -23,8 +23,9 @@ SMALL = 1 << 16
 class SFW(Optimizer):
     """m <- momentum m + (1 - dampening) g (at first m = g), v = LMO(m), w <- w + eta (v - w), eta clipped to [0, 1].
 
-    For every set by itself; a point of it stays in it. What is in no set takes w <- w - lr m. Gradients must have been
-    unscaled (mixed precision). Tensors of one shape in sets of one kind are treated together.
+    For every set by itself; a point of it stays in it. What is in no set takes w <- w - lr m. A set none of whose
+    tensors has a gradient is left alone. Gradients must have been unscaled (mixed precision). Tensors of one shape in
+    sets of one kind are treated together.
 
     bodies: the tensors of each set, one or several together; the sets follow by `constrain`. The learning rate is that
     of the first parameter group.
@@ -84,7 +85,8 @@ class SFW(Optimizer):
         shape = (-1, *[1] * (v.dim() - 1))
         toward = torch.addcmul(-w, v, stack.radii.to(v).view(shape))
         wanted = self.rescaling.eta(lr, euclidean(m), euclidean(toward), stack.diameters)
-        eta = wanted.clamp(0, 1)
+        moved = [any(p.grad is not None for p in body) for body in stack.bodies]
+        eta = wanted.clamp(0, 1) if all(moved) else wanted.clamp(0, 1) * wanted.new_tensor(moved)
         stack.put(toward.mul_(eta.to(v).view(shape)))
         self.totals[stack.numbers] += torch.stack([eta, (wanted > 1).to(eta)], 1)
         if basis is not None:
