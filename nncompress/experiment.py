@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
 import math
 import statistics
-import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +20,18 @@ from nncompress import checkpoint, environment, metrics, parallel
 from nncompress.building import build, study_of
 from nncompress.compact.artefact import save_compact
 from nncompress.compact.smaller import smaller
-from nncompress.errors import ConfigError, Diverged, NNCompressError, Unsupported
+from nncompress.errors import ConfigError, Diverged
 from nncompress.interruption import Interruption
 from nncompress.problem import weights_of, with_weights
 from nncompress.progress import ProgressLog
-from nncompress.records import CONFIG, RECORDS, STATUS, SUMMARY, Recorder, read_run, write_json
+from nncompress.records import CONFIG, RECORDS, SUMMARY, Recorder, read_run, write_json
 from nncompress.report import write_run_report
+from nncompress.run_folder import CHECKPOINT, claimed, status_of
 from nncompress.solvers.base import Iterate, Observation, Slimmed
 from nncompress.summary import channels_of, counts_of, summary_of
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = Path("checkpoints") / "last.pt"
 COMPARED = 32
 """Training samples on which a network is compared with what is left of it."""
 DIVERGED_ABOVE = 1e6
@@ -50,71 +47,17 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     with ExitStack() as claim:
         with parallel.together():
             if parallel.rank() == 0:
-                claim.enter_context(_claimed(folder, cfg.resume is not None))
+                claim.enter_context(claimed(folder, cfg.resume is not None))
         if parallel.rank() > 0:  # process 0 writes the folder
             with Interruption() as interruption:
                 return _Execution(cfg, folder, interruption, {}).recorded()
-        with Interruption() as interruption, _status(folder, cfg.resume is not None) as status:
+        with Interruption() as interruption, status_of(folder, cfg.resume is not None) as status:
             saved = OmegaConf.merge(cfg, {"resume": None})
             (folder / CONFIG).write_text(OmegaConf.to_yaml(saved, resolve=True), encoding="utf-8")
             execution = _Execution(cfg, folder, interruption, status)
             summary = execution.recorded()
             write_run_report(folder)
     return summary
-
-
-@contextmanager
-def _claimed(folder: Path, resumed: bool) -> Iterator[None]:
-    """Hold the folder: a second process that wants to run in it is refused. The claim ends with the process."""
-    with open(folder / "run.lock", "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"a run needs a folder of its own, found another process running in {folder}; wait for it, or give "
-                "another hydra.run.dir"
-            ) from error
-        if not resumed and (folder / RECORDS).exists():
-            raise ConfigError(
-                f"a run needs a folder of its own, found the records of another run in {folder}; "
-                f"continue that one with resume={folder}, or give another hydra.run.dir"
-            )
-        yield
-
-
-@contextmanager
-def _status(folder: Path, resumed: bool) -> Iterator[dict[str, Any]]:
-    """Keep `status.json` true: running inside, then done or what ended the run, with its traceback in the log.
-
-    A run that cannot be taken up again (`resumed`, no step restored) keeps the status it had.
-    """
-    before = read_run(folder).status if resumed else None
-    status: dict[str, Any] = {"status": "running", "reason": None, "traceback": None, "step": None}
-    write_json(folder / STATUS, status)
-    try:
-        yield status
-        status["status"] = "done"
-    except (SystemExit, KeyboardInterrupt) as stop:
-        status |= {"status": "interrupted", "reason": "stopped by a signal; continue with resume=<this folder>"}
-        log.warning("interrupted at step %s; continue with: nncompress train resume=%s", status["step"], folder)
-        raise stop
-    except BaseException as error:
-        kinds: dict[type[BaseException], str] = {Unsupported: "unsupported", Diverged: "diverged"}
-        name = kinds.get(type(error), "failed")
-        last_line = traceback.format_exception_only(error)[-1].strip()
-        status |= {"status": name, "reason": str(error) or last_line, "traceback": last_line}
-        if before is not None and status["step"] is None:
-            status = before
-        log.error("%s", error, exc_info=error)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise NNCompressError(
-                f"the disk that holds {folder} is full; free space, then continue with resume={folder} if it holds "
-                f"{CHECKPOINT}, else start the run again"
-            ) from error
-        raise
-    finally:
-        with suppress(OSError):  # a full disk must not hide what went wrong
-            write_json(folder / STATUS, status)
 
 
 class _Execution:

@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from nncompress import config, parallel
 from nncompress.building import build
 from nncompress.errors import ConfigError, NNCompressError, Unsupported
-from nncompress.experiment import CHECKPOINT, run
+from nncompress.experiment import run
 from nncompress.records import RECORDS, is_run, read_run
+from nncompress.run_folder import CHECKPOINT
 from nncompress.signatures import locate
 
 log = logging.getLogger(__name__)

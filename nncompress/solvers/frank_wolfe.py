@@ -22,6 +22,7 @@ from nncompress.constraints.size import initial_norms
 from nncompress.errors import ConfigError, Unsupported
 from nncompress.problem import Problem, Split, weights_of
 from nncompress.solvers.base import Observation, Solver
+from nncompress.solvers.bodies import enter, gap, gauges
 from nncompress.solvers.descent import (
     Linear,
     Schedule,
@@ -41,8 +42,6 @@ log = logging.getLogger(__name__)
 
 SHOWN = 3
 """Names that a message lists."""
-ROUNDING = 1e-5
-"""By how much of the radius a gauge may exceed it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +154,7 @@ class FrankWolfe(Solver[FrankWolfeState]):
         self._check(problem, bodies)
         sizes = diameters(bodies, parameters, initial_norms(problem.model))
         constraints = self._constraints(0, model, bodies, sizes)
-        _enter(model, bodies, constraints)
+        enter(model, bodies, constraints)
         optimizer = SFW(
             [[parameters[name] for name in body.names] for body in bodies],
             constraints,
@@ -174,7 +173,7 @@ class FrankWolfe(Solver[FrankWolfeState]):
         k, model, optimizer = state.k, state.model, state.optimizer
         bodies = self.constraint.bodies(model)
         constraints = self._constraints(k, model, bodies, state.diameters)
-        _enter(model, bodies, constraints)  # when they have changed: behind a delay, or another num_steps
+        enter(model, bodies, constraints)  # when they have changed: behind a delay, or another num_steps
         optimizer.constrain(constraints)
         before = [p.detach().clone() for p in model.parameters()]
         minibatches = Minibatches(self.batch_size, state.generator, self.label_smoothing, self.mixup)
@@ -200,8 +199,10 @@ class FrankWolfe(Solver[FrankWolfeState]):
         theta = problem.plan.compress(problem.plan.select(weights_of(model)))
         bodies = self.constraint.bodies(model)
         constraints = self._constraints(max(0, state.k - 1), model, bodies, state.diameters)
-        terms = epoch_terms(problem, model, state) | self._gap(problem, model, bodies, constraints)
-        terms |= _gauges(model, bodies, constraints)
+        n, train = self.gap_samples or len(problem.data.train), problem.data.train
+        gradients = full_gradient(model, Split(train.x[:n], train.y[:n]), problem.loss)
+        terms = epoch_terms(problem, model, state) | {"fw_gap": gap(model, bodies, constraints, gradients)}
+        terms |= gauges(model, bodies, constraints)
         if state.k > 0:
             held = [i for i, constraint in enumerate(constraints) if constraint is not None]
             terms |= {f"eta/{bodies[i].name}": float(state.figures[i, 0]) for i in held}
@@ -239,24 +240,6 @@ class FrankWolfe(Solver[FrankWolfeState]):
             found.append(constraint)
         return found
 
-    def _gap(
-        self, problem: Problem, model: nn.Module, bodies: Sequence[Body], constraints: Sequence[Constraint | None]
-    ) -> dict[str, float]:
-        """The Frank-Wolfe gap <∇L(w), w - LMO(∇L(w))> of the sets: 0 where w is stationary within them."""
-        train = problem.data.train
-        n = min(self.gap_samples or len(train), len(train))
-        gradients = full_gradient(model, Split(train.x[:n], train.y[:n]), problem.loss)
-        parameters, gap = dict(model.named_parameters()), 0.0
-        for body, constraint in zip(bodies, constraints, strict=True):
-            if constraint is not None:
-                own = [parameters[name].detach() for name in body.names]
-                g = constraint.joined(
-                    [gradients.get(n, torch.zeros_like(p)) for n, p in zip(body.names, own, strict=True)]
-                )
-                product = float((constraint.joined(own).double() * g.double()).sum())
-                gap += product + constraint.radius * float(constraint.dual_norms(g[None])[0])  # <g, LMO(g)> exactly
-        return {"fw_gap": gap}
-
     def _warned(self, k: int, bodies: Sequence[Body], figures: Tensor) -> int:
         """Speak of step sizes that were clipped in every minibatch; whether there were any."""
         names = [body.name for body, clipped in zip(bodies, figures[:, 1].tolist(), strict=True) if clipped == 1]
@@ -267,32 +250,3 @@ class FrankWolfe(Solver[FrankWolfeState]):
                 k + 1, ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""),
             )  # fmt: skip
         return int(bool(names))
-
-
-@torch.no_grad()
-def _enter(model: nn.Module, bodies: Sequence[Body], constraints: Sequence[Constraint | None]) -> None:
-    """Scale what lies outside its set into it."""
-    parameters, scaled = dict(model.named_parameters()), {}
-    for body, constraint in zip(bodies, constraints, strict=True):
-        if constraint is not None:
-            own: list[torch.Tensor] = [parameters[name] for name in body.names]
-            gauge = float(constraint.norms(constraint.joined(own)[None])[0])
-            if gauge > constraint.radius * (1 + ROUNDING):
-                scaled[body.name] = constraint.radius / gauge
-                torch._foreach_mul_(own, scaled[body.name])
-    if scaled:
-        least = min(scaled, key=lambda name: scaled[name])
-        log.info(
-            "%d of %d parameters lay outside their sets and were scaled into them, %s the most, by %.3g",
-            len(scaled), len(bodies), least, scaled[least],
-        )  # fmt: skip
-
-
-def _gauges(model: nn.Module, bodies: Sequence[Body], constraints: Sequence[Constraint | None]) -> dict[str, float]:
-    """The gauge of the parameters of each set over its radius: at most 1, up to rounding; and the largest of all."""
-    parameters, found = dict(model.named_parameters()), {}
-    for body, constraint in zip(bodies, constraints, strict=True):
-        if constraint is not None:
-            joined = constraint.joined([parameters[name].detach() for name in body.names])
-            found[f"gauge/{body.name}"] = float(constraint.norms(joined[None])[0]) / constraint.radius
-    return found | {"gauge": max(found.values(), default=0.0)}
