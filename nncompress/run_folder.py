@@ -1,0 +1,73 @@
+"""A run's folder: held by one process at a time, with a status that tells how the run ended."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from nncompress.errors import ConfigError, Diverged, NNCompressError, Unsupported
+from nncompress.records import RECORDS, STATUS, read_run, write_json
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = Path("checkpoints") / "last.pt"
+
+
+@contextmanager
+def claimed(folder: Path, resumed: bool) -> Iterator[None]:
+    """Hold the folder: a second process that wants to run in it is refused. The claim ends with the process."""
+    with open(folder / "run.lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"a run needs a folder of its own, found another process running in {folder}; wait for it, or give "
+                "another hydra.run.dir"
+            ) from error
+        if not resumed and (folder / RECORDS).exists():
+            raise ConfigError(
+                f"a run needs a folder of its own, found the records of another run in {folder}; "
+                f"continue that one with resume={folder}, or give another hydra.run.dir"
+            )
+        yield
+
+
+@contextmanager
+def status_of(folder: Path, resumed: bool) -> Iterator[dict[str, Any]]:
+    """Keep `status.json` true: running inside, then done or what ended the run, with its traceback in the log.
+
+    A run that cannot be taken up again (`resumed`, no step restored) keeps the status it had.
+    """
+    before = read_run(folder).status if resumed else None
+    status: dict[str, Any] = {"status": "running", "reason": None, "traceback": None, "step": None}
+    write_json(folder / STATUS, status)
+    try:
+        yield status
+        status["status"] = "done"
+    except (SystemExit, KeyboardInterrupt) as stop:
+        status |= {"status": "interrupted", "reason": "stopped by a signal; continue with resume=<this folder>"}
+        log.warning("interrupted at step %s; continue with: nncompress train resume=%s", status["step"], folder)
+        raise stop
+    except BaseException as error:
+        kinds: dict[type[BaseException], str] = {Unsupported: "unsupported", Diverged: "diverged"}
+        name = kinds.get(type(error), "failed")
+        last_line = traceback.format_exception_only(error)[-1].strip()
+        status |= {"status": name, "reason": str(error) or last_line, "traceback": last_line}
+        if before is not None and status["step"] is None:
+            status = before
+        log.error("%s", error, exc_info=error)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise NNCompressError(
+                f"the disk that holds {folder} is full; free space, then continue with resume={folder} if it holds "
+                f"{CHECKPOINT}, else start the run again"
+            ) from error
+        raise
+    finally:
+        with suppress(OSError):  # a full disk must not hide what went wrong
+            write_json(folder / STATUS, status)
