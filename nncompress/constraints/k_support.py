@@ -143,14 +143,14 @@ def k_support_norms(w: Tensor, k: int) -> Tensor:
 
     With z = |w| falling, it is the largest ‖(z_1, ..., z_j, T_j, ..., T_j)‖_2, k - j times T_j = (z_{j+1} + ... + z_n)
     / (k - j), over the j = 0, ..., k-1 with z_j >= T_j (z_0 = ∞). Each such vector, continued by T_j, is a point of the
-    dual ball once divided by its norm, so none exceeds the norm; the j of Argyriou et al. (proposition 2.1) attains it.
+    dual ball once divided by its norm, so none exceeds the norm; the j of Argyriou et al. attains it.
     """
     size = w.abs().double()
-    top = size.topk(k, dim=1).values
+    top = size.topk(k, dim=1).values.cpu()  # where sums of the first j are computed in one order always
     head = torch.cat([torch.zeros_like(top[:, :1]), top], 1)
     before, squares = head[:, :-1].cumsum(1), head[:, :-1].square().cumsum(1)
-    times = torch.arange(k, 0, -1, device=w.device)
-    rest = (size.sum(1, keepdim=True) - before).clamp_min(0) / times
+    times = torch.arange(k, 0, -1)
+    rest = (size.sum(1, keepdim=True).cpu() - before).clamp_min(0) / times
     head[:, 0] = math.inf
     found = torch.where(head[:, :-1] >= rest, squares + times * rest.square(), 0)
-    return found.amax(1).sqrt()
+    return found.amax(1).sqrt().to(w.device)

@@ -129,8 +129,8 @@ class NuclearNorm(Regulariser):
 class ProximalNuclearNorm(Regulariser):
     """R(w) = sum over weights of the sum of their singular values, by its proximal step: s <- max(s - lr lam, 0).
 
-    Cai, Candès, Shen, "A singular value thresholding algorithm for matrix completion", SIAM J. Optim. 20, 2010, theorem
-    2.1. Singular values become zero, up to rounding. The decomposition at every minibatch makes the host wait for the
+    Cai, Candès, Shen, "A singular value thresholding algorithm for matrix completion", SIAM J. Optim. 20, 2010.
+    Singular values become zero, up to rounding. The decomposition at every minibatch makes the host wait for the
     device.
     """
 
