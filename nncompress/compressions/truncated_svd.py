@@ -83,13 +83,13 @@ def exact_svd(a: Tensor, rank: int) -> SVD:
 
 
 def singular_values(a: Tensor) -> Tensor:
-    """All singular values of `a` (m x n), falling, in float64 and to the accuracy of `exact_svd`."""
+    """All singular values of a (..., m, n), falling, in float64 and to the accuracy of `exact_svd`."""
     if a.dtype == torch.float64:
         values: Tensor = torch.linalg.svdvals(a)
         return values
-    wide = (a if a.shape[0] <= a.shape[1] else a.T).double()
-    squares: Tensor = torch.linalg.eigvalsh(wide @ wide.T)
-    return squares.flip(0).clamp_min(0).sqrt()
+    wide = (a if a.shape[-2] <= a.shape[-1] else a.mT).double()
+    squares: Tensor = torch.linalg.eigvalsh(wide @ wide.mT)
+    return squares.flip(-1).clamp_min(0).sqrt()
 
 
 def _krylov_svd(a: Tensor, rank: int, guess: Tensor | None) -> SVD | None:

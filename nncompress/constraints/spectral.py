@@ -15,6 +15,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
+from nncompress.compressions.truncated_svd import singular_values
 from nncompress.constraints.base import ZERO, Constraint, Vertices, euclidean, over
 from nncompress.constraints.k_support import check_k, count_of, k_support_norms
 from nncompress.errors import ConfigError
@@ -64,7 +65,7 @@ class Spectral(Constraint):
 
     @final
     def norms(self, w: Tensor) -> Tensor:
-        return self.of_values(_singular_values(w))
+        return self.of_values(singular_values(w))
 
     @final
     def joined(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -106,18 +107,15 @@ class Nuclear(Spectral):
         return s.sum(1)
 
     def dual_norms(self, g: Tensor) -> Tensor:
-        return _singular_values(g)[:, 0]
+        return singular_values(g)[:, 0]
 
     def reach(self, shape: Sequence[int]) -> float:
         return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpectralKSupport(Spectral):
-    """radius times conv{M of rank at most k, ‖M‖_F <= 1}; LMO(G) = -radius [G]_k / ‖[G]_k‖_F.
-
-    [G]_k is the best approximation of rank k. k, least: as in `Sparse`, of the smaller side.
-    """
+class SpectralK(Spectral):
+    """A set whose vertices have k nonzero singular values; k, least: as in `Sparse`, of the smaller side."""
 
     k: float = 0.1
     least: int = 1
@@ -126,11 +124,21 @@ class SpectralKSupport(Spectral):
         super().__post_init__()
         check_k(self.k, self.least)
 
+    @final
     def count(self, n: int) -> int:
         return count_of(self.k, self.least, n)
 
+    @final
     def full(self) -> Self:
         return replace(self, k=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectralKSupport(SpectralK):
+    """radius times conv{M of rank at most k, ‖M‖_F <= 1}; LMO(G) = -radius [G]_k / ‖[G]_k‖_F.
+
+    [G]_k is the best approximation of rank k.
+    """
 
     def leading(self, g: Tensor, k: int) -> Tensor:
         return _leading(g, k)  # what is mixed up counts by its square, which is below the precision
@@ -142,7 +150,7 @@ class SpectralKSupport(Spectral):
         return k_support_norms(s, self.count(s.shape[1]))
 
     def dual_norms(self, g: Tensor) -> Tensor:
-        s = _singular_values(g)
+        s = singular_values(g)
         return euclidean(s[:, : self.count(s.shape[1])])
 
     def reach(self, shape: Sequence[int]) -> float:
@@ -150,25 +158,11 @@ class SpectralKSupport(Spectral):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpectralKSparse(Spectral):
+class SpectralKSparse(SpectralK):
     """radius times conv{U Vᵀ : U, V with k orthonormal columns}; LMO(G) = -radius U_k V_kᵀ, G's leading vectors.
 
-    Singular values of zero give zero. The gauge is max(s_1, (s_1 + s_2 + ...) / k). k, least: as in `Sparse`, of the
-    smaller side.
+    Singular values of zero give zero. The gauge is max(s_1, (s_1 + s_2 + ...) / k).
     """
-
-    k: float = 0.1
-    least: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_k(self.k, self.least)
-
-    def count(self, n: int) -> int:
-        return count_of(self.k, self.least, n)
-
-    def full(self) -> Self:
-        return replace(self, k=1.0)
 
     def leading(self, g: Tensor, k: int) -> Tensor:
         return _leading(g.double(), k).to(g.dtype)
@@ -185,7 +179,7 @@ class SpectralKSparse(Spectral):
         return torch.maximum(s[:, 0], s.sum(1) / self.count(s.shape[1]))
 
     def dual_norms(self, g: Tensor) -> Tensor:
-        s = _singular_values(g)
+        s = singular_values(g)
         return s[:, : self.count(s.shape[1])].sum(1)
 
     def reach(self, shape: Sequence[int]) -> float:
@@ -216,13 +210,3 @@ def _powered(g: Tensor, k: int, rounds: int, start: Tensor | None) -> Tensor:
     for _ in range(rounds):
         U = torch.linalg.qr(g @ (g.mT @ U)).Q
     return U
-
-
-def _singular_values(g: Tensor) -> Tensor:
-    """All singular values of g (b, rows, columns), falling: (b, min(rows, columns)), float64."""
-    if g.dtype == torch.float64:
-        values: Tensor = torch.linalg.svdvals(g)
-        return values
-    wide = (g if g.shape[1] <= g.shape[2] else g.mT).double()
-    squares: Tensor = torch.linalg.eigvalsh(wide @ wide.mT)
-    return squares.flip(1).clamp_min(0).sqrt()
