@@ -1,4 +1,4 @@
-"""Stochastic Frank-Wolfe: the optimiser against the card's formulas, its invariants, and the solver."""
+"""Stochastic Frank-Wolfe: the optimiser against the paper's formulas, its invariants, and the solver."""
 
 from __future__ import annotations
 
