@@ -1,13 +1,13 @@
 """Time of a training step of ResNet-18 under each constraint of Frank-Wolfe against SGD, and of its oracles alone.
 
-A step is a minibatch of random images (128, precision=bf16, on the device; no CUDA graphs) and the update behind it:
+A step is a minibatch of random images (precision=bf16, on the device; no CUDA graphs) and the update behind it:
 SGD with momentum and weight decay; stochastic Frank-Wolfe with the set on every parameter, or on the convolutions and
 l2 balls for the rest (k = 10 %); SGD with the proximal operator of the nuclear norm by full singular value
 decompositions. Every form takes turns with SGD; medians are printed, and the ratio of each to SGD. Then the vertices of
 all convolutions alone: by the Gram matrix of the smaller side or one warm round of power iteration against full
 singular value decompositions, and the k largest of the largest convolution's entries against torch.topk.
 
-    python -m benchmarks.frank_wolfe [--quick]
+    python -m benchmarks.frank_wolfe [--quick] [--batch 64] [--forms spectral_k_support ...]
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from nncompress.solvers.minibatches import Minibatches, epoch
 from nncompress.solvers.regularisers import ProximalNuclearNorm
 from nncompress.solvers.sfw import SFW
 
-BATCH, SHAPE, LR = 128, (3, 32, 32), 0.01
+SHAPE, LR = (3, 32, 32), 0.01
+PROXIMAL = "proximal nuclear norm, full SVD"
 SETS: dict[str, tuple[Constraint, str]] = {
     "l2": (L2(), "all"),
     "lp, p = 3": (Lp(p=3.0), "all"),
@@ -59,20 +60,20 @@ SETS: dict[str, tuple[Constraint, str]] = {
 Step = Callable[[], None]
 
 
-def problem_of(device: torch.device) -> Problem:
+def problem_of(device: torch.device, batch: int) -> Problem:
     """ResNet-18 and one minibatch of random images."""
     torch.manual_seed(0)
     choose_dtype("bf16", "float32")
     model = ResNet18(SHAPE, 10).to(device, memory_format=torch.channels_last)
     g = Generator().manual_seed(0)
-    split = Split(torch.randn(BATCH, *SHAPE, generator=g), torch.randint(10, (BATCH,), generator=g))
+    split = Split(torch.randn(batch, *SHAPE, generator=g), torch.randint(10, (batch,), generator=g))
     data = Dataset(split, split, 10, "noise").to(device, torch.float32)
     return Problem(model, data, none(weights_of(model)), computation=Computation(half=True))
 
 
 def step_of(problem: Problem, model: nn.Module, optimizer: Optimizer, after: Step | None = None) -> Step:
     """A training step."""
-    minibatches = Minibatches(BATCH, Generator().manual_seed(0))
+    minibatches = Minibatches(len(problem.data.train), Generator().manual_seed(0))
     return lambda: void(epoch(problem, model, minibatches, optimizer=optimizer, after_step=after))
 
 
@@ -117,13 +118,14 @@ def taken(step: Step, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def steps(device: torch.device, repeats: int) -> None:
+def steps(device: torch.device, repeats: int, batch: int, names: list[str]) -> None:
     """Print a row for each form of the update."""
-    problem = problem_of(device)
+    problem = problem_of(device, batch)
     forms = {name: partial(frank_wolfe, problem, *given) for name, given in SETS.items()}
-    sys.stdout.write(f"{'a step of ResNet-18, batch 128':<34}{'SGD ms':>10}{'ms':>10}{'ratio':>9}\n")
-    for name, form in {**forms, "proximal nuclear norm, full SVD": partial(proximal_nuclear, problem)}.items():
-        plain, own = sgd(problem), form()
+    forms[PROXIMAL] = partial(proximal_nuclear, problem)
+    sys.stdout.write(f"{f'a step of ResNet-18, batch {batch}':<34}{'SGD ms':>10}{'ms':>10}{'ratio':>9}\n")
+    for name in names:
+        plain, own = sgd(problem), forms[name]()
         for step in (plain, own):
             step()
         pairs = [(taken(plain, device), taken(own, device)) for _ in range(repeats)]
@@ -136,7 +138,7 @@ def steps(device: torch.device, repeats: int) -> None:
 
 def oracles(device: torch.device, repeats: int) -> None:
     """Print the vertices of all convolutions of ResNet-18 against full decompositions."""
-    gradients = [torch.randn_like(w).flatten(1) for w in problem_of(device).model.parameters() if w.dim() == 4]
+    gradients = [torch.randn_like(w).flatten(1) for w in problem_of(device, 2).model.parameters() if w.dim() == 4]
     sys.stdout.write(f"{'oracles of all convolutions':<28}{'plain ms':>10}{'ours ms':>10}{'ratio':>10}\n")
 
     def decomposed(k: float) -> None:
@@ -169,11 +171,14 @@ def main() -> None:
     """Print the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one repeat")
-    repeats = 1 if parser.parse_args().quick else 7
+    parser.add_argument("--batch", type=int, default=128, help="images of a minibatch")
+    parser.add_argument("--forms", nargs="+", choices=[*SETS, PROXIMAL], default=[*SETS, PROXIMAL], help="default: all")
+    options = parser.parse_args()
+    repeats = 1 if options.quick else 7
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     sys.stdout.write(f"{device.type}, {where}\n")
-    steps(device, repeats)
+    steps(device, repeats, options.batch, options.forms)
     oracles(device, repeats)
 
 
