@@ -460,3 +460,14 @@ def test_a_smoke_run_of_an_experiment_ends_at_its_target_with_the_papers_protoco
     found = summary(tmp_path / "run")
     assert found["ratio/params"] == found["target/achieved"] <= found["target/requested"] == 0.5
     assert found["step/best_test"] in (0, 1)
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    ["mnist_cnn_sgd", "resnet18_cifar10_sfw_pruning", "vgg16_cifar10_filters", "wrn28_10_cifar100_low_rank"],
+)
+def test_the_experiments_of_frank_wolfe_are_small_at_scale_smoke(experiment: str) -> None:
+    cfg = composed(f"experiment=sparsefw/{experiment}", "scale=smoke")
+    config.validate(cfg)
+    assert (cfg.solver.num_steps, cfg.dataset.train_size, cfg.device) == (3, 2000, "cpu")
+    assert (list(cfg.compress_at), cfg.recalibrate) == ([0.3, 0.6, 0.9], 500)
