@@ -33,7 +33,7 @@ class OneShot(ABC):
     """A way to take a part of a network's numbers away, in [0, 1).
 
     at: the parts, in place of those that all methods are given. A subclass has to give `acts_on`, `weights`, `apply`
-    and `lost`.
+    and `lost`. Raises ConfigError for a part outside [0, 1).
     """
 
     acts_on: ClassVar[str]
@@ -42,9 +42,7 @@ class OneShot(ABC):
     at: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        wrong = [part for part in self.at or () if not 0 <= part < 1]
-        if wrong:
-            raise ValueError(f"at must be parts to take away, in [0, 1), found {wrong[0]}")
+        check_parts("at", self.at or ())
 
     @abstractmethod
     def weights(self, model: nn.Module) -> dict[str, Tensor]:

@@ -198,6 +198,8 @@ def _fits_scalar(value: Any, kind: type) -> bool:
 def _fits_container(value: Any, kind: type, arguments: tuple[Any, ...]) -> bool:
     if issubclass(kind, collections.abc.Mapping):
         return isinstance(value, dict) and (not arguments or all(fits(item, arguments[1]) for item in value.values()))
+    if _is_ours(kind):
+        return not isinstance(value, str | int | float)
     if not issubclass(kind, collections.abc.Iterable) or kind.__module__ not in ("builtins", "collections.abc"):
         return True
     if not isinstance(value, list):
@@ -205,6 +207,11 @@ def _fits_container(value: Any, kind: type, arguments: tuple[Any, ...]) -> bool:
     if kind is tuple and arguments and arguments[-1] is not Ellipsis:
         return len(value) == len(arguments) and all(map(fits, value, arguments))
     return not arguments or all(fits(item, arguments[0]) for item in value)
+
+
+def _is_ours(kind: Any) -> bool:
+    """Whether it is a class of this package, whose objects only a node can give."""
+    return isinstance(kind, type) and kind.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def describe(annotation: Any) -> str:
@@ -219,6 +226,8 @@ def describe(annotation: Any) -> str:
     kind = origin or annotation
     if kind in NAMES:
         return NAMES[kind]
+    if _is_ours(kind):
+        return f"a node ({{_target_: ...}}) of {kind.__name__}"
     if isinstance(kind, type) and issubclass(kind, collections.abc.Mapping):
         return f"a mapping to {describe(arguments[1])}" if arguments else "a mapping"
     if isinstance(kind, type) and issubclass(kind, collections.abc.Iterable):

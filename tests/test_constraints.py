@@ -376,8 +376,9 @@ def test_group_and_spectral_sets_refuse_a_vector_and_name_it(case):
 
 
 @pytest.mark.parametrize("case", of_kind(entries))
-def test_sets_of_vectors_take_every_shape(case):
+def test_sets_of_vectors_take_every_shape_as_one_vector(case):
     case.constraint.check("third_weight", case.shape)
+    assert case.constraint.seen_shape([case.shape]) == (math.prod(case.shape),)
 
 
 # Frank-Wolfe on convex quadratics.

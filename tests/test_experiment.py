@@ -275,7 +275,7 @@ BAD = [
     ([*FRANK_WOLFE, "constraint.params=[fc9]"], 2, "found 'fc9'"),
     ([*FRANK_WOLFE, "constraint.set.k=1.5"], 2, "k must be a part above 0 and at most 1, or a whole number above 1"),
     ([*FRANK_WOLFE, "constraint.size.w=0"], 2, "w must be positive and finite, found 0"),
-    ([*FRANK_WOLFE, "constraint.rest=l2"], 2, "rest must be"),
+    ([*FRANK_WOLFE, "constraint.rest=l2"], 2, "constraint.rest: must be a node"),
     ([*FRANK_WOLFE, "~constraint"], 2, "constraint must say which parameters lie in which set, found None"),
     ([*FRANK_WOLFE, "solver.lr=2", "solver.rescaling._target_=nncompress.solvers.rescaling.NoRescaling"], 2,
      "lr must be at most 1 with NoRescaling, found 2"),

@@ -220,7 +220,9 @@ TOGETHER: list[Any] = [s for s in [*VECTORS, *MATRICES] if not isinstance(s, Spe
 def test_tensors_together_are_one_vector_or_the_filters_of_all_of_them(constraint, rule):
     bodies = [parameters((4, 3, 2), (5, 7)), parameters((4, 3, 2), (5, 7), seed=5), parameters((3, 2, 2), (3, 5))]
     sets = [constraint.of_radius(2.0), constraint.of_radius(3.0), constraint.of_radius(3.0)]
-    drive(bodies, sets, 5, lr=0.1, momentum=0.9, dampening=0.0, rescaling=rule)
+    etas = drive(bodies, sets, 5, lr=0.1, momentum=0.9, dampening=0.0, rescaling=rule)  # compares them at every step
+    assert etas.shape == (5, 3)
+    assert (etas > 0).all()
 
 
 @pytest.mark.parametrize(("momentum", "dampening"), [(0.0, 0.0), (0.9, 0.0), (0.9, 0.9), (0.5, 0.2)])

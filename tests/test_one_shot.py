@@ -162,7 +162,7 @@ def test_a_part_outside_the_range_is_refused(part):
     network, x = small("vgg-stages")
     with pytest.raises(ConfigError, match=r"compress_at must be the part to take away, in \[0, 1\), found "):
         Study(methods={"filters": Filters()}, at=[0.5, part])
-    with pytest.raises(ValueError, match="at must be parts to take away"):
+    with pytest.raises(ConfigError, match="at must be the part to take away"):
         Weights(at=[0.2, part])
     with pytest.raises(ConfigError, match="part must be the part to take away"):
         LowRank().compressed(network, x, part)
