@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nncompress import config, environment, metrics, parallel
 from nncompress.augmentation import Augmentation
 from nncompress.channels import is_reshaped
-from nncompress.compact.artefact import DESCRIPTION, load_compact
+from nncompress.compact.artefact import DESCRIPTION, load
 from nncompress.compact.removal import reshape, structure
 from nncompress.compressions.plan import Plan, check_finite, plan_of
 from nncompress.compressions.target import Target, fit
@@ -60,6 +60,13 @@ def build(cfg: DictConfig) -> tuple[Problem, Solver[Any], dict[str, Any]]:
         log.warning("%s", words)
     asked = _asked(cfg) if solver.removes_channels else None
     return Problem(model, data, plan, computation=computation, target=asked), solver, target
+
+
+def portable(data: Any, cfg: DictConfig) -> Any:
+    """The node of a data set as it is on any machine: where this one keeps data is `data_dir`."""
+    places = {cfg.data_dir: "${data_dir}"}
+    found = {key: places.get(value, value) if isinstance(value, str) else value for key, value in data.items()}
+    return found | ({"download": "${data.download}"} if "download" in found else {})
 
 
 def study_of(cfg: DictConfig, model: nn.Module) -> Study | None:
@@ -120,7 +127,7 @@ def _start_from(folder: str, model: nn.Module, data: Dataset) -> None:
         CheckpointError: the run's compact network is damaged.
     """
     try:
-        reference = load_compact(Path(folder) / "model").to(data.train.x.device, data.train.x.dtype)
+        reference = load(Path(folder) / "model").to(data.train.x.device, data.train.x.dtype)
     except NNCompressError as error:
         raise type(error)(f"reference: {error}; give another run, or remove it and train it again") from error
     if is_reshaped(reference):

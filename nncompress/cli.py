@@ -14,6 +14,8 @@ from nncompress.options import groups
 
 COMMANDS = {
     "train": "one run; with -m a sweep over comma-separated values",
+    "eval": "accuracy, sizes and latency of a compact network beside the dense one",
+    "export": "a compact network as safetensors, ONNX or torch.export file, compared",
     "report": "rebuild the tables and plots of run or sweep folders",
 }
 USAGE = """\
@@ -28,6 +30,8 @@ examples
   nncompress train solver=nnbcd model=tt_mlp
   nncompress train -m solver=nnbcd model=tt_mlp compression.rank=4,8,16,32 seed=10,20
   nncompress train resume=outputs/RUN solver.num_steps=100
+  nncompress eval outputs/RUN batch_sizes=[1,32]
+  nncompress export outputs/RUN --format onnx
   nncompress report outputs/sweeps/SWEEP
 
 often used with train
@@ -86,6 +90,10 @@ def _dispatch(arguments: list[str]) -> int:
         return _complete(rest)
     if command == "train":
         return _train(rest)
+    if command == "eval":
+        return _eval(rest)
+    if command == "export":
+        return _export(rest)
     if command == "report":
         return _report(rest)
     raise ConfigError(f"unknown command '{command}'; {_nearest_command(command)}")
@@ -104,6 +112,18 @@ def _train(arguments: list[str]) -> int:
     from nncompress.train import train
 
     return train(arguments)
+
+
+def _eval(arguments: list[str]) -> int:
+    from nncompress.eval import evaluate
+
+    return evaluate(arguments)
+
+
+def _export(arguments: list[str]) -> int:
+    from nncompress.export import export
+
+    return export(arguments)
 
 
 def _report(arguments: list[str]) -> int:

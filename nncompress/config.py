@@ -118,14 +118,14 @@ def validate(cfg: DictConfig) -> None:
     """
     problems = list(_shell_problems(cfg))
     for group in GROUPS:
-        problems += _group_problems(cfg, group)
+        problems += group_problems(cfg, group)
     if cfg.constraint is not None and "constraint" not in cfg.solver:
         problems.append(
             "constraint: is for solver=frank_wolfe; choose that solver, or take the constraint out (~constraint)"
         )
     for place in (REFERENCE_TRAINING, AUGMENTATION, *(f"{ONE_SHOT}.{name}" for name in cfg[ONE_SHOT] or ())):
         if OmegaConf.select(cfg, place) is not None:
-            problems += _group_problems(cfg, place)
+            problems += group_problems(cfg, place)
     if problems:
         raise ConfigError("\n".join(problem.replace("solver.constraint", "constraint") for problem in problems))
 
@@ -202,7 +202,8 @@ def _target_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"target: must be one of ratio, bits, macs, found {' and '.join(given)}"
 
 
-def _group_problems(cfg: DictConfig, group: str) -> Iterator[str]:
+def group_problems(cfg: DictConfig, group: str) -> Iterator[str]:
+    """What keeps the node at `group` from being built, in words: no target, keywords that do not bind."""
     try:
         given = OmegaConf.select(cfg, group)
         node = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given

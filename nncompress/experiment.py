@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from nncompress import checkpoint, environment, metrics, parallel
-from nncompress.building import build, study_of
-from nncompress.compact.artefact import save_compact
+from nncompress.building import build, portable, study_of
+from nncompress.compact.artefact import MODEL, save_compact
 from nncompress.compact.smaller import smaller
 from nncompress.errors import ConfigError, Diverged
 from nncompress.interruption import Interruption
@@ -28,7 +28,7 @@ from nncompress.records import CONFIG, RECORDS, SUMMARY, Recorder, read_run, wri
 from nncompress.report import write_run_report
 from nncompress.run_folder import CHECKPOINT, claimed, status_of
 from nncompress.solvers.base import Iterate, Observation, Slimmed
-from nncompress.summary import channels_of, counts_of, summary_of
+from nncompress.summary import channels_of, counts_of, file_sizes, summary_of
 
 log = logging.getLogger(__name__)
 
@@ -267,9 +267,10 @@ class _Execution:
             "device": str(self.problem.device),
             "status": "done",
         }
-        model = OmegaConf.to_container(self.cfg.model, resolve=True)
         left = None if slimmed is None else network
-        save_compact(self.folder / "model", self.problem, observation, model, left)
+        model, data = (OmegaConf.to_container(self.cfg[group], resolve=True) for group in ("model", "dataset"))
+        save_compact(self.folder / MODEL, self.problem, observation, model, left, portable(data, self.cfg))
+        summary |= file_sizes(self.problem, observation.theta, network, self.folder)
         write_json(self.folder / SUMMARY, summary)
         if self.study is not None:
             summary |= {"one_shot": self._one_shot(network)}

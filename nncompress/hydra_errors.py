@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,22 +17,26 @@ from nncompress.options import groups
 from nncompress.signatures import nearest, one_line
 
 
-def sentence(error: Exception, arguments: Sequence[str]) -> str:
-    """What is wrong, in one line; `arguments` are the words of the command line."""
+def sentence(error: Exception, arguments: Sequence[str], name: str = "config") -> str:
+    """What is wrong, in one line; `arguments` are the words of the command line, `name` that of the configuration."""
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     place = str(getattr(cause, "full_key", None) or "")
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and place:
-        return _unknown_key(place, arguments)
+        return _unknown_key(place, arguments, name)
     if isinstance(cause, ValidationError) and place:
         return f"{place}: {one_line(cause)}"
     if isinstance(error, MissingConfigException) and error.options is not None:
         return _unknown_option(str(error.missing_cfg_file), error.options)
     if isinstance(error, OverrideParseException):
         return f"'{error.override}' cannot be read as KEY=VALUE: {one_line(error)}"
+    refused = re.match(r"Could not override '([^'@]+)", str(error))
+    if refused and name != "config":
+        return _unknown_key(refused.group(1), arguments, name)
     if "Config group override must be a string" in str(error):
         return f"{one_line(error)}: a group takes the name of an option; ~GROUP takes it out (~constraint)"
     if str(error).startswith("Ambiguous value"):
-        return f"{one_line(error)}: several values need a sweep (train -m), a list needs brackets (KEY=[1,2])"
+        sweep = "several values need a sweep (train -m), " if name == "config" else ""
+        return f"{one_line(error)}: {sweep}a list needs brackets (KEY=[1,2])"
     lines = [*str(error).splitlines(), *(str(cause).splitlines()[:1] if cause else [])]
     return " ".join(line.strip() for line in lines if line.strip())
 
@@ -45,21 +50,22 @@ def _unknown_option(path: str, beside: Sequence[str]) -> str:
     return f"{group}={option}: no such option{known}{nearest(option, options)}"
 
 
-def _unknown_key(place: str, arguments: Sequence[str]) -> str:
+def _unknown_key(place: str, arguments: Sequence[str], name: str) -> str:
     parent, _, key = place.rpartition(".")
     where = f"'{parent}'" if parent else "the configuration"
-    hint = nearest(key, _keys(parent, arguments)) or "; `nncompress train --cfg job` shows every key"
-    return f"Key '{key}' not in {where}{hint}"
+    keys = _keys(parent, arguments, name)
+    listed = "`nncompress train --cfg job` shows every key" if name == "config" else f"there are {', '.join(keys)}"
+    return f"Key '{key}' not in {where}{nearest(key, keys) or f'; {listed}'}"
 
 
-def _keys(parent: str, arguments: Sequence[str]) -> list[str]:
+def _keys(parent: str, arguments: Sequence[str], name: str) -> list[str]:
     """The keys below `parent` in the configuration that the group choices among the words compose to."""
     choices = [word for word in arguments if word.partition("=")[0] in CHOICES]
     added = [f"hydra.searchpath=['file://{folder}']" for folder in _config_folders(arguments)]
     for overrides in ([*added, *choices], added):
         try:
             with initialize_config_module("nncompress.conf", version_base="1.3"):
-                cfg = compose("config", overrides)
+                cfg = compose(name, overrides)
         except (HydraException, OmegaConfBaseException):
             continue
         node = OmegaConf.select(cfg, parent) if parent else cfg

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from nncompress.channels import kept_in
-from nncompress.compressions.base import FLOAT_BITS, Use
+from nncompress.compressions.base import FLOAT_BITS
 from nncompress.compressions.plan import Plan, Task
+from nncompress.compressions.products import Use
 from nncompress.params import Params
 from nncompress.problem import Loss, Problem, Split
 
@@ -63,6 +64,26 @@ def sizes(problem: Problem, theta: Sequence[Any], network: nn.Module | None = No
         "ratio/bits": bits / (FLOAT_BITS * dense),
         "ratio/tasks": plan.num_params(theta) / plan.numel() if plan.tasks else 1.0,
     }
+
+
+def file_bits(problem: Problem, theta: Sequence[Any], network: nn.Module | None = None) -> dict[str, int]:
+    """All that a file of the dense and of the compressed network has to hold: `sizes`, and buffers (batch norm's).
+
+    network: as in `sizes`.
+    """
+    size = sizes(problem, theta, network)
+    left = problem.model if network is None else network
+    return {
+        "dense": int(size["bits/dense"]) + _buffer_bits(problem.model),
+        "compressed": int(size["bits/compressed"]) + _buffer_bits(left),
+    }
+
+
+def _buffer_bits(network: nn.Module) -> int:
+    """Real numbers count FLOAT_BITS, others what they have."""
+    state = network.state_dict()
+    stored = [b for name, b in network.named_buffers() if name in state]
+    return sum(b.numel() * (FLOAT_BITS if b.is_floating_point() else 8 * b.element_size()) for b in stored)
 
 
 def huffman_bits(problem: Problem, theta: Sequence[Any], network: nn.Module | None = None) -> int:

@@ -43,6 +43,7 @@ class Dataset:
 
     validation: samples held out of the training data. augmentation: what training does to its samples anew in every
     epoch. blank: what a raw value of 0 (black) has become, a number for each channel (channels, 1, 1) or one for all.
+    classes: the names of the labels 0, 1, ..., where they have names.
     """
 
     train: Split
@@ -53,6 +54,7 @@ class Dataset:
     validation: Split | None = None
     augmentation: Augmentation | None = None
     blank: Tensor = field(default_factory=lambda: torch.zeros(()))
+    classes: tuple[str, ...] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

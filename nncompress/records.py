@@ -125,18 +125,25 @@ def is_run(folder: Path) -> bool:
     return (folder / STATUS).is_file() or ((folder / CONFIG).is_file() and (folder / RECORDS).is_file())
 
 
-def write_json(path: Path, obj: Any) -> None:
+def write_json(path: Path, obj: Any, indent: int | None = 2) -> None:
     """Write a JSON file whole or not at all (a new file, then renamed); numbers that are not finite become null."""
-    _replace(Path(path), json.dumps(_finite(obj), indent=2, ensure_ascii=False) + "\n")
+    separators = (",", ":") if indent is None else None
+    text = json.dumps(_finite(obj), indent=indent, separators=separators, ensure_ascii=False) + "\n"
+    replace_bytes(Path(path), text.encode())
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: a new one that is on the disk before it takes the name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # half of it may be what fills the disk
+        raise
 
 
 def _number(value: Any) -> float | int | None:
@@ -166,7 +173,7 @@ def _truncate(path: Path, keep: int | None) -> int:
         )
     rows = rows[:keep]
     if path.exists():
-        _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
+        replace_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return len(rows)
 
 

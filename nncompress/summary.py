@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,7 @@ from torch import nn
 from nncompress import metrics
 from nncompress.building import layers_of
 from nncompress.channels import kept_in
+from nncompress.compact.artefact import stored_bytes
 from nncompress.problem import Problem, weights_of
 from nncompress.rates import rate_summary
 from nncompress.solvers.base import Observation, Slimmed
@@ -57,6 +59,14 @@ def summary_of(
     if problem.data.validation is not None:
         summary |= {key: final[key] for key in ("accuracy/validation", "loss/validation")}
     return summary | {"seed": cfg.seed} | {group: cfg.choices.get(group) for group in GROUPS}
+
+
+def file_sizes(problem: Problem, theta: Sequence[Any], network: nn.Module, folder: Path) -> dict[str, float]:
+    """Bytes of the dense network, of the compressed one in theory, and of its files in a run's folder."""
+    bits = metrics.file_bits(problem, theta, network)
+    found = {"bytes/dense": -(-bits["dense"] // 8), "bytes/theoretical": -(-bits["compressed"] // 8)}
+    found |= stored_bytes(folder)
+    return found | {"ratio/bytes": found["bytes/disk"] / found["bytes/dense"]}
 
 
 def counts_of(slimmed: Slimmed) -> dict[str, int]:

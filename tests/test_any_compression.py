@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_module
 from problems import mlp, small_digits
 
 from nncompress import checkpoint, config, metrics
-from nncompress.compact.artefact import load_compact, save_compact
+from nncompress.compact.artefact import load, save_compact
 from nncompress.compressions.plan import plan_of
 from nncompress.errors import Unsupported
 from nncompress.problem import Problem, weights_of, with_weights
@@ -75,8 +75,8 @@ def test_the_stored_network_computes_what_the_deployed_one_does(problem, tmp_pat
     save_compact(tmp_path, problem, observation, ARCHITECTURE)
     deployed = with_weights(observation.model, problem.plan.decompress(observation.theta)).float()
     x = problem.data.test.x.float()
-    torch.testing.assert_close(load_compact(tmp_path)(x), deployed(x), rtol=1e-4, atol=1e-4)
-    assert json.loads((tmp_path / "model.json").read_text())["format"] == 2
+    torch.testing.assert_close(load(tmp_path)(x), deployed(x), rtol=1e-4, atol=1e-4)
+    assert json.loads((tmp_path / "model.json").read_text())["format"] == 3
 
 
 def test_sizes_add_up(problem):

@@ -8,7 +8,8 @@ from problems import F64, gaussian, mlp, problem, randn, small_digits
 from torch import nn
 
 from nncompress import metrics
-from nncompress.compact.artefact import load_compact, save_compact
+from nncompress.compact.artefact import load, save_compact
+from nncompress.compact.theta import power_of_two
 from nncompress.compressions.additive import additive
 from nncompress.compressions.codebook import codebook
 from nncompress.compressions.codes import Coded
@@ -32,7 +33,6 @@ from nncompress.params import Params
 from nncompress.problem import Dataset, Problem, Split, weights_of, with_weights
 from nncompress.solvers.baselines import IDC, DCRetrain, DirectCompression, Distillation, squared_error
 from nncompress.solvers.descent import Constant
-from nncompress.solvers.direct_learning import power_of_two
 from nncompress.solvers.minibatches import Minibatches, epoch
 from nncompress.solvers.sgd import SGD
 
@@ -177,7 +177,7 @@ def test_the_retrained_network_is_stored_and_loaded(recipe, settings, tmp_path):
     architecture = {"_target_": "nncompress.models.mlp.MLP", "widths": [8, 8], "activation": "relu", "bias": True}
     save_compact(tmp_path, p, observation, architecture)
     x = p.data.test.x.float()
-    torch.testing.assert_close(load_compact(tmp_path)(x), observation.model.float()(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(load(tmp_path)(x), observation.model.float()(x), rtol=1e-4, atol=1e-4)
 
 
 def test_retraining_a_fixed_support_solves_the_normal_equations_on_it():

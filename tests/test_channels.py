@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nncompress import config
 from nncompress.channels import Scale, guarded, is_reshaped, kept_in, masked, norm_of, scales_of
-from nncompress.compact.artefact import load_compact, save_compact
+from nncompress.compact.artefact import load, save_compact
 from nncompress.compact.removal import NoBranch, SelectedNorm, removed, reshape, structure
 from nncompress.compact.smaller import smaller
 from nncompress.errors import CheckpointError
@@ -373,7 +373,7 @@ def stored(folder: Path, name: str) -> tuple[nn.Module, Tensor]:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_smaller_network_is_loaded_as_it_was_stored(name, tmp_path):
     found, x = stored(tmp_path, name)
-    loaded = load_compact(tmp_path)
+    loaded = load(tmp_path)
     assert torch.equal(outputs(loaded, x), outputs(found, x))
     assert is_reshaped(loaded)
     assert loaded.state_dict().keys() == found.state_dict().keys()
@@ -399,7 +399,7 @@ def test_a_description_that_does_not_fit_the_tensors_is_refused(damage, tmp_path
         description["channels"]["selected"] = ["head.nothing"]
     path.write_text(json.dumps(description))
     with pytest.raises(CheckpointError, match=r"model.json must describe a network that fits model.safetensors"):
-        load_compact(tmp_path)
+        load(tmp_path)
 
 
 # Networks that say something wrong, or nothing.
@@ -517,10 +517,10 @@ def test_a_run_goes_on_from_the_smaller_network_of_another(model, tmp_path):
     assert start["loss/test"] == pytest.approx(ends["loss/test"], rel=1e-5)
     assert ends["params/compressed"] < ends["params/dense"]
     assert after["params/dense"] == after["params/compressed"] == ends["params/compressed"]
-    network = load_compact(tmp_path / "on" / "model")
+    network = load(tmp_path / "on" / "model")
     assert is_reshaped(network)
     assert count(network) == ends["params/compressed"]
     again = [*words, "solver=slimming", f"reference={tmp_path / 'slim'}", "target.ratio=0.7", "solver.num_steps=1"]
     assert train(tmp_path / "again", *again) == 0
     assert summary(tmp_path / "again")["ratio/params"] <= 0.7
-    assert count(load_compact(tmp_path / "again" / "model")) == summary(tmp_path / "again")["params/compressed"]
+    assert count(load(tmp_path / "again" / "model")) == summary(tmp_path / "again")["params/compressed"]

@@ -12,7 +12,7 @@ from tensorly.decomposition import tensor_train
 
 from nncompress import checkpoint
 from nncompress.compressions.base import distance_sq
-from nncompress.compressions.tensor_train import TensorTrain, balanced_modes, tt_matvec_macs, tt_ranks
+from nncompress.compressions.tensor_train import TensorTrain, balanced_modes, tt_ranks
 from nncompress.errors import Diverged
 
 
@@ -190,15 +190,6 @@ def test_published_tt_sizes_and_ranks():
     cnn = [(26, 26, 4, 4, 4, 4, 4, 2, 2, 2), (4,) * 10]
     for rank, size in {40: 84408, 80: 243800, 140: 578504, 220: 1175304, 300: 1848776}.items():
         assert sum(tt_size(shape, rank) for shape in cnn) == size
-
-
-def test_tt_matvec_macs_by_hand():
-    # W is 4 x 6 = modes (2, 2 | 3, 2), ranks 1, 2, 3, 2, 1
-    cores = [(1, 2, 2), (2, 2, 3), (3, 3, 2), (2, 2, 1)]
-    columns = 3 * (2 * 2 * 1) + 3 * 3 * 2
-    rows = 2 * 2 * 3 + (1 * 2 * 2) * 2
-    assert tt_matvec_macs(cores, 4) == columns + rows
-    assert tt_matvec_macs(cores, 3) is None  # no bond separates rows from columns
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import nn
 
 from nncompress import checkpoint
 from nncompress.cli import main
-from nncompress.compact.artefact import load_compact
+from nncompress.compact.artefact import load
 from nncompress.compressions.additive import additive
 from nncompress.compressions.codebook import codebook
 from nncompress.compressions.cp import cp
@@ -267,5 +267,5 @@ def test_a_run_has_no_gap_resumes_and_stores_the_trained_network(more, tmp_path,
     assert whole == resumed
     assert all(row["gap"] == 0 and row["accuracy/test"] == row["accuracy/dense_test"] for row in whole)
     assert whole[-1]["objective"] < whole[0]["objective"]
-    found = evaluate(load_compact(tmp_path / "whole/model"), digits(train_size=200).test, nn.functional.cross_entropy)
+    found = evaluate(load(tmp_path / "whole/model"), digits(train_size=200).test, nn.functional.cross_entropy)
     assert found.loss == pytest.approx(whole[-1]["loss/test"], rel=1e-5)

@@ -17,7 +17,7 @@ from runs import assert_refused, rows, status, summary, train
 from torch import nn
 
 from nncompress.cli import main
-from nncompress.compact.artefact import load_compact
+from nncompress.compact.artefact import load
 from nncompress.data.digits import digits
 from nncompress.errors import CheckpointError
 from nncompress.interruption import Interruption
@@ -348,7 +348,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path, capsys):
 def test_the_compact_network_loads_and_classifies_as_recorded(words, tmp_path):
     folder = tmp_path / "run"
     assert train(folder, *words, "solver.num_steps=6", "precision=float32") == 0
-    network = load_compact(folder / "model")
+    network = load(folder / "model")
     test = digits(train_size=200).test
     found = evaluate(network, test, nn.functional.cross_entropy)
     assert found.accuracy == pytest.approx(rows(folder)[-1]["accuracy/test"], abs=1e-12)
@@ -361,7 +361,7 @@ def test_a_damaged_compact_network_is_named(tmp_path):
     whole = tensors.read_bytes()
     tensors.write_bytes(whole[:-100])
     with pytest.raises(CheckpointError, match="must be a whole safetensors file"):
-        load_compact(tmp_path / "run/model")
+        load(tmp_path / "run/model")
     tensors.write_bytes(whole)
     description = tmp_path / "run/model/model.json"
     for wrong in ("nowhere.L0", "L0", "os.system"):
@@ -369,11 +369,11 @@ def test_a_damaged_compact_network_is_named(tmp_path):
         described["tasks"][0]["compression"]["class"] = wrong
         description.write_text(json.dumps(described))
         with pytest.raises(CheckpointError, match="found"):
-            load_compact(tmp_path / "run/model")
+            load(tmp_path / "run/model")
         description.write_text(text)
     (tmp_path / "run/model/model.json").write_text('{"format": 99}')
     with pytest.raises(CheckpointError, match="format 99"):
-        load_compact(tmp_path / "run/model")
+        load(tmp_path / "run/model")
 
 
 @pytest.mark.parametrize(
@@ -429,5 +429,5 @@ def test_a_users_model_compression_and_data_are_taken_by_their_dotted_paths(tmp_
     assert train(tmp_path / "run", "--config-dir", str(tmp_path / "conf"), *words) == 0
     assert summary(tmp_path / "run")["params/dense"] == 5 * 6 + 6 + 6 * 2 + 2
     assert rows(tmp_path / "run")[-1]["sparsity"] > 0.2
-    network = load_compact(tmp_path / "run/model")
+    network = load(tmp_path / "run/model")
     assert int(torch.count_nonzero(network[0].weight)) == 15

@@ -8,9 +8,9 @@ from problems import F64, randn
 from torch import nn
 
 from nncompress.compressions import truncated_svd as numerics
-from nncompress.compressions.base import Use
 from nncompress.compressions.low_rank import Factors, LowRank, energy_rank, low_rank
 from nncompress.compressions.plan import Plan, Task
+from nncompress.compressions.products import Use
 from nncompress.compressions.rank_selection import RankSelection, rank_selection
 from nncompress.compressions.truncated_svd import SVD, TOLERANCE, exact_svd, is_large, singular_values, truncated_svd
 from nncompress.compressions.views import AsMatrix, AsVector

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nncompress import checkpoint
 from nncompress.channels import is_reshaped, kept_in
-from nncompress.compact.artefact import load_compact
+from nncompress.compact.artefact import load
 from nncompress.compact.removal import removed
 from nncompress.errors import Unsupported
 from nncompress.metrics import evaluate
@@ -336,7 +336,7 @@ def test_a_run_prunes_fine_tunes_and_stores_the_smaller_network(tmp_path):
     assert above <= ends["channels/kept"] < above + 3  # a layer without any keeps one
     assert ends["ratio/params"] < 1
     assert records[-1]["loss/train"] < records[3]["loss/train"]
-    network = load_compact(folder / "model")
+    network = load(folder / "model")
     assert sum(w.numel() for w in network.parameters()) == ends["params/compressed"]
 
 

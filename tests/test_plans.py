@@ -10,10 +10,10 @@ from torch import nn
 
 from nncompress import metrics
 from nncompress.compressions.additive import Additive, additive
-from nncompress.compressions.base import Use
 from nncompress.compressions.codebook import codebook
 from nncompress.compressions.mixed import mixed
 from nncompress.compressions.plan import Plan, Task, each_layer, none, plan_of
+from nncompress.compressions.products import Use
 from nncompress.compressions.quantization import FixedCodebook, binary, fixed_codebook, ternary
 from nncompress.compressions.sparsity import L0, l0, l0_penalty
 from nncompress.compressions.target import Target, fit

@@ -10,7 +10,7 @@ import torch
 
 import nncompress.experiment
 from nncompress.cli import main
-from nncompress.compact.artefact import load_compact
+from nncompress.compact.artefact import load
 from nncompress.data.cifar import cifar10
 
 DATA = Path(os.environ.get("NNCOMPRESS_DATA", "data"))
@@ -90,7 +90,7 @@ def test_slimming_leaves_fewer_channels_of_a_narrow_vgg_on_cifar10_the_larger_la
     for lam in (0.02, 0.05, 0.1):
         folder = tmp_path / str(lam)
         rows, summary = run(folder, *words, "hydra.mode=RUN", f"solver.lam={lam}")
-        network = load_compact(folder / "model")
+        network = load(folder / "model")
         with torch.no_grad():
             accuracy = (network(test.x).argmax(dim=1) == test.y).double().mean()
         assert float(accuracy) == pytest.approx(summary["accuracy/test"], abs=0.005)

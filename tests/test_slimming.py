@@ -19,7 +19,7 @@ from nncompress import checkpoint
 from nncompress.building import build
 from nncompress.channels import kept_in
 from nncompress.cli import main
-from nncompress.compact.artefact import load_compact
+from nncompress.compact.artefact import load
 from nncompress.compact.removal import removed
 from nncompress.compressions.nonconvex import LHalfPenalty, TransformedL1Penalty
 from nncompress.compressions.sparsity import L0, L0Penalty, L1Penalty, SeparablePenalty, l0
@@ -581,7 +581,7 @@ def test_the_stored_network_is_smaller_and_gives_the_outputs_of_the_masked_one(r
     content = checkpoint.load(folder / "checkpoints/last.pt")
     state = checkpoint.restore(method.init(p), content["state"], folder)
     masked = method.slimmed(p, state).network
-    found, x = load_compact(folder / "model"), p.data.test.x
+    found, x = load(folder / "model"), p.data.test.x
     with torch.no_grad():
         torch.testing.assert_close(found(x), masked.eval()(x), rtol=1e-5, atol=1e-5)
     size = (folder / "model/model.safetensors").stat().st_size
@@ -627,7 +627,7 @@ def test_a_run_with_folding_and_no_dead_channel_stores_a_network_that_loads(tmp_
     words = ["solver=slimming", "model=resnet20", "model.depth=8", "model.width=0.25", *DATA, "solver.batch_size=50"]
     assert train(tmp_path / "run", *words, "solver.fold=true", "solver.lam=1e-6", "solver.num_steps=1") == 0
     assert summary(tmp_path / "run")["ratio/params"] == 1
-    found = load_compact(tmp_path / "run/model")
+    found = load(tmp_path / "run/model")
     test = digits(train_size=200, test_size=100).test.to("cpu", torch.float32)
     accuracy = evaluate(found, test, nn.functional.cross_entropy).accuracy
     assert accuracy == summary(tmp_path / "run")["accuracy/test"]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from problems import F64, randn
 
-from nncompress.compressions.base import Use
 from nncompress.compressions.coding import huffman_bits, huffman_position_bits, index_bits, position_bits
+from nncompress.compressions.products import Use
 from nncompress.compressions.sparsity import L0, L1, L0Penalty, L1Penalty, Sparse, l0, largest
 from nncompress.compressions.structured import NM, GroupL0, group_l0, n_m
 

@@ -1,78 +1,320 @@
-"""`model.safetensors` + `model.json`: the deployed network as it is stored, without pickle."""
+"""The compact artefact: `model.safetensors` + `model.json`, a network as small as its Θ, without pickle.
+
+`model.json` says how the network is built and how every tensor is stored; `model.safetensors` holds the numbers, all of
+one type end to end: a header entry for each tensor would be more than the tensor itself in deep, narrow networks. In
+their order: Θ of every task, whole numbers packed into as few bits as they need, then what no task compresses, in the
+order of the network's state. Both files are needed, and a checksum over both says that they are as they were written.
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import hashlib
 import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import zstandard
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from nncompress import config
 from nncompress.channels import is_reshaped
+from nncompress.compact.encoding import Reader, Writer, decode, encode, put_plain, take_plain
+from nncompress.compact.layers import PLANS, compacted
 from nncompress.compact.removal import reshape, structure
-from nncompress.compressions.plan import Task
-from nncompress.errors import CheckpointError
+from nncompress.compact.theta import HeldTheta
+from nncompress.compressions.plan import Plan, Task
+from nncompress.errors import CheckpointError, ConfigError
 from nncompress.problem import Problem
-from nncompress.records import write_json
-from nncompress.solvers.base import Observation
+from nncompress.records import STATUS, replace_bytes, write_json
 
-FORMAT = 2
-TENSORS, DESCRIPTION = "model.safetensors", "model.json"
+if TYPE_CHECKING:
+    from nncompress.solvers.base import Observation
+
+FORMAT = 3
+MODEL, TENSORS, DESCRIPTION = "model", "model.safetensors", "model.json"
+CHECKSUM = "checksum"
+READ_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What is in a folder with a compact network: its description, the plan and Θ, and what no task compresses.
+
+    `description` has the keys of `model.json`; `weights` are named as in the network's state.
+    """
+
+    folder: Path
+    description: Mapping[str, Any]
+    plan: Plan
+    theta: tuple[Any, ...]
+    weights: Mapping[str, Tensor]
+    template: nn.Module
+
+    def dense(self) -> nn.Module:
+        """The network as its constructor makes it: untrained, of full size."""
+        return _constructed(self.description).eval()
+
+    def network(self, *, compact: bool = False, plans: Sequence[str] = PLANS) -> nn.Module:
+        """The deployed network in evaluation mode, on the CPU, in float32.
+
+        Its layers are those of torch with the weights Δ(Θ). `compact`: layers with a Θ of their own keep that in its
+        place and compute by one of `plans` (`compact.layers`); gradients are off until `requires_grad_` is called.
+        """
+        network = _filled(copy.deepcopy(self.template), {**self.weights, **self.plan.decompress(self.theta)})
+        if compact:
+            pairs = zip(self.plan.tasks, self.theta, strict=True)
+            thetas = [HeldTheta(task.compression, theta) for task, theta in pairs]
+            network = compacted(network, self.plan, thetas, plans=plans)[0].requires_grad_(False)
+        return network.eval()
+
+
+def load(path: Path | str, *, compact: bool = False, plans: Sequence[str] = PLANS) -> nn.Module:
+    """The network that a run deploys, in evaluation mode, on the CPU, in float32: `Artefact.network`.
+
+    path: the folder of a finished run, or the folder `model` in it. The files name the classes of the network and its
+    compressions, which are imported: load only what you trust. Raises CheckpointError, naming the file, for what is
+    missing, damaged, edited, or of another version of the format.
+    """
+    return open_artefact(Path(path)).network(compact=compact, plans=plans)
+
+
+def open_artefact(path: Path) -> Artefact:
+    """The compact network in a folder; path and errors as with `load`."""
+    folder = _model_folder(Path(path))
+    description = _read(folder)
+    try:
+        streams = load_file(folder / TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / TENSORS} must be a whole safetensors file: {error}") from error
+    if description.get(CHECKSUM) != _checksum(folder, description):
+        raise CheckpointError(
+            f"{folder / DESCRIPTION} and {TENSORS} must be as they were written, found another checksum: one of them "
+            "was edited, damaged or replaced; write them again (train resume=RUN), or take a whole copy"
+        )
+    try:
+        return _opened(folder, description, streams)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / DESCRIPTION} must describe what {TENSORS} holds: {error}") from error
+    except _Missing as error:
+        raise CheckpointError(f"{folder / DESCRIPTION}: {error}") from error
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError, StopIteration) as error:
+        raise CheckpointError(
+            f"{folder / DESCRIPTION} must describe a network that fits {TENSORS}, found {type(error).__name__}: {error}"
+        ) from error
 
 
 def save_compact(
-    folder: Path, problem: Problem, observation: Observation, architecture: Any, network: nn.Module | None = None
+    folder: Path,
+    problem: Problem,
+    observation: Observation,
+    architecture: Any,
+    network: nn.Module | None = None,
+    data: Any = None,
 ) -> None:
-    """Write Θ and every uncompressed parameter and buffer, real numbers as float32.
+    """Write Θ and every uncompressed parameter and buffer, real numbers of 64 bits as of 32.
 
-    `architecture` is the model's configuration node; `network` what is left of the observed one where channels are
-    removed (it is written in its place). The tensors of a task are named
-    `theta/<its first weight>/<field>[/<index>]`, all others as in the network.
+    `architecture` is the model's configuration node, `data` that of its data set; `network` what is left of the
+    observed one where channels are removed (it is written in its place).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
-    tasks = [
-        _described(task, theta, problem, tensors)
-        for task, theta in zip(problem.plan.tasks, observation.theta, strict=True)
-    ]
     network = observation.model if network is None else network
-    weights = network.state_dict()
-    compressed = {weights[name].data_ptr() for name in problem.plan.shapes}
-    for name, value in weights.items():
-        if value.data_ptr() not in compressed:  # by place, since a weight may have a second name
-            _store(name, value, tensors)
-    save_file(tensors, folder / TENSORS)
-    data = problem.data
+    writer, kinds, tasks = Writer(), _Kinds(), []
+    for task, theta in zip(problem.plan.tasks, observation.theta, strict=True):
+        sizes: list[Any] = []
+        form = encode(theta, writer, sizes)
+        kind = kinds.index(
+            {"compression": _stored_object(task.compression), "view": _stored_object(task.view), "theta": form}
+        )
+        tasks.append({"params": list(task.params), "kind": kind, "sizes": sizes})
+    for _, tensor in _outside(network, problem.plan.shapes):
+        put_plain(tensor, writer)
+    about = problem.data
     description = {
         "format": FORMAT,
         "architecture": architecture,
-        "input_shape": list(data.input_shape),
-        "num_classes": data.num_classes,
-        "dataset": data.name,
-        "preprocessing": data.preprocessing,
+        "input_shape": list(about.input_shape),
+        "output_shape": _output_shape(network, about.train.x[:1]),
+        "num_classes": about.num_classes,
+        "classes": about.classes,
+        "dataset": about.name,
+        "data": data,
+        "preprocessing": about.preprocessing,
+        "kinds": kinds.found,
         "tasks": tasks,
     }
     if is_reshaped(network):
-        description["channels"] = structure(network)
-    write_json(folder / DESCRIPTION, description)
+        shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+        description["channels"] = structure(network) | {"shapes": shapes}
+    _write(folder, description, writer.streams())
 
 
-def _described(task: Task, theta: Any, problem: Problem, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """A task and its Θ in JSON, the tensors of Θ put among `tensors`."""
-    return {
-        "params": list(task.params),
-        "shapes": [list(problem.plan.shapes[name]) for name in task.params],
-        "compression": _stored_object(task.compression),
-        "view": _stored_object(task.view),
-        "theta": _store(f"theta/{task.params[0]}", theta, tensors),
-    }
+def stored_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of a compact network: of its two files on the disk, and of both put through gzip and zstd (their defaults).
+
+    Raises CheckpointError where there is none.
+    """
+    folder = _model_folder(Path(folder))
+    gzip, zstd = zlib.compressobj(wbits=31), zstandard.ZstdCompressor().compressobj()
+    sizes = {"disk": 0, "gzip": 0, "zstd": 0}
+    for part in _parts(folder):
+        sizes["disk"] += len(part)
+        sizes["gzip"] += len(gzip.compress(part))
+        sizes["zstd"] += len(zstd.compress(part))
+    sizes["gzip"] += len(gzip.flush())
+    sizes["zstd"] += len(zstd.flush())
+    return {f"bytes/{name}": size for name, size in sizes.items()}
+
+
+class _Missing(Exception):
+    """A class that the description names cannot be imported."""
+
+
+class _Kinds:
+    """What tasks have in common, each once."""
+
+    def __init__(self) -> None:
+        self.found: list[Any] = []
+        self._places: dict[str, int] = {}
+
+    def index(self, kind: Any) -> int:
+        place = self._places.setdefault(json.dumps(kind, sort_keys=True), len(self.found))
+        if place == len(self.found):
+            self.found.append(kind)
+        return place
+
+
+def _write(folder: Path, description: dict[str, Any], streams: dict[str, Tensor]) -> None:
+    """The tensors first: until the description is there too, the checksum says that the two do not belong together."""
+    replace_bytes(folder / TENSORS, save(streams))
+    description = json.loads(json.dumps(description))
+    write_json(folder / DESCRIPTION, description | {CHECKSUM: _checksum(folder, description)}, indent=None)
+
+
+def _checksum(folder: Path, description: Mapping[str, Any]) -> str:
+    """SHA-256 of the description without its checksum and of the file of tensors."""
+    about = {key: value for key, value in description.items() if key != CHECKSUM}
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for part in _parts(folder, [TENSORS]):
+        digest.update(part)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _parts(folder: Path, names: Sequence[str] = (TENSORS, DESCRIPTION)) -> Iterator[bytes]:
+    for name in names:
+        with open(folder / name, "rb") as file:
+            while part := file.read(READ_AT_ONCE):
+                yield part
+
+
+def _model_folder(path: Path) -> Path:
+    """The folder that holds a compact network: the given one, or `model` in that of a run."""
+    folder = next((place for place in (path, path / MODEL) if (place / DESCRIPTION).is_file()), None)
+    if folder is not None:
+        return folder
+    if not path.exists():
+        found = "there is no such folder"
+    elif (path / STATUS).is_file():
+        status = json.loads((path / STATUS).read_text(encoding="utf-8")).get("status")
+        found = f"this run is {status} and has none; a run writes it when it is done (train resume={path})"
+    else:
+        found = f"neither {DESCRIPTION} nor {MODEL}/{DESCRIPTION} is there"
+    raise CheckpointError(
+        f"a compact network is needed, the folder of a finished run or its {MODEL}/, in {path}: {found}"
+    )
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} must be a whole JSON file: {error}") from error
+    if not isinstance(description, dict) or "format" not in description:
+        raise CheckpointError(f"{path} must describe a compact network, found no format in it")
+    if description["format"] != FORMAT:
+        newer = isinstance(description["format"], int) and description["format"] > FORMAT
+        remedy = "take a newer nncompress" if newer else "write it again with this version"
+        raise CheckpointError(
+            f"{path} has format {description['format']}, this version reads format {FORMAT}: {remedy}"
+        )
+    return description
+
+
+def _opened(folder: Path, description: Mapping[str, Any], streams: Mapping[str, Tensor]) -> Artefact:
+    template = _constructed(description)
+    channels = description.get("channels")
+    if channels is not None:
+        shapes = {name: torch.empty(shape) for name, shape in channels["shapes"].items()}
+        reshape(template, shapes, channels)
+    reader = Reader(streams)
+    tasks, theta = [], []
+    for task in description["tasks"]:
+        kind = description["kinds"][task["kind"]]
+        compression, view = _restored_object(kind["compression"]), _restored_object(kind["view"])
+        tasks.append(Task(tuple(task["params"]), view, compression))
+        theta.append(decode(kind["theta"], reader, iter(task["sizes"]), _located))
+    parameters = dict(template.named_parameters())
+    plan = Plan(tuple(tasks), {name: parameters[name].shape for task in tasks for name in task.params})
+    weights = {name: take_plain(tensor.shape, tensor.dtype, reader) for name, tensor in _outside(template, plan.shapes)}
+    reader.end()
+    return Artefact(folder, description, plan, tuple(theta), weights, template)
+
+
+def _constructed(description: Mapping[str, Any]) -> nn.Module:
+    """What the architecture names; the global generator is left as it was."""
+    node = OmegaConf.create(description["architecture"])
+    with torch.random.fork_rng(devices=[]):
+        try:
+            made = config.build(
+                node, input_shape=tuple(description["input_shape"]), num_classes=description["num_classes"]
+            )
+        except ConfigError as error:
+            raise _Missing(
+                f"the network's class {node.get('_target_')} must be importable and take the described settings, "
+                f"found that {error}; run where it can be imported (its folder on PYTHONPATH, or the current one)"
+            ) from error
+    if not isinstance(made, nn.Module):
+        raise _Missing(f"the architecture must give a torch.nn.Module, found {type(made).__name__}")
+    return made
+
+
+def _outside(network: nn.Module, compressed: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """What of a network's state no task compresses, each tensor once, by its first name."""
+    weights = network.state_dict()
+    seen = {_place(weights[name]) for name in compressed}
+    for name, tensor in weights.items():
+        if tensor.numel() == 0 or _place(tensor) not in seen:
+            seen.add(_place(tensor))
+            yield name, tensor
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.Size]:
+    return tensor.data_ptr(), tensor.shape
+
+
+@torch.no_grad()
+def _filled(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """`network` with these tensors in its state; a tensor of several names is filled by one of them."""
+    own = network.state_dict()
+    for name, tensor in weights.items():
+        own[name].copy_(tensor)
+    return network
+
+
+@torch.no_grad()
+def _output_shape(network: nn.Module, x: Tensor) -> list[int]:
+    """Of one sample."""
+    return list(copy.deepcopy(network).eval()(x).shape[1:])
 
 
 def _stored_object(value: Any) -> Any:
@@ -83,7 +325,7 @@ def _stored_object(value: Any) -> Any:
         return value
     kind = type(value)
     fields = {field.name: _stored_object(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return {"class": f"{kind.__module__}.{kind.__qualname__}", "fields": fields}
+    return {"class": f"{kind.__module__}.{kind.__qualname__}"} | fields
 
 
 def _restored_object(stored: Any) -> Any:
@@ -93,95 +335,22 @@ def _restored_object(stored: Any) -> Any:
     if not isinstance(stored, dict):
         return stored
     value = object.__new__(_located(stored["class"]))
-    for field, content in stored["fields"].items():
-        object.__setattr__(value, field, _restored_object(content))
+    for field, content in stored.items():
+        if field != "class":
+            object.__setattr__(value, field, _restored_object(content))
     return value
 
 
 def _located(path: str) -> type[Any]:
     """The dataclass or NamedTuple at a dotted path; CheckpointError for anything else."""
     module, _, name = path.rpartition(".")
-    found = getattr(import_module(module), name, None)
+    try:
+        found = getattr(import_module(module), name, None)
+    except (ImportError, ValueError) as error:
+        raise _Missing(
+            f"the class {path} must be importable, found that {error}; run where it can be imported (its folder on "
+            "PYTHONPATH, or the current one)"
+        ) from error
     if not isinstance(found, type) or not (dataclasses.is_dataclass(found) or issubclass(found, tuple)):
         raise CheckpointError(f"a compact model is made of compressions, views and their Θ, found {path}")
     return found
-
-
-def _store(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Put the tensors of (a part of) Θ under `name`; what is left is its description in JSON."""
-    if isinstance(value, Tensor):
-        dtype = torch.float32 if value.dtype == torch.float64 else value.dtype
-        if value.dtype == torch.int64 and (value.numel() == 0 or int(value.max()) < 2**31):
-            dtype = torch.int32
-        tensors[name] = value.detach().to("cpu", dtype).contiguous().clone()
-        return {"tensor": name}
-    kind = type(value)
-    names: tuple[str, ...] | None = getattr(kind, "_fields", None)
-    if names is not None:  # a Θ, or one inside another
-        fields = {field: _store(f"{name}/{field}", item, tensors) for field, item in zip(names, value, strict=True)}
-        return {"class": f"{kind.__module__}.{kind.__qualname__}", "fields": fields}
-    if isinstance(value, tuple | list):
-        return [_store(f"{name}/{i}", item, tensors) for i, item in enumerate(value)]
-    return value
-
-
-def load_compact(folder: Path) -> nn.Module:
-    """The deployed network in evaluation mode, on the CPU, rebuilt from Θ. Raises CheckpointError, naming the file.
-
-    The file names the classes of the network and its compressions, which are imported: load only what you trust.
-    """
-    description = _read(folder / DESCRIPTION)
-    try:
-        tensors = load_file(folder / TENSORS)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / TENSORS} must be a whole safetensors file: {error}") from error
-    try:
-        return _network(description, tensors)
-    except (ImportError, AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{folder / DESCRIPTION} must describe a network that fits {TENSORS}, found {type(error).__name__}: {error}"
-        ) from error
-
-
-def _network(description: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
-    node = OmegaConf.create(description["architecture"])
-    network: nn.Module = config.build(
-        node, input_shape=description["input_shape"], num_classes=description["num_classes"]
-    )
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("theta/")}
-    for task in description["tasks"]:
-        weights |= _rebuilt(task, tensors)
-    if "channels" in description:
-        reshape(network, weights, description["channels"])
-    own = network.state_dict()
-    held = {own[name].data_ptr() for name in weights}
-    again = {name: own[name] for name in own if name not in weights and own[name].data_ptr() in held}
-    network.load_state_dict(weights | again)  # the second name of a weight: copied onto itself
-    return network.eval()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} must be a whole JSON file: {error}") from error
-    if description.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {description.get('format')}, this version reads format {FORMAT}")
-    return description
-
-
-def _rebuilt(task: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Δ(Θ) of one task: its weights by name."""
-    compression, view = _restored_object(task["compression"]), _restored_object(task["view"])
-    theta = _restore(task["theta"], tensors)
-    shapes = [torch.Size(shape) for shape in task["shapes"]]
-    return dict(zip(task["params"], view.split(compression.decompress(theta), shapes), strict=True))
-
-
-def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, dict) and "tensor" in value:
-        tensor = tensors[value["tensor"]]
-        return tensor.long() if tensor.dtype == torch.int32 else tensor
-    if isinstance(value, dict):
-        return _located(value["class"])(**{field: _restore(item, tensors) for field, item in value["fields"].items()})
-    return tuple(_restore(item, tensors) for item in value) if isinstance(value, list) else value

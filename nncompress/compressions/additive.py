@@ -10,8 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Compression, Use
+from nncompress.compressions.base import Compression
 from nncompress.compressions.plan import Plan, Recipe, Task, choose, part_named, plan_of, takes
+from nncompress.compressions.products import Product, Sum, Use
 from nncompress.compressions.views import AsVector, View
 from nncompress.errors import ConfigError
 
@@ -98,10 +99,13 @@ class Additive(Compression[Parts]):
     def huffman_bits(self, theta: Parts) -> int:
         return sum(part.compression.least_bits(t) for part, t in zip(self.parts, theta.parts, strict=True))
 
-    def macs(self, theta: Parts, use: Use) -> int | None:
-        """The parts' products and the additions of their results."""
-        found = [part.compression.macs(t, use) for part, t in zip(self.parts, theta.parts, strict=True)]
-        return None if None in found else sum(count for count in found if count is not None)
+    def product(self, theta: Parts, shape: Sequence[int]) -> Product | None:
+        """The sum of the parts' products, where all have one."""
+        if len(self.shapes) > 1:
+            return None
+        found = [part.compression.product(t, shape) for part, t in zip(self.parts, theta.parts, strict=True)]
+        products = tuple(product for product in found if product is not None)
+        return Sum(products) if len(products) == len(found) else None
 
     def check(self, shape: Sequence[int]) -> None:
         for part in self.parts:

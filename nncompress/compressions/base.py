@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, final
+from typing import Any, ClassVar, Generic, TypeVar, final
 
 import torch
 from torch import Tensor
 
+from nncompress.compressions.products import Product, Use
 from nncompress.errors import Diverged
 
 Theta = TypeVar("Theta")
@@ -19,24 +19,6 @@ FLOAT_BITS = 32
 
 CHUNK = 1 << 17
 """Entries whose difference is formed at once: a buffer of the tensors' size would cost more than the arithmetic."""
-
-
-class Use(NamedTuple):
-    """How a layer uses its weight on one sample.
-
-    `shape` is the weight's: (outputs, inputs) of Linear or (outputs, inputs, height, width) of an ungrouped Conv2d;
-    `inputs` and `outputs` are the positions of its input and output: () or a sequence's length for Linear, (height,
-    width) for Conv2d.
-    """
-
-    shape: tuple[int, ...]
-    inputs: tuple[int, ...] = ()
-    outputs: tuple[int, ...] = ()
-
-    @property
-    def positions(self) -> int:
-        """At how many places of the output the weight is applied."""
-        return math.prod(self.outputs)
 
 
 class Compression(ABC, Generic[Theta]):
@@ -139,12 +121,20 @@ class Compression(ABC, Generic[Theta]):
         """Bits in the cheaper of the two forms."""
         return min(self.bits(theta), self.huffman_bits(theta))
 
-    def macs(self, theta: Theta, use: Use) -> int | None:
-        """Multiply-accumulates of a layer on one sample without rebuilding Δ(Θ).
+    def product(self, theta: Theta, shape: Sequence[int]) -> Product | None:
+        """What a layer with a weight of this shape multiplies with in place of Δ(Θ).
 
-        Default: None, where Θ offers no such form; the nonzero entries of Δ(Θ) are counted then.
+        Default: None, where Θ offers no such form.
         """
         return None
+
+    def macs(self, theta: Theta, use: Use) -> int | None:
+        """Multiply-accumulates of a layer on one sample without rebuilding Δ(Θ); None where there is no such form.
+
+        Default: those of the `product`. Without a form the nonzero entries of Δ(Θ) are counted.
+        """
+        product = self.product(theta, use.shape)
+        return None if product is None else product.macs(use)
 
     def check(self, shape: Sequence[int]) -> None:
         """Raise ValueError when tensors of this shape cannot be compressed. Default: all can."""
@@ -173,11 +163,16 @@ def numel(value: Any) -> int:
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """(Nested) tuples and NamedTuples with `function` applied to every tensor."""
-    if isinstance(value, Tensor):
+    return map_leaves(value, Tensor, function)
+
+
+def map_leaves(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """(Nested) tuples and NamedTuples with `function` applied to everything of a kind."""
+    if isinstance(value, kind):
         return function(value)
     if not isinstance(value, tuple):
         return value
-    items = [map_tensors(item, function) for item in value]
+    items = [map_leaves(item, kind, function) for item in value]
     return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
 

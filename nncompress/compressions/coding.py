@@ -1,4 +1,4 @@
-"""Counting the bits of positions and codes; nothing is written here."""
+"""Counting the bits of positions and codes, as `compact.packing` writes them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,15 @@ def position_bits(positions: Tensor) -> int:
     With b-bit fields a gap costs ceil(d / (2^b - 1)) fields; b runs from 2 to 32 (Han et al., "Deep compression",
     ICLR 2016, with relative indices; Carreira-Perpinan and Idelbayev, CVPR 2018, for the choice of b).
     """
-    gaps = _gaps(positions)
+    return best_fields(positions)[0]
+
+
+def best_fields(positions: Tensor) -> tuple[int, int]:
+    """The bits of `position_bits` and the width b of the fields that needs so few."""
+    gaps = gaps_of(positions)
     widths = range(2, 33)
-    counts: list[int] = torch.stack([_fields(gaps, b).sum() for b in widths]).tolist()  # one read from the device
-    return min(b * count for b, count in zip(widths, counts, strict=True))
+    counts: list[int] = torch.stack([fields_of(gaps, b).sum() for b in widths]).tolist()  # one read from the device
+    return min((b * count, b) for b, count in zip(widths, counts, strict=True))
 
 
 def huffman_position_bits(positions: Tensor) -> int:
@@ -33,7 +38,7 @@ def huffman_position_bits(positions: Tensor) -> int:
 
     A field is 0 (go on by 2^b - 1 positions) or what is left of the gap, 1 to 2^b - 1.
     """
-    gaps = _gaps(positions)
+    gaps = gaps_of(positions)
     if gaps.numel() == 0:
         return 0
     return min(huffman_bits(_field_counts(gaps, b)) for b in range(2, 17))
@@ -57,11 +62,12 @@ def huffman_bits(counts: Tensor, symbols: int | None = None) -> int:
     return total
 
 
-def _gaps(positions: Tensor) -> Tensor:
+def gaps_of(positions: Tensor) -> Tensor:
+    """The gaps d >= 1 of ascending positions, the first counted from -1."""
     return torch.diff(positions, prepend=positions.new_tensor([-1]))
 
 
-def _fields(gaps: Tensor, b: int) -> Tensor:
+def fields_of(gaps: Tensor, b: int) -> Tensor:
     """How many b-bit fields each gap costs."""
     whole: Tensor = (gaps + 2**b - 2) // (2**b - 1)
     return whole
@@ -69,7 +75,7 @@ def _fields(gaps: Tensor, b: int) -> Tensor:
 
 def _field_counts(gaps: Tensor, b: int) -> Tensor:
     """How often each b-bit field 0, 1, ..., 2^b - 1 is written."""
-    fields = _fields(gaps, b)
+    fields = fields_of(gaps, b)
     counts = torch.bincount(gaps - (fields - 1) * (2**b - 1), minlength=2**b)
     counts[0] = (fields - 1).sum()
     return counts

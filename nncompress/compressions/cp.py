@@ -15,9 +15,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised, Use
+from nncompress.compressions.base import Factorised
 from nncompress.compressions.modes import Modes, given_modes, kernel_modes, row_modes
 from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.products import Convolutions, Product, Step, two_factors
 from nncompress.compressions.tucker import leading_vectors
 from nncompress.compressions.views import AsTensor
 
@@ -78,12 +79,16 @@ class CP(Factorised[Factors]):
         rows, columns = _halves(shape)
         return (khatri_rao(theta.factors, rows) @ khatri_rao(theta.factors, columns).T).reshape(shape)
 
-    def macs(self, theta: Factors, use: Use) -> int | None:
-        modes, rank = tuple(len(factor) for factor in theta.factors), theta.factors[0].shape[1]
-        if len(use.shape) == 4 and modes == use.shape:
-            return rank * _convolution_macs(use)
-        bond = row_modes(modes, use.shape[0])
-        return None if bond is None else use.positions * rank * (_chain_macs(modes[bond:]) + _chain_macs(modes[:bond]))
+    def product(self, theta: Factors, shape: Sequence[int]) -> Product | None:
+        """With the factors of the rows and of the columns multiplied out, once, two of rank columns are left."""
+        modes = tuple(len(factor) for factor in theta.factors)
+        if len(shape) == 4 and modes == tuple(shape):
+            return _convolutions(theta.factors)
+        bond = row_modes(modes, shape[0])
+        if bond is None:
+            return None
+        rows, columns = khatri_rao(theta.factors, range(bond)), khatri_rao(theta.factors, range(bond, len(modes)))
+        return two_factors(rows, columns.T, shape)
 
     def clipped(self, shape: Sequence[int]) -> str | None:
         largest = largest_rank(shape)
@@ -175,20 +180,17 @@ def khatri_rao(factors: Sequence[Tensor], modes: Sequence[int]) -> Tensor:
     return product
 
 
-def _convolution_macs(use: Use) -> int:
-    """Of one term: 1 x 1 from the inputs, height x 1, 1 x width, 1 x 1 to the outputs (Lebedev et al.)."""
-    outputs, inputs, height, width = use.shape
-    between = use.outputs[0] * use.inputs[1]  # positions after the vertical convolution
-    return inputs * math.prod(use.inputs) + height * between + (width + outputs) * use.positions
-
-
-def _chain_macs(modes: Sequence[int]) -> int:
-    """Of one term: contracting a tensor with a vector for each mode, or its reverse; the largest mode comes first."""
-    total, entries = 0, math.prod(modes)
-    for n in sorted(modes, reverse=True):
-        total += entries
-        entries //= n
-    return total
+def _convolutions(factors: Sequence[Tensor]) -> Product:
+    """1 x 1 to a channel for each term, height x 1, 1 x width, 1 x 1 to the outputs (Lebedev et al.)."""
+    outputs, inputs, height, width = factors
+    rank = outputs.shape[1]
+    steps = (
+        Step(inputs.T[:, :, None, None], (False, False)),
+        Step(height.T[:, None, :, None], (True, False), rank),
+        Step(width.T[:, None, None, :], (False, True), rank),
+        Step(outputs[:, :, None, None], (False, False)),
+    )
+    return Convolutions(steps)
 
 
 def cp(

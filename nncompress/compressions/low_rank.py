@@ -6,6 +6,7 @@ for the two ways to see a convolution as a matrix.
 
 from __future__ import annotations
 
+import math
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised, Use
+from nncompress.compressions.base import Factorised
 from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.products import Convolutions, Product, Step, two_factors
 from nncompress.compressions.truncated_svd import SVD, exact_svd, is_large, singular_values, truncated_svd
 from nncompress.compressions.views import AsMatrix
 from nncompress.errors import ConfigError
@@ -41,19 +43,21 @@ class Factorisation(Factorised[Factors], ABC):
         return theta.U.clone() if theta.is_dense else theta.U @ theta.V
 
     @final
-    def macs(self, theta: Factors, use: Use) -> int | None:
-        """r (m + n) at each position; under scheme 2 the first factor runs over all rows of the input.
+    def product(self, theta: Factors, shape: Sequence[int]) -> Product | None:
+        """Two linear layers or convolutions; under scheme 2 the first runs over all rows of the input.
 
         Scheme 2 is a 1 x width convolution to r channels, with the stride of the columns, then a height x 1
         convolution with that of the rows. For height 1 both schemes are the same matrix, and scheme 1 is cheaper.
         """
         (m, r), n = theta.U.shape, theta.V.shape[1]
-        if theta.is_dense:
+        if theta.is_dense or (r == 0 and len(shape) > 2):  # there is no convolution to 0 channels
             return None
-        if m == use.shape[0]:
-            return r * (m + n) * use.positions
-        if len(use.shape) == 4 and m == use.shape[0] * use.shape[2]:
-            return r * (n * use.inputs[0] * use.outputs[1] + m * use.positions)
+        if (m, n) == (shape[0], math.prod(shape[1:])):
+            return two_factors(theta.U, theta.V, shape)
+        if len(shape) == 4 and (m, n) == (shape[0] * shape[2], shape[1] * shape[3]):
+            first = theta.V.reshape(r, shape[1], 1, shape[3])
+            second = theta.U.reshape(shape[0], shape[2], r).transpose(1, 2)[..., None]
+            return Convolutions((Step(first, (False, True)), Step(second, (True, False))))
         return None
 
     @final

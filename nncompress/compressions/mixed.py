@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from nncompress.compressions.base import Compression, Use
+from nncompress.compressions.base import Compression
 from nncompress.compressions.plan import Plan, Recipe, Task, part_named, plan_of
+from nncompress.compressions.products import Use
 
 
 def mixed(

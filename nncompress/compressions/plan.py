@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Compression, Use, not_finite
+from nncompress.compressions.base import Compression, not_finite
+from nncompress.compressions.products import Use
 from nncompress.compressions.views import AsVector, View
 from nncompress.errors import ConfigError, Diverged
 from nncompress.params import Params

@@ -13,9 +13,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Use, numel
+from nncompress.compressions.base import numel
 from nncompress.compressions.low_rank import Factorisation, Factors, matrix_view, split_evenly
 from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.products import Use
 from nncompress.compressions.sparsity import check_alpha
 from nncompress.compressions.truncated_svd import SVD, exact_svd
 from nncompress.compressions.views import AsMatrix

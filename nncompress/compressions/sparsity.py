@@ -14,10 +14,11 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import FLOAT_BITS, Compression, Use
+from nncompress.compressions.base import FLOAT_BITS, Compression
 from nncompress.compressions.coding import huffman_position_bits, position_bits
 from nncompress.compressions.kmeans import sort_rows
 from nncompress.compressions.plan import Plan, each_layer
+from nncompress.compressions.products import Product, SparseRows, on_patches
 
 
 class Sparse(NamedTuple):
@@ -51,8 +52,11 @@ class Sparsity(Compression[Sparse], ABC):
         return theta.values.numel()
 
     @final
-    def macs(self, theta: Sparse, use: Use) -> int | None:
-        return use.positions * theta.values.numel()
+    def product(self, theta: Sparse, shape: Sequence[int]) -> Product | None:
+        size = (shape[0], math.prod(shape[1:]))
+        if math.prod(theta.shape) != math.prod(size):  # of several weights
+            return None
+        return on_patches(SparseRows(theta.positions, theta.values, size), shape)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import FLOAT_BITS, Compression, Use
+from nncompress.compressions.base import FLOAT_BITS, Compression
 from nncompress.compressions.coding import index_bits, position_bits
 from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.products import Convolutions, KeptRows, Linears, Product, Step, Use
 from nncompress.compressions.sparsity import check_keep, keep_clipped, kept, largest
 from nncompress.compressions.views import AsTensor, AsVector
 
@@ -64,8 +65,12 @@ class GroupL0(Compression[Rows]):
     def num_params(self, theta: Rows) -> int:
         return theta.values.numel()
 
-    def macs(self, theta: Rows, use: Use) -> int | None:
-        return use.positions * theta.values.numel()
+    def product(self, theta: Rows, shape: Sequence[int]) -> Product | None:
+        if len(self.sizes) > 1 or len(theta.positions) == 0 or len(shape) not in (2, 4):
+            return None
+        rows = theta.values.reshape(-1, *shape[1:])
+        kept = Linears((rows,)) if len(shape) == 2 else Convolutions((Step(rows, (True, True)),))
+        return KeptRows(kept, theta.positions, shape[0])
 
     def check(self, shape: Sequence[int]) -> None:
         entries = sum(rows * columns for rows, columns in self.sizes)

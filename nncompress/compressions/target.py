@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from nncompress.compressions.base import Compression, Use
+from nncompress.compressions.base import Compression
 from nncompress.compressions.plan import Plan, Recipe, plan_of, takes
+from nncompress.compressions.products import Use
 from nncompress.errors import ConfigError
 
 log = logging.getLogger(__name__)

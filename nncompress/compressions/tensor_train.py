@@ -15,9 +15,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised, Use, distance_sq
-from nncompress.compressions.modes import Modes, balanced_modes, given_modes, row_modes
+from nncompress.compressions.base import Factorised, distance_sq
+from nncompress.compressions.modes import Modes, balanced_modes, given_modes
 from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.products import Product
+from nncompress.compressions.train_products import tt_product
 from nncompress.compressions.views import AsTensor
 
 
@@ -59,9 +61,8 @@ class TensorTrain(Factorised[Cores]):
     def clipped(self, shape: Sequence[int]) -> str | None:
         return rank_clipped(shape, self.rank)
 
-    def macs(self, theta: Cores, use: Use) -> int | None:
-        product = tt_matvec_macs([tuple(core.shape) for core in theta.cores], use.shape[0])
-        return None if product is None else use.positions * product
+    def product(self, theta: Cores, shape: Sequence[int]) -> Product | None:
+        return tt_product(theta.cores, shape)
 
 
 def tt_project(w: Tensor, rank: int, start: Cores | None) -> Cores:
@@ -272,20 +273,6 @@ def _columns(cores: Sequence[Tensor]) -> Tensor:
     for core in reversed(cores[:-1]):
         product = (core.reshape(-1, core.shape[2]) @ product).reshape(core.shape[0], -1)
     return product
-
-
-def tt_matvec_macs(cores: Sequence[tuple[int, ...]], rows: int) -> int | None:
-    """Multiply-accumulates of T x for cores of these shapes, T read row-major as a matrix with `rows` rows.
-
-    x is contracted with the column cores from the last to the first, the result with the row cores. None when no
-    bond separates the row modes from the column modes.
-    """
-    modes = [n for _, n, _ in cores]
-    bond = row_modes(modes, rows)
-    if bond is None or bond in (0, len(modes)):
-        return None
-    columns = sum(math.prod(modes[bond:k]) * math.prod(cores[k]) for k in range(bond, len(cores)))
-    return columns + sum(math.prod(cores[k]) * math.prod(modes[k + 1 : bond]) for k in range(bond))
 
 
 def tt(

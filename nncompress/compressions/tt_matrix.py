@@ -12,10 +12,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised, Use
+from nncompress.compressions.base import Factorised
 from nncompress.compressions.modes import Modes, balanced_factors, given_modes
 from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.products import Product
 from nncompress.compressions.tensor_train import Cores, rank_clipped, tt_project, tt_to_tensor
+from nncompress.compressions.train_products import tt_matrix_product
 from nncompress.compressions.views import AsMatrix
 from nncompress.errors import ConfigError
 
@@ -58,11 +60,8 @@ class TTMatrix(Factorised[Cores]):
         rows, columns = range(0, 2 * self._pairs, 2), range(1, 2 * self._pairs, 2)
         return paired.permute(*rows, *columns).reshape(math.prod(self.row_modes), math.prod(self.column_modes))
 
-    def macs(self, theta: Cores, use: Use) -> int | None:
-        if math.prod(self.row_modes) != use.shape[0]:
-            return None
-        sizes = [core.numel() for core in theta.cores]
-        return use.positions * tt_matrix_macs(sizes, self.row_modes, self.column_modes)
+    def product(self, theta: Cores, shape: Sequence[int]) -> Product | None:
+        return tt_matrix_product(theta.cores, self.row_modes, self.column_modes, shape)
 
     def check(self, shape: Sequence[int]) -> None:
         rows, columns = math.prod(self.row_modes), math.prod(self.column_modes)
@@ -83,18 +82,6 @@ class TTMatrix(Factorised[Cores]):
     @property
     def _modes(self) -> tuple[int, ...]:
         return tuple(m * n for m, n in zip(self.row_modes, self.column_modes, strict=True))
-
-
-def tt_matrix_macs(sizes: Sequence[int], row_modes: Sequence[int], column_modes: Sequence[int]) -> int:
-    """Multiply-accumulates of W x, core by core from the cheaper end; core k has `sizes[k]` entries.
-
-    From the first core, when core k is at work, the rows i_1 ... i_{k-1} are done and the columns j_{k+1} ... j_d are
-    to come: each of these combinations meets every entry of the core once. From the last core it is the reverse.
-    """
-    pairs = range(len(sizes))
-    first = sum(math.prod(row_modes[:k]) * sizes[k] * math.prod(column_modes[k + 1 :]) for k in pairs)
-    last = sum(math.prod(column_modes[:k]) * sizes[k] * math.prod(row_modes[k + 1 :]) for k in pairs)
-    return min(first, last)
 
 
 def tt_matrix(

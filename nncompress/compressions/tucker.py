@@ -15,9 +15,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised, Use
+from nncompress.compressions.base import Factorised
 from nncompress.compressions.modes import Modes, given_modes, kernel_modes, row_modes
 from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.products import Convolutions, Geometry, Product, Step, Use, on_patches
 from nncompress.compressions.tensor_train import gram_matrix
 from nncompress.compressions.views import AsTensor
 
@@ -79,16 +80,13 @@ class Tucker(Factorised[CoreFactors]):
             w = mode_product(w, factor, k) if factor.numel() else w
         return w
 
-    def macs(self, theta: CoreFactors, use: Use) -> int | None:
+    def product(self, theta: CoreFactors, shape: Sequence[int]) -> Product | None:
         ranks = tuple(theta.core.shape)
         modes = tuple(len(f) if f.numel() else r for f, r in zip(theta.factors, ranks, strict=True))
-        if len(use.shape) == 4 and modes == use.shape:
-            return _convolution_macs(ranks, use)
-        bond = row_modes(modes, use.shape[0])
-        if bond is None:
-            return None
-        columns, rows = chain_macs(modes[bond:], ranks[bond:]), chain_macs(modes[:bond], ranks[:bond])
-        return use.positions * (columns + math.prod(ranks) + rows)
+        if len(shape) == 4 and modes == tuple(shape):
+            return _convolutions(theta)
+        bond = row_modes(modes, shape[0])
+        return None if bond is None else on_patches(ModeProducts(theta.core, theta.factors, bond), shape)
 
     def check(self, shape: Sequence[int]) -> None:
         if isinstance(self.ranks, tuple) and len(self.ranks) != len(shape):
@@ -157,15 +155,55 @@ def leading_vectors(t: Tensor, k: int, r: int) -> Tensor:
     return vectors[:, -r:].contiguous()
 
 
-def _convolution_macs(ranks: tuple[int, ...], use: Use) -> int:
+@dataclass(frozen=True)
+class ModeProducts(Product):
+    """A Tucker form whose first `bond` modes are the rows: the columns' factors, the core, the rows' factors."""
+
+    core: Tensor
+    factors: tuple[Tensor, ...]
+    bond: int
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None, geometry: Geometry | None = None) -> Tensor:
+        t = x.reshape(-1, *self._modes[self.bond :])
+        for k in self._order(self.bond, len(self._modes)):
+            t = mode_product(t, self.factors[k].T, k - self.bond + 1)
+        rows = self.core.shape[: self.bond]
+        t = (t.reshape(len(t), -1) @ self.core.reshape(math.prod(rows), -1).T).reshape(-1, *rows)
+        for k in reversed(self._order(0, self.bond)):
+            t = mode_product(t, self.factors[k], k + 1)
+        y = t.reshape(*x.shape[:-1], -1)
+        return y if bias is None else y + bias
+
+    def macs(self, use: Use) -> int:
+        ranks, modes, bond = self.core.shape, self._modes, self.bond
+        columns, rows = chain_macs(modes[bond:], ranks[bond:]), chain_macs(modes[:bond], ranks[:bond])
+        return use.positions * (columns + math.prod(ranks) + rows)
+
+    @property
+    def _modes(self) -> list[int]:
+        return [len(f) if f.numel() else r for f, r in zip(self.factors, self.core.shape, strict=True)]
+
+    def _order(self, first: int, end: int) -> list[int]:
+        """The modes that are made smaller, as `chain_macs` takes them."""
+        modes, ranks = self._modes, self.core.shape
+        smaller = [k for k in range(first, end) if ranks[k] < modes[k]]
+        return sorted(smaller, key=lambda k: 1 / modes[k] - 1 / ranks[k])
+
+
+def _convolutions(theta: CoreFactors) -> Product:
     """Inputs to r_2 channels, a convolution of the core to r_1 channels, those to the outputs; a full rank is free.
 
     Factors of the kernel's own modes are part of the middle convolution.
     """
-    outputs, inputs, height, width = use.shape
-    before = inputs * ranks[1] * math.prod(use.inputs) if ranks[1] < inputs else 0
-    after = outputs * ranks[0] if ranks[0] < outputs else 0
-    return before + use.positions * (ranks[0] * ranks[1] * height * width + after)
+    core, (outputs, inputs, *kernel) = theta.core, theta.factors
+    for k, factor in enumerate(kernel, 2):
+        core = mode_product(core, factor, k) if factor.numel() else core
+    steps = [Step(core, (True, True))]
+    if inputs.numel():
+        steps.insert(0, Step(inputs.T[:, :, None, None], (False, False)))
+    if outputs.numel():
+        steps.append(Step(outputs[:, :, None, None], (False, False)))
+    return Convolutions(tuple(steps))
 
 
 def chain_macs(modes: Sequence[int], ranks: Sequence[int]) -> int:

@@ -63,7 +63,9 @@ def compression_table(run: Run, summary: Mapping[str, Any]) -> Table:
         "Parameters: every stored number counts one (a kept value, a code, an entry of a codebook or a factor); "
         "positions count in the bits alone.",
         "Huffman: the bits if codes and positions were Huffman-coded where that is less, an estimate.",
-        "MACs: multiply-accumulates of one sample; FLOPs = 2 MACs. Fewer MACs do not promise less time.",
+        "MACs: multiply-accumulates of one sample; FLOPs = 2 MACs. Fewer MACs do not promise less time: "
+        "`nncompress eval` measures it.",
+        *_file_words(summary),
         *_target_words(summary),
         *_task_words(summary),
         *_unfinished(run),
@@ -156,6 +158,10 @@ def _sizes(summary: Mapping[str, Any]) -> list[tuple[str, Any, Any, float | None
         ratio = measured if measured is not None else summary.get(f"ratio/{key}") if factor == 1 else None
         if ratio is not None or dense is not None:
             rows.append((quantity, _scaled(dense, factor), _scaled(compressed, factor), ratio))
+    if "bytes/disk" in summary:
+        dense = summary["bytes/dense"]
+        for key, quantity in FILES.items():
+            rows.append((quantity, dense, summary[key], summary[key] / dense))
     if "ratio/tasks" in summary:
         rows.append(("parameters of the compressed layers alone", None, None, summary["ratio/tasks"]))
     if "sparsity" in summary:
@@ -177,7 +183,7 @@ def _huffman(summary: Mapping[str, Any]) -> dict[str, float]:
     """The Huffman estimate of each quantity in bits or bytes."""
     found = {_task_name(task): float(task["bits/huffman"]) for task in summary.get("tasks", [])}
     bits = summary.get("huffman/compressed")
-    return found if bits is None else found | {"bits": bits, "bytes (bits / 8)": bits / 8}
+    return found if bits is None else found | {"bits": bits, "bytes, theoretical (bits / 8)": bits / 8}
 
 
 def _task_words(summary: Mapping[str, Any]) -> list[str]:
@@ -198,10 +204,25 @@ def _target_words(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
+FILES = {"bytes/disk": "bytes on disk", "bytes/gzip": "bytes on disk, gzip", "bytes/zstd": "bytes on disk, zstd"}
+
+
+def _file_words(summary: Mapping[str, Any]) -> list[str]:
+    """What the rows of bytes count."""
+    if "bytes/disk" not in summary:
+        return []
+    least = number(summary["bytes/theoretical"])
+    return [
+        "Bytes on disk: model.safetensors and model.json together, beside the dense network's numbers in 32 bits. Both "
+        "hold the running statistics of batch norm, which the bits do not count: the theoretical bytes with them are "
+        f"{least}. gzip and zstd: both files put through them."
+    ]
+
+
 SIZES = (
     ("params", "parameters", 1.0),
     ("bits", "bits", 1.0),
-    ("bits", "bytes (bits / 8)", 0.125),
+    ("bits", "bytes, theoretical (bits / 8)", 0.125),
     ("macs", "MACs", 1.0),
     ("macs", "FLOPs (2 MACs)", 2.0),
 )

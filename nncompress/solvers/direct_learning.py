@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.optim import Adam, Optimizer
 
+from nncompress.compact.layers import compacted
+from nncompress.compact.theta import HeldTheta
 from nncompress.compressions.base import map_tensors
 from nncompress.compressions.plan import Plan
 from nncompress.errors import Unsupported
@@ -34,68 +35,55 @@ from nncompress.solvers.minibatches import Minibatches, epoch
 
 
 class CompressedNetwork(nn.Module):
-    """A network that computes with the weights Δ(Θ): the free tensors of Θ are learned, its others stay fixed.
+    """A network that computes with Θ: its free tensors are learned, its others stay fixed.
 
-    `Compression.map_free` says what is free: values, codebooks, scales, factors. Each is learned times its
-    `sensitivity`, since a value that many weights share would take far larger steps than they: gradient descent then
-    moves it by the mean of their gradients. `model` holds the weights as `fill` last decompressed them.
+    `Compression.map_free` says what is free: values, codebooks, scales, factors; each is held scaled (`HeldTheta`).
+    Layers with a Θ of their own compute with it (`compact.layers`); where several weights share one, they are Δ(Θ).
+    `model` holds the weights as `fill` last decompressed them and shares all else with the network that is trained.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, theta: Sequence[Any]) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model)
-        self.plan = plan
-        units = [task.compression.sensitivity(t) for task, t in zip(plan.tasks, theta, strict=True)]
-        self.scales = [self._stored(power_of_two(unit)) for unit in self._free(units)]
-        pairs = zip(self._free(theta), self.scales, strict=True)
-        self.tensors = nn.ParameterList([(tensor * scale).contiguous() for tensor, scale in pairs])
-        self.fixed = map_tensors(self._mapped(theta, lambda tensor: tensor.new_empty(0)), self._stored)
+        self.plan, self.model = plan, copy.deepcopy(model)
+        outside = [p for name, p in self.model.named_parameters() if name not in plan.shapes]
+        shared: list[Tensor] = [*outside, *self.model.buffers()]
+        self.network = copy.deepcopy(self.model, {id(tensor): tensor for tensor in shared})
+        pairs = zip(plan.tasks, theta, strict=True)
+        self.held = nn.ModuleList([HeldTheta(task.compression, t, scaled=True) for task, t in pairs])
+        self.network, layers = compacted(self.network, plan, list(self._thetas()))
+        self.joint = [j for j, layer in enumerate(layers) if layer is None]
         self.fill()
 
     @property
     def theta(self) -> tuple[Any, ...]:
         """Θ in the form that the plan gives it, with gradients to what is learned."""
-        found = iter([tensor / scale for tensor, scale in zip(self.tensors, self.scales, strict=True)])
-        return self._mapped(self.fixed, lambda _: next(found))
+        return tuple(held.value for held in self._thetas())
 
-    def _mapped(self, theta: Sequence[Any], function: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
-        pairs = zip(self.plan.tasks, theta, strict=True)
-        return tuple(task.compression.map_free(t, function) for task, t in pairs)
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The free tensors of Θ, each times its scale."""
+        return [tensor for held in self._thetas() for tensor in held.free]
 
-    def _free(self, theta: Sequence[Any]) -> list[Tensor]:
-        found: list[Tensor] = []
-
-        def keep(tensor: Tensor) -> Tensor:
-            found.append(tensor)
-            return tensor
-
-        self._mapped(theta, keep)
-        return found
-
-    def _stored(self, tensor: Tensor) -> Tensor:
-        """Part of a checkpoint: where Π breaks ties otherwise, on another machine, its Θ would not fit."""
-        self.register_buffer(f"fixed{len(list(self.buffers(recurse=False)))}", tensor)
-        return tensor
+    def _thetas(self) -> Iterator[HeldTheta]:
+        return (cast(HeldTheta, held) for held in self.held)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = functional_call(self.model, dict(self.plan.decompress(self.theta)), (x,))
+        weights: dict[str, Tensor] = {}
+        thetas = list(self._thetas())
+        for j in self.joint:
+            weights |= self.plan.decompress_task(self.plan.tasks[j], thetas[j].value)
+        logits: Tensor = functional_call(self.network, weights, (x,)) if weights else self.network(x)
         return logits
 
     def learned(self) -> list[nn.Parameter]:
         """The free tensors of Θ, then the trainable parameters that are not compressed."""
         outside = [p for name, p in self.model.named_parameters() if name not in self.plan.shapes and p.requires_grad]
-        return [*self.tensors, *outside]
+        return [*(cast(nn.Parameter, tensor) for tensor in self.tensors), *outside]
 
     @torch.no_grad()
     def fill(self) -> None:
         """Put Δ(Θ) into `model`."""
         put(self.model, self.plan.decompress(self.theta))
-
-
-def power_of_two(sizes: Tensor) -> Tensor:
-    """The powers of two within a factor of sqrt 2 of positive numbers; 1 for 0. Products with them are exact."""
-    x = torch.where(sizes > 0, sizes, 1) / math.sqrt(2)
-    return x / torch.frexp(x).mantissa
 
 
 @torch.no_grad()

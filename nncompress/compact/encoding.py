@@ -1,0 +1,169 @@
+"""Θ of any compression as numbers end to end, and back: what is the same for many tasks apart from their sizes.
+
+A form is JSON: a word for each tensor, for a NamedTuple its class and the forms of its fields. The sizes that the
+tensors of one Θ have, and its numbers, stand in a list of their own in the order of the form. So networks of many equal
+layers say once how a layer is stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nncompress.compact.packing import WIDEST, bytes_of, from_fields, pack, to_fields, unpack
+from nncompress.compressions.coding import best_fields
+from nncompress.errors import CheckpointError
+
+BITS = "bits"
+"""The stream of packed whole numbers, bytes; every other one is named by its dtype."""
+VALUE = "value"
+"""The form of what is no tensor: it stands among the sizes as it is."""
+
+
+class Writer:
+    """Streams of numbers that grow at their end."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def put(self, stream: str, values: Tensor) -> None:
+        """Append values, flattened, to a stream."""
+        self._parts.setdefault(stream, []).append(values.detach().cpu().reshape(-1))
+
+    def streams(self) -> dict[str, Tensor]:
+        """Every stream as one vector."""
+        return {name: torch.cat(parts) for name, parts in self._parts.items()}
+
+
+class Reader:
+    """Streams that are read from their start. Raises CheckpointError for more than they hold, and for what is left."""
+
+    def __init__(self, streams: Mapping[str, Tensor]) -> None:
+        self._streams = streams
+        self._at = dict.fromkeys(streams, 0)
+
+    def take(self, stream: str, count: int) -> Tensor:
+        """The next `count` numbers."""
+        start = self._at.get(stream, 0)
+        held = len(self._streams.get(stream, ()))
+        if not 0 <= count <= held - start:
+            raise CheckpointError(f"{count} more numbers of {stream} are described, found {held - start}")
+        if count == 0:
+            return torch.empty(0, dtype=torch.uint8 if stream == BITS else dtype_of(stream))
+        self._at[stream] = start + count
+        return self._streams[stream][start : start + count]
+
+    def end(self) -> None:
+        """Raise CheckpointError unless everything has been read."""
+        for name, tensor in self._streams.items():
+            if self._at[name] != len(tensor):
+                raise CheckpointError(f"{self._at[name]} numbers of {name} are described, found {len(tensor)}")
+
+
+def encode(value: Any, writer: Writer, sizes: list[Any]) -> Any:
+    """Put (a part of) Θ into the streams and append its sizes; its form."""
+    if isinstance(value, Tensor):
+        return _encode_tensor(value, writer, sizes)
+    kind = type(value)
+    fields: tuple[str, ...] | None = getattr(kind, "_fields", None)
+    if fields is not None:
+        parts = {name: encode(item, writer, sizes) for name, item in zip(fields, value, strict=True)}
+        return {"class": f"{kind.__module__}.{kind.__qualname__}"} | parts
+    if isinstance(value, tuple | list) and any(isinstance(item, Tensor | tuple) for item in value):
+        return [encode(item, writer, sizes) for item in value]
+    sizes.append(value)
+    return VALUE
+
+
+def decode(form: Any, reader: Reader, sizes: Iterator[Any], located: Callable[[str], type[Any]]) -> Any:
+    """What `encode` was given, real numbers as float32 where they were float64; `located` finds a class by its path."""
+    if isinstance(form, dict):
+        parts = {name: decode(item, reader, sizes, located) for name, item in form.items() if name != "class"}
+        return located(form["class"])(**parts)
+    if isinstance(form, list):
+        return tuple(decode(item, reader, sizes, located) for item in form)
+    if form == VALUE:
+        value = next(sizes)
+        return tuple(value) if isinstance(value, list) else value
+    return _decode_tensor(form, reader, sizes)
+
+
+def put_plain(tensor: Tensor, writer: Writer) -> None:
+    """Append a tensor number by number, float64 as float32."""
+    stored = tensor.float() if tensor.dtype == torch.float64 else tensor
+    writer.put(name_of(stored.dtype), stored)
+
+
+def take_plain(shape: torch.Size, dtype: torch.dtype, reader: Reader) -> Tensor:
+    """The next tensor that `put_plain` wrote."""
+    stored = torch.float32 if dtype == torch.float64 else dtype
+    return reader.take(name_of(stored), shape.numel()).reshape(shape)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """`float32` for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """torch.float32 for `float32`; CheckpointError for another word."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise CheckpointError(f"numbers are of a type of torch, found {name!r}")
+    return found
+
+
+def _encode_tensor(tensor: Tensor, writer: Writer, sizes: list[Any]) -> str:
+    """Real numbers as they are; whole ones as codes, gaps or a mask, whichever is the least, or as they are."""
+    shape = list(tensor.shape)
+    least, greatest = _range(tensor)
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or least < 0 or greatest >= 1 << WIDEST:
+        put_plain(tensor, writer)
+        sizes.append(shape)
+        return f"plain {name_of(torch.float32 if tensor.dtype == torch.float64 else tensor.dtype)}"
+    flat, name = tensor.detach().reshape(-1).cpu().long(), name_of(tensor.dtype)
+    width = greatest.bit_length()
+    codes = flat.numel() * width
+    if tensor.dim() == 1 and bool((flat.diff() > 0).all()):
+        (gaps, field), mask = best_fields(flat), greatest + 1
+        if gaps < min(codes, mask):
+            fields = to_fields(flat, field)
+            writer.put(BITS, pack(fields, field))
+            sizes.append([len(fields), field])
+            return f"gaps {name}"
+        if mask < codes:
+            writer.put(BITS, pack(torch.zeros(mask, dtype=torch.int64).index_fill_(0, flat, 1), 1))
+            sizes.append([mask])
+            return f"mask {name}"
+    writer.put(BITS, pack(flat, width) if width else flat.new_empty(0, dtype=torch.uint8))
+    sizes.append([*shape, width])
+    return f"codes {name}"
+
+
+def _decode_tensor(form: str, reader: Reader, sizes: Iterator[Any]) -> Tensor:
+    encoding, _, name = form.partition(" ")
+    size, dtype = next(sizes), dtype_of(name)
+    if encoding == "plain":
+        return take_plain(torch.Size(size), dtype, reader)
+    *shape, width = (*size, 1) if encoding == "mask" else size
+    count = math.prod(shape)
+    codes = unpack(reader.take(BITS, bytes_of(count, width)), count, width)
+    if encoding == "codes":
+        return codes.reshape(shape).to(dtype)
+    if encoding == "mask":
+        return codes.nonzero().squeeze(1).to(dtype)
+    if encoding == "gaps":
+        return from_fields(codes, width).to(dtype)
+    raise CheckpointError(f"a tensor is stored as plain, codes, gaps or mask, found {encoding!r}")
+
+
+def _range(tensor: Tensor) -> tuple[int, int]:
+    """The least and the greatest of whole numbers; 0 and 0 without any, and for real numbers."""
+    if tensor.numel() == 0 or tensor.dtype.is_floating_point or tensor.dtype.is_complex:
+        return 0, 0
+    least, greatest = tensor.long().aminmax()
+    return int(least), int(greatest)

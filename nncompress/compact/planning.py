@@ -1,0 +1,74 @@
+"""Which of several ways to compute the same is the fastest here and now: counted first, then measured once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+
+HOPELESS = 32.0
+"""A way with so many times the operations of another is not measured: large products are that much faster a piece."""
+SLOW = 3.0
+"""A way that is so many times slower than another at first sight is not measured more closely."""
+BLOCKS, BLOCK_SECONDS, MOST_CALLS = 5, 1e-3, 20
+"""Each way is timed in blocks of calls, in turn with the others."""
+TIE = 1.03
+"""Within this factor of the fastest the first one is taken."""
+
+
+class Choice(NamedTuple):
+    """The way that is taken, and of each way the seconds of a call (if measured) and the multiply-accumulates."""
+
+    plan: str
+    seconds: dict[str, float]
+    macs: dict[str, int]
+
+
+def fastest(ways: Mapping[str, Callable[[], object]], macs: Mapping[str, int], device: torch.device) -> Choice:
+    """The way to take; `macs` of one call of each, in the order of preference where they are equally fast."""
+    least = max(1, min(macs.values()))
+    seconds = measured({name: way for name, way in ways.items() if macs[name] <= HOPELESS * least}, device)
+    best = min(seconds.values())
+    plan = next(name for name in ways if seconds.get(name, float("inf")) <= TIE * best)
+    return Choice(plan, seconds, dict(macs))
+
+
+def measured(ways: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+    """Seconds of a call of each way: the least mean over a block of calls, blocks in turn.
+
+    The least, since what else the machine does only adds to it.
+    """
+    if len(ways) == 1:
+        return dict.fromkeys(ways, 0.0)
+    first = {}
+    for name, way in ways.items():
+        way()  # what is made once
+        first[name] = min(_seconds(way, 1, device) for _ in range(2))
+    best = min(first.values())
+    close = [name for name in ways if first[name] <= SLOW * best]
+    blocks: dict[str, list[float]] = {name: [] for name in close}
+    for _ in range(BLOCKS if len(close) > 1 else 0):
+        for name in close:
+            blocks[name].append(_seconds(ways[name], _calls(first[name]), device))
+    return first | {name: min(times) for name, times in blocks.items() if times}
+
+
+def _calls(seconds: float) -> int:
+    return max(1, min(MOST_CALLS, round(BLOCK_SECONDS / max(seconds, 1e-9))))
+
+
+def _seconds(way: Callable[[], object], calls: int, device: torch.device) -> float:
+    """Of one call, the mean of several; the device is waited for."""
+    _synchronise(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        way()
+    _synchronise(device)
+    return (time.perf_counter() - start) / calls
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
