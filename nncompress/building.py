@@ -20,6 +20,7 @@ from nncompress.channels import is_reshaped
 from nncompress.compact.artefact import DESCRIPTION, load
 from nncompress.compact.removal import reshape, structure
 from nncompress.compressions.plan import Plan, check_finite, plan_of
+from nncompress.compressions.rounding import changes
 from nncompress.compressions.target import Target, fit
 from nncompress.errors import ConfigError, NNCompressError, Unsupported
 from nncompress.one_shot import OneShot
@@ -32,7 +33,10 @@ log = logging.getLogger(__name__)
 
 
 def build(cfg: DictConfig) -> tuple[Problem, Solver[Any], dict[str, Any]]:
-    """What the configuration names; the solver first, since it needs no data to refuse a bad value."""
+    """What the configuration names, and what its summary says of target and rounding.
+
+    The solver first, since it needs no data to refuse a bad value.
+    """
     solver = config.build(cfg.solver)
     if parallel.size() > 1 and not solver.parallel:
         raise Unsupported(
@@ -55,11 +59,12 @@ def build(cfg: DictConfig) -> tuple[Problem, Solver[Any], dict[str, Any]]:
     if computation.half:
         model = model.to(memory_format=torch.channels_last)
         data = data.laid_out(torch.channels_last)
-    plan, target = _plan(cfg, model, data, solver)
+    plan, said = _plan(cfg, model, data, solver)
     for words in plan.clipped():
         log.warning("%s", words)
     asked = _asked(cfg) if solver.removes_channels else None
-    return Problem(model, data, plan, computation=computation, target=asked), solver, target
+    problem = Problem(model, data, plan, computation=computation, target=asked, round_to=cfg.round_to)
+    return problem, solver, said
 
 
 def portable(data: Any, cfg: DictConfig) -> Any:
@@ -186,7 +191,7 @@ def _asked(cfg: DictConfig) -> tuple[str, float] | None:
 
 
 def _plan(cfg: DictConfig, model: nn.Module, data: Dataset, solver: Solver[Any]) -> tuple[Plan, dict[str, Any]]:
-    """The plan of the compression's recipe, and what the summary says of the target.
+    """The plan of the compression's recipe, and what the summary says of the target and of rounding.
 
     The plan is fitted to a target, unless the solver meets it.
     """
@@ -195,22 +200,38 @@ def _plan(cfg: DictConfig, model: nn.Module, data: Dataset, solver: Solver[Any])
     layers = layers_of(model, data)
     uses = metrics.uses_of(layers)
     asked = _asked(cfg)
+
+    def made(**settings: Any) -> tuple[Plan, dict[str, Any]]:
+        plan = plan_of(recipe, weights, uses, round_to=cfg.round_to, **settings)
+        if cfg.round_to == 1 or not plan.tasks:
+            return plan, {}
+        return plan, _rounding(plan, plan_of(recipe, weights, uses, **settings))
+
     with config.refusals("compression"):
         if asked is None:
-            return plan_of(recipe, weights, uses), {}
+            return made()
         name, requested = asked
         key = TARGETS[name][requested > 1]
         said = {"target/key": key, "target/requested": requested}
         if solver.removes_channels:
-            return plan_of(recipe, weights, uses), said
+            return made()[0], said
 
         def measure(plan: Plan) -> float:
             theta = plan.compress(plan.select(weights))
             return (metrics.sizes(Problem(model, data, plan), theta) | metrics.macs(plan, theta, layers))[key]
 
-        found = fit(recipe, weights, Target(name, measure, requested), uses)
+        found = fit(recipe, weights, Target(name, measure, requested), uses, round_to=cfg.round_to)
+        plan, rounding = made(**{found.name: found.value})
     log.info("target.%s=%g: %s gives %.6g on the initial weights", name, requested, found.setting, found.achieved)
-    return found.plan, said | {"target/setting": found.setting}
+    return plan, said | {"target/setting": found.setting} | rounding
+
+
+def _rounding(plan: Plan, plain: Plan) -> dict[str, Any]:
+    """What the summary says of a plan beside that without rounding."""
+    found = changes(plan, plain)
+    added = [change.added for change in found]
+    known = None if None in added else sum(number for number in added if number is not None)
+    return {"round_to/changed": [change._asdict() for change in found], "round_to/added": known}
 
 
 def layers_of(model: nn.Module, data: Dataset) -> list[metrics.Layer]:

@@ -60,8 +60,9 @@ class Config:
     for solvers that need such a start and are given none. reference_training: the solver that trains them.
     augmentation: what minibatches do to the training samples. validation: the part of the training samples held out.
     protocol: the last step is the result; `paper` adds, labelled, the best one by test accuracy. cuda_graphs: replay
-    minibatches on a GPU. compress_at, compress_by, recalibrate: the parts that are taken away from the final network
-    without retraining, by which methods, and the samples for the statistics of batch norms then.
+    minibatches on a GPU. round_to: what ranks and the numbers of rows and channels that are left are multiples of.
+    compress_at, compress_by, recalibrate: the parts that are taken away from the final network without retraining, by
+    which methods, and the samples for the statistics of batch norms then.
     """
 
     seed: int = 0
@@ -81,6 +82,7 @@ class Config:
     validation: float = 0.0
     protocol: str = "last"
     cuda_graphs: bool = True
+    round_to: int = 1
     compress_at: list[float] = field(default_factory=list)
     compress_by: Any = None
     recalibrate: int = 10000
@@ -165,7 +167,7 @@ def refusals(place: str) -> Iterator[None]:
 
 
 def _shell_problems(cfg: DictConfig) -> Iterator[str]:
-    for key in ("eval_every", "checkpoint_every"):
+    for key in ("eval_every", "checkpoint_every", "round_to"):
         if cfg[key] < 1:
             yield f"{key}: must be at least 1, found {cfg[key]}"
     own = {f"{ONE_SHOT}.{name}.at": node.get("at") for name, node in (cfg[ONE_SHOT] or {}).items()}

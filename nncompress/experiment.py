@@ -28,7 +28,7 @@ from nncompress.records import CONFIG, RECORDS, SUMMARY, Recorder, read_run, wri
 from nncompress.report import write_run_report
 from nncompress.run_folder import CHECKPOINT, claimed, status_of
 from nncompress.solvers.base import Iterate, Observation, Slimmed
-from nncompress.summary import channels_of, counts_of, file_sizes, summary_of
+from nncompress.summary import channels_of, counts_of, file_sizes, rounding_of, summary_of
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class _Execution:
     def __init__(self, cfg: DictConfig, folder: Path, interruption: Interruption, status: dict[str, Any]) -> None:
         self.cfg, self.folder, self.interruption, self.status = cfg, folder, interruption, status
         with parallel.together():
-            self.problem, self.solver, self.target = build(cfg)
+            self.problem, self.solver, self.said = build(cfg)
             self.study = study_of(cfg, self.problem.model)
         environment.reset_peak_memory(self.problem.device)
         self.step_seconds: list[float] = []
@@ -196,6 +196,11 @@ class _Execution:
             return observation.model, None
         return with_weights(observation.model, problem.plan.decompress(observation.theta)), None
 
+    def _unrounded(self, iterate: Iterate) -> nn.Module | None:
+        """What a solver that removes channels would leave of the network without rounding."""
+        network = self.solver.unrounded(self.problem, iterate.state)
+        return None if network is None else smaller(network, self.problem.data.train.x[:COMPARED])[0]
+
     def _save(self, iterate: Iterate, recorder: Recorder | None) -> None:
         state = self.solver.whole(self.problem, iterate.state)
         with parallel.together():
@@ -257,8 +262,11 @@ class _Execution:
         summary = summary_of(self.cfg, self.problem, observation, rows, final, network)
         if slimmed is not None:
             summary |= channels_of(slimmed)
-        if self.target:
-            summary |= self.target | {"target/achieved": summary[self.target["target/key"]]}
+        summary |= self.said
+        if "target/key" in self.said:
+            summary["target/achieved"] = summary[self.said["target/key"]]
+        if self.problem.round_to > 1:
+            summary |= rounding_of(summary, self._unrounded(iterate))
         summary |= {
             "seconds/total": iterate.seconds,
             "seconds/step_median": statistics.median(self.step_seconds) if self.step_seconds else None,
@@ -267,6 +275,7 @@ class _Execution:
             "device": str(self.problem.device),
             "status": "done",
         }
+        write_json(self.folder / SUMMARY, summary)
         left = None if slimmed is None else network
         model, data = (OmegaConf.to_container(self.cfg[group], resolve=True) for group in ("model", "dataset"))
         save_compact(self.folder / MODEL, self.problem, observation, model, left, portable(data, self.cfg))

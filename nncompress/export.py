@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from nncompress.errors import ConfigError, NNCompressError
-from nncompress.report.text import number
 from nncompress.whole import whole
 
 if TYPE_CHECKING:
@@ -90,6 +89,8 @@ def _place(words: argparse.Namespace, name: str) -> Path:
 
 def _told(path: Path, result: Exported) -> list[str]:
     """What was written, how close its outputs are, and the sizes."""
+    from nncompress.report.text import number
+
     lines = [f"wrote {path}", *result.remarks]
     if result.difference is not None:
         batches = ", ".join(map(str, result.batches))

@@ -103,8 +103,8 @@ class Problem:
     """Minimise the loss of `model` on `data` while the weights of `plan` are compressed.
 
     `loss` takes logits (n, classes) and labels (n,) and gives their mean loss. `target` is the size asked of solvers
-    that remove channels: `ratio`, `bits` or `macs`, and the number. Solvers leave a problem untouched: they work on
-    copies of `model`.
+    that remove channels: `ratio`, `bits` or `macs`, and the number; `round_to` what they leave of each layer's channels
+    a multiple of. Solvers leave a problem untouched: they work on copies of `model`.
     """
 
     model: nn.Module
@@ -113,6 +113,7 @@ class Problem:
     loss: Loss = field(default=nn.functional.cross_entropy)
     computation: Computation = field(default_factory=Computation)
     target: tuple[str, float] | None = None
+    round_to: int = 1
 
     @property
     def device(self) -> torch.device:

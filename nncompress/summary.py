@@ -58,7 +58,7 @@ def summary_of(
         summary |= {"reference": cfg.reference, "accuracy/reference_test": start.accuracy}
     if problem.data.validation is not None:
         summary |= {key: final[key] for key in ("accuracy/validation", "loss/validation")}
-    return summary | {"seed": cfg.seed} | {group: cfg.choices.get(group) for group in GROUPS}
+    return summary | {"seed": cfg.seed, "round_to": cfg.round_to} | {group: cfg.choices.get(group) for group in GROUPS}
 
 
 def file_sizes(problem: Problem, theta: Sequence[Any], network: nn.Module, folder: Path) -> dict[str, float]:
@@ -95,6 +95,19 @@ def channels_of(slimmed: Slimmed) -> dict[str, Any]:
             "zero": len(magnitudes) - len(positive),
         },
     }
+
+
+def rounding_of(summary: Mapping[str, Any], network: nn.Module | None) -> dict[str, Any]:
+    """What the network would have without rounding: parameters, and channels with a scaling factor.
+
+    network: that network, where channels are removed. Otherwise what is known of the compressions counts (None: not
+    all is).
+    """
+    if network is None:
+        added = summary.get("round_to/added")
+        return {"round_to/params": None if added is None else summary["params/compressed"] - added}
+    params = sum(p.numel() for p in network.parameters())
+    return {"round_to/params": params, "round_to/channels": sum(int(kept.sum()) for kept in kept_in(network).values())}
 
 
 def _selected(cfg: DictConfig, rows: pd.DataFrame) -> dict[str, Any]:

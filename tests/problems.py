@@ -1,14 +1,22 @@
 """Small problems and plans that several test files share."""
 
+from functools import cache
+from pathlib import Path
+
 import torch
+from hydra import compose, initialize_config_module
 from torch import nn
 
-from nncompress.compressions.plan import Plan, none
+from nncompress import config, metrics
+from nncompress.compressions.plan import Plan, none, plan_of
 from nncompress.data.digits import digits
 from nncompress.models.mlp import MLP
 from nncompress.problem import Dataset, Problem, Split, weights_of
 
 F64 = torch.float64
+OPTIONS = sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "compression").glob("*.yaml"))
+ARCHITECTURE = {"_target_": "nncompress.models.mlp.MLP", "widths": [16, 16], "activation": "relu", "bias": False}
+"""The node of the network of `problem_of`."""
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> torch.Tensor:
@@ -39,3 +47,15 @@ def problem(data: Dataset, model: nn.Module, recipe=none, **settings: object) ->
     """The problem of a recipe on a network."""
     plan: Plan = recipe(weights_of(model), **settings)
     return Problem(model, data, plan)
+
+
+@cache
+def problem_of(option: str, dtype: torch.dtype = F64) -> Problem:
+    """Digits, a small perceptron, and the compression as its file in conf/compression gives it."""
+    config.register()
+    with initialize_config_module("nncompress.conf", version_base="1.3"):
+        recipe = config.build(compose("config", [f"compression={option}"]).compression)
+    data = small_digits(120, dtype)
+    model = mlp(data)
+    uses = metrics.uses_of(metrics.layers_of(model, data.train.x[:1]))
+    return Problem(model, data, plan_of(recipe, weights_of(model), uses))

@@ -2,37 +2,18 @@
 
 import itertools
 import json
-from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from problems import mlp, small_digits
+from problems import ARCHITECTURE, OPTIONS, problem_of
 
-from nncompress import checkpoint, config, metrics
+from nncompress import checkpoint, metrics
 from nncompress.compact.artefact import load, save_compact
-from nncompress.compressions.plan import plan_of
 from nncompress.errors import Unsupported
 from nncompress.problem import Problem, weights_of, with_weights
 from nncompress.solvers.baselines import DCRetrain
 from nncompress.solvers.nnbcd import NNBCD
 from nncompress.solvers.sgd import SGD
-
-OPTIONS = sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "compression").glob("*.yaml"))
-ARCHITECTURE = {"_target_": "nncompress.models.mlp.MLP", "widths": [16, 16], "activation": "relu", "bias": False}
-
-
-@cache
-def problem_of(option: str) -> Problem:
-    """Digits, a small perceptron, and the compression as its file gives it."""
-    config.register()
-    with initialize_config_module("nncompress.conf", version_base="1.3"):
-        recipe = config.build(compose("config", [f"compression={option}"]).compression)
-    data = small_digits(120)
-    model = mlp(data)
-    uses = metrics.uses_of(metrics.layers_of(model, data.train.x[:1]))
-    return Problem(model, data, plan_of(recipe, weights_of(model), uses))
 
 
 @pytest.fixture(params=OPTIONS)

@@ -13,12 +13,13 @@ import dataclasses
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import zstandard
 from omegaconf import OmegaConf
@@ -28,21 +29,24 @@ from torch import Tensor, nn
 
 from nncompress import config
 from nncompress.channels import is_reshaped
-from nncompress.compact.encoding import Reader, Writer, decode, encode, put_plain, take_plain
+from nncompress.compact.encoding import Reader, Writer, decode, encode, path_of, put_plain, take_plain
 from nncompress.compact.layers import PLANS, compacted
 from nncompress.compact.removal import reshape, structure
 from nncompress.compact.theta import HeldTheta
+from nncompress.compressions.base import Compression
 from nncompress.compressions.plan import Plan, Task
+from nncompress.compressions.views import View
 from nncompress.errors import CheckpointError, ConfigError
 from nncompress.problem import Problem
-from nncompress.records import STATUS, replace_bytes, write_json
+from nncompress.records import STATUS, replace_bytes
+from nncompress.signatures import locate, one_line
 
 if TYPE_CHECKING:
     from nncompress.solvers.base import Observation
 
 FORMAT = 3
 MODEL, TENSORS, DESCRIPTION = "model", "model.safetensors", "model.json"
-CHECKSUM = "checksum"
+CHECKSUM, TIED = "checksum", "tied"
 READ_AT_ONCE = 1 << 20
 
 
@@ -70,7 +74,10 @@ class Artefact:
         Its layers are those of torch with the weights Δ(Θ). `compact`: layers with a Θ of their own keep that in its
         place and compute by one of `plans` (`compact.layers`); gradients are off until `requires_grad_` is called.
         """
-        network = _filled(copy.deepcopy(self.template), {**self.weights, **self.plan.decompress(self.theta)})
+        with _described(self.folder):
+            weights = {**self.weights, **self.plan.decompress(self.theta)}
+            weights |= {name: weights[first] for name, first in self.description.get(TIED, {}).items()}
+            network = _filled(copy.deepcopy(self.template), weights)
         if compact:
             pairs = zip(self.plan.tasks, self.theta, strict=True)
             thetas = [HeldTheta(task.compression, theta) for task, theta in pairs]
@@ -101,16 +108,8 @@ def open_artefact(path: Path) -> Artefact:
             f"{folder / DESCRIPTION} and {TENSORS} must be as they were written, found another checksum: one of them "
             "was edited, damaged or replaced; write them again (train resume=RUN), or take a whole copy"
         )
-    try:
+    with _described(folder):
         return _opened(folder, description, streams)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder / DESCRIPTION} must describe what {TENSORS} holds: {error}") from error
-    except _Missing as error:
-        raise CheckpointError(f"{folder / DESCRIPTION}: {error}") from error
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError, StopIteration) as error:
-        raise CheckpointError(
-            f"{folder / DESCRIPTION} must describe a network that fits {TENSORS}, found {type(error).__name__}: {error}"
-        ) from error
 
 
 def save_compact(
@@ -121,10 +120,11 @@ def save_compact(
     network: nn.Module | None = None,
     data: Any = None,
 ) -> None:
-    """Write Θ and every uncompressed parameter and buffer, real numbers of 64 bits as of 32.
+    """Write Θ, its real numbers of 64 bits as of 32, and every uncompressed parameter and buffer, real ones of 32 bits.
 
     `architecture` is the model's configuration node, `data` that of its data set; `network` what is left of the
-    observed one where channels are removed (it is written in its place).
+    observed one where channels are removed (it is written in its place). Raises CheckpointError for a compression or
+    a Θ that no file can hold or no other process can find.
     """
     folder.mkdir(parents=True, exist_ok=True)
     network = observation.model if network is None else network
@@ -136,8 +136,9 @@ def save_compact(
             {"compression": _stored_object(task.compression), "view": _stored_object(task.view), "theta": form}
         )
         tasks.append({"params": list(task.params), "kind": kind, "sizes": sizes})
-    for _, tensor in _outside(network, problem.plan.shapes):
-        put_plain(tensor, writer)
+    tied = _ties(network)
+    for _, tensor in _outside(network, {*problem.plan.shapes, *tied}):
+        put_plain(tensor.float() if tensor.is_floating_point() else tensor, writer)
     about = problem.data
     description = {
         "format": FORMAT,
@@ -152,6 +153,8 @@ def save_compact(
         "kinds": kinds.found,
         "tasks": tasks,
     }
+    if tied:
+        description[TIED] = tied
     if is_reshaped(network):
         shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
         description["channels"] = structure(network) | {"shapes": shapes}
@@ -179,6 +182,22 @@ class _Missing(Exception):
     """A class that the description names cannot be imported."""
 
 
+@contextmanager
+def _described(folder: Path) -> Iterator[None]:
+    """Within it whatever goes wrong is a CheckpointError that names the description."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / DESCRIPTION} must describe what {TENSORS} holds: {error}") from error
+    except _Missing as error:
+        raise CheckpointError(f"{folder / DESCRIPTION}: {error}") from error
+    except Exception as error:  # what it names may raise anything
+        raise CheckpointError(
+            f"{folder / DESCRIPTION} must describe a network that fits {TENSORS}, found {type(error).__name__}: "
+            f"{one_line(error)}"
+        ) from error
+
+
 class _Kinds:
     """What tasks have in common, each once."""
 
@@ -187,7 +206,7 @@ class _Kinds:
         self._places: dict[str, int] = {}
 
     def index(self, kind: Any) -> int:
-        place = self._places.setdefault(json.dumps(kind, sort_keys=True), len(self.found))
+        place = self._places.setdefault(_json(kind, sort_keys=True), len(self.found))
         if place == len(self.found):
             self.found.append(kind)
         return place
@@ -195,15 +214,30 @@ class _Kinds:
 
 def _write(folder: Path, description: dict[str, Any], streams: dict[str, Tensor]) -> None:
     """The tensors first: until the description is there too, the checksum says that the two do not belong together."""
+    description = json.loads(_json(description))
     replace_bytes(folder / TENSORS, save(streams))
-    description = json.loads(json.dumps(description))
-    write_json(folder / DESCRIPTION, description | {CHECKSUM: _checksum(folder, description)}, indent=None)
+    signed = _json(description | {CHECKSUM: _checksum(folder, description)}, separators=(",", ":"), ensure_ascii=False)
+    replace_bytes(folder / DESCRIPTION, f"{signed}\n".encode())
+
+
+def _json(value: Any, **settings: Any) -> str:
+    """JSON, in which numbers of numpy are those of Python; CheckpointError for what it cannot hold."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, np.generic):
+            return item.item()
+        raise CheckpointError(
+            f"a compact network is described by numbers, words and lists of them, found {item}, a "
+            f"{type(item).__name__}; give a compression and its Θ such fields, or tensors in Θ"
+        )
+
+    return json.dumps(value, default=plain, **settings)
 
 
 def _checksum(folder: Path, description: Mapping[str, Any]) -> str:
     """SHA-256 of the description without its checksum and of the file of tensors."""
     about = {key: value for key, value in description.items() if key != CHECKSUM}
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    digest = hashlib.sha256(_json(about, sort_keys=True).encode())
     for part in _parts(folder, [TENSORS]):
         digest.update(part)
     return f"sha256:{digest.hexdigest()}"
@@ -211,9 +245,12 @@ def _checksum(folder: Path, description: Mapping[str, Any]) -> str:
 
 def _parts(folder: Path, names: Sequence[str] = (TENSORS, DESCRIPTION)) -> Iterator[bytes]:
     for name in names:
-        with open(folder / name, "rb") as file:
-            while part := file.read(READ_AT_ONCE):
-                yield part
+        try:
+            with open(folder / name, "rb") as file:
+                while part := file.read(READ_AT_ONCE):
+                    yield part
+        except OSError as error:
+            raise CheckpointError(f"{folder / name} must be there and readable: {error}") from error
 
 
 def _model_folder(path: Path) -> Path:
@@ -224,13 +261,20 @@ def _model_folder(path: Path) -> Path:
     if not path.exists():
         found = "there is no such folder"
     elif (path / STATUS).is_file():
-        status = json.loads((path / STATUS).read_text(encoding="utf-8")).get("status")
-        found = f"this run is {status} and has none; a run writes it when it is done (train resume={path})"
+        found = f"this run is {_status(path)} and has none; a run writes it when it is done (train resume={path})"
     else:
         found = f"neither {DESCRIPTION} nor {MODEL}/{DESCRIPTION} is there"
     raise CheckpointError(
         f"a compact network is needed, the folder of a finished run or its {MODEL}/, in {path}: {found}"
     )
+
+
+def _status(path: Path) -> str:
+    """How a run ended; `unknown` where its file does not say."""
+    try:
+        return str(json.loads((path / STATUS).read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return "unknown"
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -259,52 +303,63 @@ def _opened(folder: Path, description: Mapping[str, Any], streams: Mapping[str, 
     reader = Reader(streams)
     tasks, theta = [], []
     for task in description["tasks"]:
-        kind = description["kinds"][task["kind"]]
+        kind, sizes = description["kinds"][task["kind"]], iter(task["sizes"])
         compression, view = _restored_object(kind["compression"]), _restored_object(kind["view"])
+        if not isinstance(compression, Compression) or not isinstance(view, View):
+            raise CheckpointError(f"a task is a compression and a view, found {compression} and {view}")
         tasks.append(Task(tuple(task["params"]), view, compression))
-        theta.append(decode(kind["theta"], reader, iter(task["sizes"]), _located))
+        theta.append(decode(kind["theta"], reader, sizes, _located))
+        if list(sizes):
+            raise CheckpointError(f"a Θ has more sizes than tensors and values, of {', '.join(task['params'])}")
     parameters = dict(template.named_parameters())
     plan = Plan(tuple(tasks), {name: parameters[name].shape for task in tasks for name in task.params})
-    weights = {name: take_plain(tensor.shape, tensor.dtype, reader) for name, tensor in _outside(template, plan.shapes)}
+    outside = _outside(template, {*plan.shapes, *description.get(TIED, ())})
+    weights = {name: take_plain(tensor.shape, tensor.dtype, reader) for name, tensor in outside}
     reader.end()
     return Artefact(folder, description, plan, tuple(theta), weights, template)
 
 
 def _constructed(description: Mapping[str, Any]) -> nn.Module:
-    """What the architecture names; the global generator is left as it was."""
+    """What the architecture names, in float32 on the CPU; the global generator is left as it was."""
     node = OmegaConf.create(description["architecture"])
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         try:
             made = config.build(
                 node, input_shape=tuple(description["input_shape"]), num_classes=description["num_classes"]
             )
         except ConfigError as error:
             raise _Missing(
-                f"the network's class {node.get('_target_')} must be importable and take the described settings, "
-                f"found that {error}; run where it can be imported (its folder on PYTHONPATH, or the current one)"
+                f"the network's class {node.get('_target_')} must be importable and take the described settings: "
+                f"{error}; run where it can be imported (its folder on PYTHONPATH, or the current one)"
             ) from error
     if not isinstance(made, nn.Module):
         raise _Missing(f"the architecture must give a torch.nn.Module, found {type(made).__name__}")
-    return made
+    return made.float()
 
 
-def _outside(network: nn.Module, compressed: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """What of a network's state no task compresses, each tensor once, by its first name."""
-    weights = network.state_dict()
-    seen = {_place(weights[name]) for name in compressed}
-    for name, tensor in weights.items():
-        if tensor.numel() == 0 or _place(tensor) not in seen:
-            seen.add(_place(tensor))
-            yield name, tensor
+def _outside(network: nn.Module, others: Collection[str]) -> list[tuple[str, Tensor]]:
+    """What of a network's state is not among the `others`: what tasks compress, and names besides the first."""
+    return [(name, tensor) for name, tensor in network.state_dict().items() if name not in others]
 
 
-def _place(tensor: Tensor) -> tuple[int, torch.Size]:
-    return tensor.data_ptr(), tensor.shape
+def _ties(network: nn.Module) -> dict[str, str]:
+    """The first name of every tensor of a network's state that has more than one, by its other names.
+
+    A network anew need not have the same: `Module.to` gives each module a copy of its own of a buffer that several
+    share.
+    """
+    places: dict[tuple[Any, ...], str] = {}
+    state = {name: tensor for name, tensor in network.state_dict().items() if tensor.numel()}
+    first = {
+        name: places.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name)
+        for name, tensor in state.items()
+    }
+    return {name: other for name, other in first.items() if other != name}
 
 
 @torch.no_grad()
 def _filled(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """`network` with these tensors in its state; a tensor of several names is filled by one of them."""
+    """`network` with these tensors in its state."""
     own = network.state_dict()
     for name, tensor in weights.items():
         own[name].copy_(tensor)
@@ -321,20 +376,26 @@ def _stored_object(value: Any) -> Any:
     """Plain values as they are; a frozen dataclass as its class by dotted path and its fields."""
     if isinstance(value, tuple | list):
         return [_stored_object(item) for item in value]
-    if not dataclasses.is_dataclass(value):
+    if isinstance(value, Mapping):
+        raise CheckpointError(f"a compression and a view have no mappings among their fields, found {value}")
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
-    kind = type(value)
     fields = {field.name: _stored_object(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return {"class": f"{kind.__module__}.{kind.__qualname__}"} | fields
+    return {"class": path_of(type(value))} | fields
 
 
 def _restored_object(stored: Any) -> Any:
-    """The value of `_stored_object`, whatever its constructor takes."""
+    """The value of `_stored_object`, whatever its constructor takes; fields that are not stored have their default."""
     if isinstance(stored, list):
         return tuple(_restored_object(item) for item in stored)
     if not isinstance(stored, dict):
         return stored
-    value = object.__new__(_located(stored["class"]))
+    kind = _located(stored["class"])
+    names = [field.name for field in dataclasses.fields(kind)]
+    wrong = {*stored} - {"class", *names} | {name for name in names if name not in stored and not hasattr(kind, name)}
+    if wrong:
+        raise CheckpointError(f"{stored['class']} has the fields {', '.join(names)}, found otherwise {min(wrong)}")
+    value = object.__new__(kind)
     for field, content in stored.items():
         if field != "class":
             object.__setattr__(value, field, _restored_object(content))
@@ -343,12 +404,11 @@ def _restored_object(stored: Any) -> Any:
 
 def _located(path: str) -> type[Any]:
     """The dataclass or NamedTuple at a dotted path; CheckpointError for anything else."""
-    module, _, name = path.rpartition(".")
     try:
-        found = getattr(import_module(module), name, None)
-    except (ImportError, ValueError) as error:
+        found = locate(path)
+    except ConfigError as error:
         raise _Missing(
-            f"the class {path} must be importable, found that {error}; run where it can be imported (its folder on "
+            f"the class {path} must be importable: {error}; run where it can be imported (its folder on "
             "PYTHONPATH, or the current one)"
         ) from error
     if not isinstance(found, type) or not (dataclasses.is_dataclass(found) or issubclass(found, tuple)):

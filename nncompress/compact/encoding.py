@@ -72,7 +72,7 @@ def encode(value: Any, writer: Writer, sizes: list[Any]) -> Any:
     fields: tuple[str, ...] | None = getattr(kind, "_fields", None)
     if fields is not None:
         parts = {name: encode(item, writer, sizes) for name, item in zip(fields, value, strict=True)}
-        return {"class": f"{kind.__module__}.{kind.__qualname__}"} | parts
+        return {"class": path_of(kind)} | parts
     if isinstance(value, tuple | list) and any(isinstance(item, Tensor | tuple) for item in value):
         return [encode(item, writer, sizes) for item in value]
     sizes.append(value)
@@ -80,16 +80,27 @@ def encode(value: Any, writer: Writer, sizes: list[Any]) -> Any:
 
 
 def decode(form: Any, reader: Reader, sizes: Iterator[Any], located: Callable[[str], type[Any]]) -> Any:
-    """What `encode` was given, real numbers as float32 where they were float64; `located` finds a class by its path."""
+    """What `encode` was given, real numbers as float32 where they were float64; `located` finds a class by its path.
+
+    Raises CheckpointError where form, streams and sizes do not fit; sizes that are left over are the caller's to find.
+    """
     if isinstance(form, dict):
         parts = {name: decode(item, reader, sizes, located) for name, item in form.items() if name != "class"}
         return located(form["class"])(**parts)
     if isinstance(form, list):
         return tuple(decode(item, reader, sizes, located) for item in form)
     if form == VALUE:
-        value = next(sizes)
+        value = _next(sizes)
         return tuple(value) if isinstance(value, list) else value
     return _decode_tensor(form, reader, sizes)
+
+
+def path_of(kind: type[Any]) -> str:
+    """The dotted path of a class; CheckpointError for one that no import finds."""
+    path = f"{kind.__module__}.{kind.__qualname__}"
+    if "<" in path:
+        raise CheckpointError(f"a class that is stored is found again by its path, found {path}; move it to a module")
+    return path
 
 
 def put_plain(tensor: Tensor, writer: Writer) -> None:
@@ -146,7 +157,7 @@ def _encode_tensor(tensor: Tensor, writer: Writer, sizes: list[Any]) -> str:
 
 def _decode_tensor(form: str, reader: Reader, sizes: Iterator[Any]) -> Tensor:
     encoding, _, name = form.partition(" ")
-    size, dtype = next(sizes), dtype_of(name)
+    size, dtype = _next(sizes), dtype_of(name)
     if encoding == "plain":
         return take_plain(torch.Size(size), dtype, reader)
     *shape, width = (*size, 1) if encoding == "mask" else size
@@ -159,6 +170,12 @@ def _decode_tensor(form: str, reader: Reader, sizes: Iterator[Any]) -> Tensor:
     if encoding == "gaps":
         return from_fields(codes, width).to(dtype)
     raise CheckpointError(f"a tensor is stored as plain, codes, gaps or mask, found {encoding!r}")
+
+
+def _next(sizes: Iterator[Any]) -> Any:
+    for size in sizes:
+        return size
+    raise CheckpointError("a Θ has fewer sizes than tensors and values")
 
 
 def _range(tensor: Tensor) -> tuple[int, int]:

@@ -4,7 +4,8 @@ Three plans compute the same, up to rounding: `chain` multiplies with the factor
 rebuilds the weight and multiplies with it, `cached` multiplies with a rebuilt weight that is kept. Which is the fastest
 depends on the layer, the number of samples and the machine. Without gradients a layer measures its plans the first time
 it sees a number of samples (to a factor of two) and says in the log what it takes. With gradients, or when it is
-exported, operations are counted alone: equal seeds then give equal records.
+exported, operations are counted alone: equal seeds then give equal records. Θ may change in place, by
+`load_state_dict` or by other tensors in its place; what is written through `Tensor.data` goes unnoticed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter, is_
 from typing import Any, Self, cast
 
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, pad
 
 from nncompress.channels import own_weights
-from nncompress.compact.planning import Choice, fastest
+from nncompress.compact.planning import Choice, fastest, said
 from nncompress.compact.theta import HeldTheta
 from nncompress.compressions.plan import Plan
 from nncompress.compressions.products import Geometry, Product, Use
@@ -29,6 +31,8 @@ from nncompress.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+VERSION = attrgetter("_version")
+"""How often a tensor was changed in place."""
 CHAIN, RECONSTRUCT, CACHED = PLANS = ("chain", "reconstruct", "cached")
 
 
@@ -36,13 +40,13 @@ class CompactLayer(nn.Module, ABC):
     """A layer whose weight is Δ(Θ), seen through a view; with the bias, if any, of the layer it stands for.
 
     plans: those it may take, of `PLANS`; `cached` needs the memory of the dense weight. `choices` tells what was
-    measured and taken by how much it was given. Raises ConfigError for a plan that does not exist.
+    measured and taken by how much it was given. Raises ConfigError for a plan that does not exist, and for `chain`
+    alone where there is none.
     """
 
     bias: nn.Parameter | None
     choices: dict[tuple[int, ...], Choice]
-    _kept: dict[str, tuple[list[int], Any]]
-    _watched: list[Tensor] | None
+    _kept: dict[str, tuple[int, list[Tensor], Any]]
 
     def __init__(
         self, theta: HeldTheta, view: View, shape: Sequence[int], *, bias: nn.Parameter | None, plans: Sequence[str]
@@ -56,6 +60,8 @@ class CompactLayer(nn.Module, ABC):
         self.plans = tuple(plans)
         self.name = ""
         self._forget()
+        if self.plans == (CHAIN,) and self.product() is None:
+            raise self._no_chain()
 
     @property
     def weight(self) -> Tensor:
@@ -81,7 +87,10 @@ class CompactLayer(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (x.requires_grad or self._learns())):
             return self._plain(x)
-        key = (len(x).bit_length(), *x.shape[1:])
+        if x.numel() == 0:
+            return self.multiply(x, self.weight)
+        samples, *rest = x.shape
+        key = (samples.bit_length(), *rest)
         choice = self.choices.get(key)
         if choice is None:
             choice = self._chosen(x)
@@ -94,7 +103,7 @@ class CompactLayer(nn.Module, ABC):
             return self.multiply(x, self._made(CACHED, lambda: self.weight) if plan == CACHED else self.weight)
         product = self._made(CHAIN, self.product)
         if product is None:
-            raise ConfigError(f"{self.theta.compression} has no plan chain; take one of {', '.join(PLANS[1:])}")
+            raise self._no_chain()
         return self.contract(x, product)
 
     def _chosen(self, x: Tensor) -> Choice:
@@ -102,19 +111,19 @@ class CompactLayer(nn.Module, ABC):
         macs = self._macs(x)
         plans = [plan for plan in self.plans if plan in macs]
         if not plans:
-            raise ConfigError(f"{self.theta.compression} has none of the plans {', '.join(self.plans)}")
+            raise self._no_chain()
         ways: dict[str, Callable[[], object]] = {plan: partial(self.compute, x, plan) for plan in plans}
         with torch.no_grad():
             choice = fastest(ways, {plan: macs[plan] for plan in plans}, x.device)
         if choice.plan != CACHED and all(other.plan != CACHED for other in self.choices.values()):
             self._kept.pop(CACHED, None)
-        log.debug("%s, %d samples: %s of %s", self.name, len(x), choice.plan, choice.seconds)
+        log.info("%s, %d samples: %s", self.name, len(x), said(choice))
         return choice
 
     def _plain(self, x: Tensor) -> Tensor:
         """With gradients: by the product if it has fewer operations than the dense weight, or by the rebuilt weight."""
         product = self.product() if CHAIN in self.plans else None
-        if product is not None and product.plain:
+        if product is not None and product.plain and x.numel():
             use = self.use(x)
             if self.plans == (CHAIN,) or product.macs(use) <= self.shape.numel() * use.positions:
                 return self.contract(x, product)
@@ -129,31 +138,35 @@ class CompactLayer(nn.Module, ABC):
 
     def _made(self, plan: str, make: Callable[[], Any]) -> Any:
         """What a plan keeps of Θ, made anew when Θ has changed."""
-        versions = [tensor._version for tensor in self._tensors()]
+        tensors = self._tensors()
+        version = sum(map(VERSION, tensors))
         kept = self._kept.get(plan)
-        if kept is None or kept[0] != versions:
-            with torch.no_grad():
-                kept = self._kept[plan] = (versions, make())
-        return kept[1]
+        if kept is None or kept[0] != version or len(kept[1]) != len(tensors) or not all(map(is_, kept[1], tensors)):
+            with torch.inference_mode(False), torch.no_grad():
+                kept = self._kept[plan] = (version, tensors, make())
+        return kept[2]
 
     def _tensors(self) -> list[Tensor]:
-        if self._watched is None:
-            self._watched = [tensor for tensor in self.theta.tensors() if not tensor.is_inference()]
-        return self._watched
+        """What Θ is made of, without what was made in inference mode: it does not count its changes."""
+        return [tensor for tensor in self.theta.tensors() if not tensor.is_inference()]
 
     def _learns(self) -> bool:
-        return any(tensor.requires_grad for tensor in self._tensors())
+        learned = self._tensors() if self.bias is None else [*self._tensors(), self.bias]
+        return any(tensor.requires_grad for tensor in learned)
+
+    def _no_chain(self) -> ConfigError:
+        return ConfigError(f"{self.theta.compression} has no plan chain; take one of {', '.join(PLANS[1:])}")
 
     def _forget(self) -> None:
         """Drop all that was made or chosen for the tensors as they were."""
-        self.choices, self._kept, self._watched = {}, {}, None
+        self.choices, self._kept = {}, {}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._forget()  # another device or type
         return cast(Self, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": {}, "_watched": None}
+        return self.__dict__ | {"_kept": {}}
 
     def extra_repr(self) -> str:
         return f"{' x '.join(map(str, self.shape))}, {self.theta.compression}, plans={', '.join(self.plans)}"
@@ -206,8 +219,8 @@ def compacted(
 ) -> tuple[nn.Module, list[CompactLayer | None]]:
     """`network`, changed: layers with a task of their own hold its Θ. Also these layers, for each task one or None.
 
-    They are Linear and ungrouped Conv2d (no subclasses) that share their weight with nothing; the weights of the other
-    tasks are left as they are.
+    They are Linear and ungrouped Conv2d (no subclasses) that share their weight with nothing and have neither hooks nor
+    buffers or modules of their own; the weights of the other tasks are left as they are.
     """
     layers, found = own_weights(network, nn.Linear, nn.Conv2d), list[CompactLayer | None]()
     for task, theta in zip(plan.tasks, thetas, strict=True):
@@ -229,11 +242,16 @@ def compact_layer(
     layer: nn.Module | None, view: View, theta: HeldTheta, *, plans: Sequence[str] = PLANS
 ) -> CompactLayer:
     """What stands for a Linear or ungrouped Conv2d whose weight is Δ(Θ) through a view; it has the same bias."""
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
+        raise ConfigError(f"a compact layer stands for a Linear or Conv2d, found {type(layer).__name__}")
+    made: CompactLayer
     if isinstance(layer, nn.Conv2d):
-        return CompactConv2d(theta, view, layer, plans=plans)
-    if isinstance(layer, nn.Linear):
-        return CompactLinear(theta, view, layer.weight.shape, bias=layer.bias, plans=plans)
-    raise ConfigError(f"a compact layer stands for a Linear or Conv2d, found {type(layer).__name__}")
+        made = CompactConv2d(theta, view, layer, plans=plans)
+    else:
+        made = CompactLinear(theta, view, layer.weight.shape, bias=layer.bias, plans=plans)
+    for field in layer.__constants__:  # in_features, stride, ...: a network may read them
+        setattr(made, field, getattr(layer, field))
+    return made
 
 
 def chosen_plans(network: nn.Module) -> list[dict[str, Any]]:
@@ -256,4 +274,7 @@ def _milliseconds(seconds: float | None) -> float | None:
 
 
 def _fits(layer: nn.Module | None) -> bool:
-    return type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.groups == 1)
+    if layer is None or not (type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.groups == 1)):
+        return False
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return not any((*hooks, layer._buffers, layer._modules, layer._parameters.keys() - {"weight", "bias"}))

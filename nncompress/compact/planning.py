@@ -35,6 +35,13 @@ def fastest(ways: Mapping[str, Callable[[], object]], macs: Mapping[str, int], d
     return Choice(plan, seconds, dict(macs))
 
 
+def said(choice: Choice) -> str:
+    """What was chosen and why, in words."""
+    times = [f"{name} {1e3 * seconds:.3g} ms" for name, seconds in choice.seconds.items() if seconds]
+    hopeless = [f"{name} not measured" for name in choice.macs if name not in choice.seconds]
+    return f"{choice.plan} ({', '.join([*times, *hopeless]) or 'the only one'})"
+
+
 def measured(ways: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
     """Seconds of a call of each way: the least mean over a block of calls, blocks in turn.
 

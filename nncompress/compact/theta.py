@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,12 +29,12 @@ class HeldTheta(nn.Module):
             free[k] = free[k] * self.get_buffer(scale)
         self.free = nn.ParameterList([tensor.detach().contiguous().clone() for tensor in free])
         fixed = compression.map_free(theta, lambda tensor: tensor.new_empty(0))
-        self.template = map_leaves(fixed, Tensor, self._stored)
+        self.template = map_leaves(fixed, Tensor, lambda tensor: _Place(self._stored(tensor)))
 
     @property
     def value(self) -> Any:
         """Θ in the form that the compression gives it, with gradients to what is free."""
-        fixed = map_leaves(self.template, _Name, self.get_buffer)
+        fixed = map_leaves(self.template, _Place, lambda place: self.get_buffer(place.name))
         free: list[Tensor] = list(self.free)
         if self.scales:
             free = [tensor / self.get_buffer(scale) for tensor, scale in zip(free, self.scales, strict=True)]
@@ -58,18 +59,21 @@ class HeldTheta(nn.Module):
         self.compression.map_free(theta, keep)
         return found
 
-    def _stored(self, tensor: Tensor) -> _Name:
+    def _stored(self, tensor: Tensor) -> str:
         """The name of a new buffer.
 
         A buffer is part of a checkpoint: where Π breaks ties otherwise, on another machine, its Θ would not fit.
         """
-        name = _Name(f"fixed{len(self._buffers)}")
+        name = f"fixed{len(self._buffers)}"
         self.register_buffer(name, tensor.detach())
         return name
 
 
-class _Name(str):
+@dataclass(frozen=True)
+class _Place:
     """What stands for a buffer in the template."""
+
+    name: str
 
 
 def power_of_two(sizes: Tensor) -> Tensor:

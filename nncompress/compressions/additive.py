@@ -107,6 +107,11 @@ class Additive(Compression[Parts]):
         products = tuple(product for product in found if product is not None)
         return Sum(products) if len(products) == len(found) else None
 
+    def summands(self, shape: Sequence[int]) -> list[tuple[Compression[Any], Sequence[int]]]:
+        flat = torch.empty(tuple(shape), device="meta")
+        seen = [(part.compression, self._seen(part, flat).shape) for part in self.parts]
+        return [summand for compression, own in seen for summand in compression.summands(own)]
+
     def check(self, shape: Sequence[int]) -> None:
         for part in self.parts:
             part.compression.check(self._seen(part, torch.empty(tuple(shape), device="meta")).shape)
@@ -141,24 +146,29 @@ def additive(
     joint: bool = False,
     layers: str | Sequence[str] = "hidden",
     uses: Mapping[str, Use] | None = None,
+    round_to: int = 1,
 ) -> Plan:
     """The sum of `parts` (recipes by a name of your choice) for each chosen weight, or (`joint`) for all as one vector.
 
-    Raises ConfigError for a part that cannot take its weights as one task.
+    `uses` and `round_to` are for the parts. Raises ConfigError for a part that cannot take its weights as one task.
     """
     names = choose(weights, layers)
     groups = [tuple(names)] if joint else [(name,) for name in names]
 
     def total(group: Sequence[str]) -> Additive:
         chosen = {name: weights[name] for name in group}
-        summands = tuple(_part(key, part, chosen, uses) for key, part in parts.items())
+        summands = tuple(_part(key, part, chosen, uses, round_to) for key, part in parts.items())
         return Additive(summands, tuple(tuple(w.shape) for w in chosen.values()), passes)
 
     return Plan.of([Task(group, AsVector(), total(group)) for group in groups], weights)
 
 
 def _part(
-    key: str, recipe: Recipe | Compression[Any], weights: Mapping[str, Tensor], uses: Mapping[str, Use] | None
+    key: str,
+    recipe: Recipe | Compression[Any],
+    weights: Mapping[str, Tensor],
+    uses: Mapping[str, Use] | None,
+    round_to: int,
 ) -> Part:
     """How a recipe compresses these weights as one."""
     given = recipe.keywords if isinstance(recipe, partial) else {}
@@ -170,7 +180,7 @@ def _part(
             settings["joint"] = True
         elif len(weights) > 1 and callable(recipe):
             settings |= {"joint": True} if takes(recipe, "joint") else {"per": "shared"} if takes(recipe, "per") else {}
-        tasks = plan_of(recipe, weights, uses, **settings).tasks
+        tasks = plan_of(recipe, weights, uses, round_to=round_to, **settings).tasks
         entrywise = bool(tasks) and all((t.view, t.compression) == (AsVector(), tasks[0].compression) for t in tasks)
         if len(tasks) != 1 and not entrywise:  # what is the same for every entry is joint as it is
             raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Generic, TypeVar, final
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -19,6 +19,14 @@ FLOAT_BITS = 32
 
 CHUNK = 1 << 17
 """Entries whose difference is formed at once: a buffer of the tensors' size would cost more than the arithmetic."""
+
+
+class Size(NamedTuple):
+    """What all Θ for one shape have alike: their ranks, or another number that `what` names, and the numbers held."""
+
+    what: str
+    counts: tuple[int, ...]
+    params: int
 
 
 class Compression(ABC, Generic[Theta]):
@@ -135,6 +143,14 @@ class Compression(ABC, Generic[Theta]):
         """
         product = self.product(theta, use.shape)
         return None if product is None else product.macs(use)
+
+    def size(self, shape: Sequence[int]) -> Size | None:
+        """The size of every Θ of a tensor of this shape. Default: None, it depends on more than the shape."""
+        return None
+
+    def summands(self, shape: Sequence[int]) -> list[tuple[Compression[Any], Sequence[int]]]:
+        """What this is a sum of, each with the shape in which it sees a tensor of this shape. Default: itself."""
+        return [(self, shape)]
 
     def check(self, shape: Sequence[int]) -> None:
         """Raise ValueError when tensors of this shape cannot be compressed. Default: all can."""

@@ -15,10 +15,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised
+from nncompress.compressions.base import Factorised, Size
 from nncompress.compressions.modes import Modes, given_modes, kernel_modes, row_modes
 from nncompress.compressions.plan import Plan, Task, choose
 from nncompress.compressions.products import Convolutions, Product, Step, two_factors
+from nncompress.compressions.rounding import rounded
 from nncompress.compressions.tucker import leading_vectors
 from nncompress.compressions.views import AsTensor
 
@@ -78,6 +79,10 @@ class CP(Factorised[Factors]):
         shape = [len(factor) for factor in theta.factors]
         rows, columns = _halves(shape)
         return (khatri_rao(theta.factors, rows) @ khatri_rao(theta.factors, columns).T).reshape(shape)
+
+    def size(self, shape: Sequence[int]) -> Size:
+        rank = min(self.rank, largest_rank(shape))
+        return Size("rank", (rank,), rank * sum(shape))
 
     def product(self, theta: Factors, shape: Sequence[int]) -> Product | None:
         """With the factors of the rows and of the columns multiplied out, once, two of rank columns are left."""
@@ -199,15 +204,18 @@ def cp(
     rank: int = 64,
     modes: Modes = None,
     layers: str | Sequence[str] = "hidden",
+    round_to: int = 1,
 ) -> Plan:
     """One sum of `rank` terms for each chosen weight.
 
     `modes`: None for a convolution's own dimensions and about 16 a mode of a matrix, one list for all chosen weights,
     or a mapping from a name pattern to a list. `layers`: "hidden" (all weights but the output layer's), "all", or name
-    patterns.
+    patterns. `round_to`: ranks are rounded up to multiples of it, at most to the largest rank.
     """
-    compression = CP(rank)
     names = choose(weights, layers)
     given = given_modes(names, modes)
-    views = [AsTensor(given.get(name, kernel_modes(weights[name].shape))) for name in names]
-    return Plan.of([Task((name,), view, compression) for name, view in zip(names, views, strict=True)], weights)
+    tasks = []
+    for name in names:
+        sizes = given.get(name, kernel_modes(weights[name].shape))
+        tasks.append(Task((name,), AsTensor(sizes), CP(rounded(rank, round_to, largest_rank(sizes)))))
+    return Plan.of(tasks, weights)

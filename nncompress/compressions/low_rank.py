@@ -15,9 +15,10 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised
+from nncompress.compressions.base import Factorised, Size
 from nncompress.compressions.plan import Plan, Task, choose
 from nncompress.compressions.products import Convolutions, Product, Step, two_factors
+from nncompress.compressions.rounding import rounded
 from nncompress.compressions.truncated_svd import SVD, exact_svd, is_large, singular_values, truncated_svd
 from nncompress.compressions.views import AsMatrix
 from nncompress.errors import ConfigError
@@ -92,6 +93,10 @@ class LowRank(Factorisation):
             return super().project_many(ws, mu, starts)
         return [split_evenly(SVD(*parts)) for parts in zip(*exact_svd(torch.stack(list(ws)), rank), strict=True)]
 
+    def size(self, shape: Sequence[int]) -> Size:
+        rank = min(self.rank, *shape)
+        return Size("rank", (rank,), rank * sum(shape))
+
     def clipped(self, shape: Sequence[int]) -> str | None:
         least = min(shape)
         words = f"rank {self.rank} is above the {least} of its shape {list(shape)}, {least} is used"
@@ -129,19 +134,21 @@ def low_rank(
     energy: float | None = None,
     scheme: int = 1,
     layers: str | Sequence[str] = "hidden",
+    round_to: int = 1,
 ) -> Plan:
     """A rank of at most `rank` for each chosen weight, or the smallest that holds the part `energy` of its squares.
 
     The rank of an energy is that of the given weights and stays fixed. `scheme`: how a convolution is a matrix, 1 or 2
-    (`AsMatrix`). `layers`: "hidden" (all weights but the output layer's), "all", or name patterns. Raises ConfigError
-    unless exactly one of rank and energy is given.
+    (`AsMatrix`). `layers`: "hidden" (all weights but the output layer's), "all", or name patterns. `round_to`: ranks
+    are rounded up to multiples of it, at most to the full rank. Raises ConfigError unless exactly one of rank and
+    energy is given.
     """
     AsMatrix(scheme)  # refused even where no convolution would use it
     tasks = []
     for name in choose(weights, layers):
         view = matrix_view(weights[name], scheme)
-        compression = LowRank(_rank(view.join([weights[name].detach()]), rank, energy))
-        tasks.append(Task((name,), view, compression))
+        a = view.join([weights[name].detach()])
+        tasks.append(Task((name,), view, LowRank(rounded(_rank(a, rank, energy), round_to, min(a.shape)))))
     return Plan.of(tasks, weights)
 
 

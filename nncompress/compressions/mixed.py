@@ -17,14 +17,15 @@ def mixed(
     *,
     parts: Mapping[str, Recipe | Compression[Any] | None],
     uses: Mapping[str, Use] | None = None,
+    round_to: int = 1,
 ) -> Plan:
     """The tasks of all `parts` (recipes by a name of your choice), each with its own `layers`.
 
-    Layers that no part names stay as they are; a part that is None counts as left out. Raises ConfigError for a weight
-    that two parts name.
+    Layers that no part names stay as they are; a part that is None counts as left out. `uses` and `round_to` are for
+    the parts. Raises ConfigError for a weight that two parts name.
     """
     tasks: list[Task] = []
     for key, part in ((key, part) for key, part in parts.items() if part is not None):
         with part_named(key):
-            tasks += plan_of(part, weights, uses).tasks
+            tasks += plan_of(part, weights, uses, round_to=round_to).tasks
     return Plan.of(tasks, weights)

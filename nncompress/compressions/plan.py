@@ -20,7 +20,7 @@ from nncompress.errors import ConfigError, Diverged
 from nncompress.params import Params
 
 Recipe = Callable[..., "Plan"]
-"""A function of a network's weights (and, where it has such a keyword, their `uses`) that makes a plan for them."""
+"""A function of a network's weights (and of `uses` and `round_to`, where it has such keywords) that makes a plan."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,13 @@ class Plan:
         """Entries of all compressed weights."""
         return sum(shape.numel() for shape in self.shapes.values())
 
+    def seen(self, task: Task) -> torch.Size:
+        """The shape in which the compression of a task sees its weights."""
+        return _joined_shape(task, [self.shapes[name] for name in task.params])
+
     def clipped(self) -> list[str]:
         """The settings that are larger than a weight allows and what is used instead, one sentence a task."""
-        found = [
-            (task, task.compression.clipped(_joined_shape(task, [self.shapes[name] for name in task.params])))
-            for task in self.tasks
-        ]
+        found = [(task, task.compression.clipped(self.seen(task))) for task in self.tasks]
         return [f"{', '.join(task.params)}: {words}" for task, words in found if words]
 
 
@@ -219,18 +220,23 @@ def plan_of(
     part: Recipe | Compression[Any],
     weights: Mapping[str, Tensor],
     uses: Mapping[str, Use] | None = None,
+    *,
+    round_to: int = 1,
     **settings: Any,
 ) -> Plan:
     """The plan of a recipe for these weights, or that of a Compression applied to each layer.
 
-    `settings` replace the recipe's own; `uses` reaches the recipes that take it. Raises ConfigError for what makes no
-    plan.
+    `settings` replace the recipe's own; `uses` reaches the recipes that take it, and a `round_to` above 1 those that
+    take it and are given none of their own. Raises ConfigError for what makes no plan.
     """
     recipe = partial(each_layer, compression=part) if isinstance(part, Compression) else part
     if not callable(recipe):
         raise ConfigError(f"a compression is a node with a _target_, found {part!r}; see conf/compression for examples")
     if uses is not None and takes(recipe, "uses"):
         settings["uses"] = uses
+    own = isinstance(recipe, partial) and "round_to" in recipe.keywords
+    if round_to > 1 and takes(recipe, "round_to") and not own:
+        settings["round_to"] = round_to
     plan = recipe(weights, **settings)
     if not isinstance(plan, Plan):
         raise ConfigError(f"a compression must make a Plan or be a Compression, found {type(plan).__name__}")

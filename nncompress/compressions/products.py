@@ -77,7 +77,8 @@ class Linears(Product):
             z = linear(_cut(z, weight), weight)
         last = self.weights[-1]
         if not self.modes:
-            return linear(_cut(z, last), last, bias).reshape(*lead, -1)
+            y = linear(_cut(z, last), last, bias)
+            return y if y.dim() == x.dim() and y.shape[0] == x.shape[0] else y.reshape(*lead, -1)
         z = _reversed(linear(_cut(z, last), last).reshape(-1, *self.modes)).reshape(*lead, -1)
         return z if bias is None else z + bias
 
@@ -185,7 +186,7 @@ class Unfolded(Product):
             for n, k, stride, padding, dilation in zip(x.shape[2:], self.kernel, *at, strict=True)
         ]
         found = self.product(patches.transpose(1, 2), bias)  # (n, positions, outputs)
-        return found.transpose(1, 2).reshape(len(x), -1, *size)
+        return found.transpose(1, 2).reshape(x.shape[0], -1, *size)
 
     def macs(self, use: Use) -> int:
         return self.product.macs(use)
@@ -207,7 +208,7 @@ class KeptRows(Product):
         whole = y.new_zeros(shape)
         if bias is not None:
             whole = whole + (bias if geometry is None else bias[:, None, None])
-        return whole.index_copy(dim, self.positions, y)
+        return whole.index_copy(dim, self.positions, y.to(whole.dtype))  # autocast: the bias is of another type
 
     def macs(self, use: Use) -> int:
         return self.product.macs(use)
@@ -234,6 +235,9 @@ class SparseRows(Product):
             return torch.sparse_csr_tensor(starts.int(), columns.int(), self.values, self.shape)
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, geometry: Geometry | None = None) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):  # which has no sparse product in half precision
+            with torch.autocast(x.device.type, enabled=False):
+                return self(x.to(self.values.dtype), bias)
         columns = x.reshape(-1, x.shape[-1]).T
         y = (self.matrix @ columns).T
         y = y if bias is None else y.add_(bias)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -17,6 +17,7 @@ from nncompress.compressions.base import numel
 from nncompress.compressions.low_rank import Factorisation, Factors, matrix_view, split_evenly
 from nncompress.compressions.plan import Plan, Task, choose
 from nncompress.compressions.products import Use
+from nncompress.compressions.rounding import check_round_to
 from nncompress.compressions.sparsity import check_alpha
 from nncompress.compressions.truncated_svd import SVD, exact_svd
 from nncompress.compressions.views import AsMatrix
@@ -28,8 +29,10 @@ class RankSelection(Factorisation):
     """C(Θ) = alpha positions (m + n) r, or with `capped` alpha positions min(r (m + n), m n): no more than dense.
 
     Π keeps the singular values s_i > sqrt(2 alpha positions (m + n) / mu), the best of all ranks and of equals the
-    smallest; with `capped` it keeps the matrix itself where that is better still. r = 0 leaves Δ(Θ) = 0. Raises
-    ValueError for alpha < 0 or positions < 1.
+    smallest; with `capped` it keeps the matrix itself where that is better still. r = 0 leaves Δ(Θ) = 0. With
+    `round_to` the ranks are its multiples and the full one: Π keeps the runs of `round_to` singular values (the last
+    may be shorter) whose root mean square is above that threshold. It falls from run to run, so that they are the
+    first ones, and the best. Raises ValueError for alpha < 0, positions < 1 or round_to < 1.
     """
 
     exact: ClassVar[bool] = True
@@ -37,9 +40,11 @@ class RankSelection(Factorisation):
     alpha: float
     positions: int = 1
     capped: bool = False
+    round_to: int = field(default=1, repr=False)  # told once for all layers
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
+        check_round_to(self.round_to)
         if self.positions < 1:
             raise ValueError(f"positions must be at least 1, found {self.positions}")
 
@@ -64,12 +69,18 @@ class RankSelection(Factorisation):
         """
         price = self.alpha * self.positions
         rounding = 4 * torch.finfo(s.dtype).eps * s[..., :1]
-        keep = s > math.sqrt(2 * price * (m + n) / mu) + rounding
-        ranks = keep.sum(-1)
+        keep = self._runs(s) > math.sqrt(2 * price * (m + n) / mu) + rounding
+        ranks = (self.round_to * keep.sum(-1)).clamp_max(min(m, n))
         if not self.capped:
             return ranks
-        value = price * (m + n) * ranks + mu / 2 * s.double().square().masked_fill(keep, 0).sum(-1)
+        left = torch.arange(min(m, n), device=s.device) >= ranks[..., None]
+        value = price * (m + n) * ranks + mu / 2 * (s.double().square() * left).sum(-1)
         return torch.where(price * m * n < value, min(m, n), ranks)
+
+    def _runs(self, s: Tensor) -> Tensor:
+        """The root mean squares of runs of `round_to` singular values s (..., p), the last run being what is left."""
+        runs = torch.split(s.double().square(), self.round_to, dim=-1)
+        return torch.stack([run.mean(-1) for run in runs], dim=-1).sqrt().to(s.dtype)
 
     def penalty(self, theta: Factors) -> float | Tensor:
         return self.alpha * self.positions * numel(theta)
@@ -85,6 +96,7 @@ def rank_selection(
     scheme: int = 1,
     uses: Mapping[str, Use] | None = None,
     layers: str | Sequence[str] = "hidden",
+    round_to: int = 1,
 ) -> Plan:
     """alpha times the numbers stored ("storage") or the multiply-accumulates ("flops") of the factors, for each weight.
 
@@ -94,14 +106,15 @@ def rank_selection(
     the C step alone, so that its two steps minimise different functions; with the price scaled once and for all, both
     belong to the one problem min L(w) + alpha sum_l ‖W_l‖² C_l, mu unchanged.
     `scheme`: how a convolution is a matrix, 1 or 2 (`AsMatrix`). `layers`: "hidden" (all weights but the output
-    layer's), "all", or name patterns. Raises ConfigError for another criterion, and for "flops" without uses.
+    layer's), "all", or name patterns. `round_to`: ranks are multiples of it, or full. Raises ConfigError for another
+    criterion, and for "flops" without uses.
     """
     AsMatrix(scheme)  # refused even where no convolution would use it
     tasks = []
     for name in choose(weights, layers):
         w = weights[name].detach()
         price = alpha * float(torch.linalg.vector_norm(w, dtype=torch.float64)) ** 2 if normalised else alpha
-        compression = RankSelection(price, _positions(criterion, uses, name), capped)
+        compression = RankSelection(price, _positions(criterion, uses, name), capped, round_to)
         tasks.append(Task((name,), matrix_view(w, scheme), compression))
     return Plan.of(tasks, weights)
 

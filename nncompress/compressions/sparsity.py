@@ -56,6 +56,8 @@ class Sparsity(Compression[Sparse], ABC):
         size = (shape[0], math.prod(shape[1:]))
         if math.prod(theta.shape) != math.prod(size):  # of several weights
             return None
+        if theta.values.device.type == "cpu" and theta.values.element_size() < 4:  # torch has no such sparse product
+            return None
         return on_patches(SparseRows(theta.positions, theta.values, size), shape)
 
 

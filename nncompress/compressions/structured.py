@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import FLOAT_BITS, Compression
+from nncompress.compressions.base import FLOAT_BITS, Compression, Size
 from nncompress.compressions.coding import index_bits, position_bits
 from nncompress.compressions.plan import Plan, Task, choose
 from nncompress.compressions.products import Convolutions, KeptRows, Linears, Product, Step, Use
+from nncompress.compressions.rounding import check_round_to, rounded
 from nncompress.compressions.sparsity import check_keep, keep_clipped, kept, largest
 from nncompress.compressions.views import AsTensor, AsVector
 
@@ -34,24 +35,53 @@ class GroupL0(Compression[Rows]):
     their norms, whatever their lengths, which is exact: ‖w - Θ‖² is the sum of the squared norms of the dropped rows.
     Yuan and Lin, "Model selection and estimation in regression with grouped variables", J. R. Stat. Soc. B 68, 2006,
     for groups; Li et al., "Pruning filters for efficient ConvNets", ICLR 2017, for filters.
-    Raises ValueError for another `keep`.
+    `round_to`: the rows kept of each weight are a multiple of it, or all. They are kept in runs of `round_to` (the last
+    of a weight may be shorter), as many as it takes for `keep`, at least one of each weight: the runs of largest
+    squared norm, those of one weight in the order of its rows' norms, which is exact again.
+    Raises ValueError for another `keep` and for a `round_to` below 1.
     """
 
     exact: ClassVar[bool] = True
 
     keep: float | int
     sizes: tuple[tuple[int, int], ...]
+    round_to: int = field(default=1, repr=False)  # told once for all layers
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
+        check_round_to(self.round_to)
 
     def project(self, w: Tensor, mu: float, start: Rows | None) -> Rows:
         norms = [part.reshape(size).square().sum(dim=1) for part, size in zip(self._split(w), self.sizes, strict=True)]
         for norm in norms:
             norm.scatter_(0, norm.argmax(0, keepdim=True), torch.inf)  # a layer without outputs would cut the network
-        rows = torch.cat(norms)
-        positions = largest(rows, max(len(norms), kept(self.keep, len(rows))))
+        in_runs = self.round_to > 1 and len(norms) > 1
+        positions = self._largest_runs(norms) if in_runs else largest(torch.cat(norms), self._rows)
         return Rows(positions, w[self._entries(positions)])
+
+    def _largest_runs(self, norms: Sequence[Tensor]) -> Tensor:
+        """The positions of the rows in the runs of largest squared norm, from the squared norms of the rows."""
+        orders = [norm.argsort(descending=True, stable=True) for norm in norms]
+        runs = [
+            torch.nn.functional.pad(norm[order], (0, -len(norm) % self.round_to)).reshape(-1, self.round_to).sum(1)
+            for norm, order in zip(norms, orders, strict=True)
+        ]
+        gains = torch.cat(runs)
+        count = min(len(gains), max(len(runs), -(-self._rows // self.round_to)))
+        keep = torch.zeros_like(gains, dtype=torch.bool).index_fill_(0, largest(gains, count), True)
+        positions, first = [], 0
+        for order, mine in zip(orders, torch.split(keep, [len(run) for run in runs]), strict=True):
+            rows = order[mine.repeat_interleave(self.round_to)[: len(order)]]
+            positions.append(first + rows.sort().values)
+            first += len(order)
+        return torch.cat(positions)
+
+    @property
+    def _rows(self) -> int:
+        """How many rows `keep` leaves, at least one of each weight; of one weight, with those that rounding adds."""
+        total = sum(rows for rows, _ in self.sizes)
+        count = max(len(self.sizes), kept(self.keep, total))
+        return rounded(count, self.round_to, total) if len(self.sizes) == 1 else count
 
     def decompress(self, theta: Rows) -> Tensor:
         entries = self._entries(theta.positions)
@@ -71,6 +101,9 @@ class GroupL0(Compression[Rows]):
         rows = theta.values.reshape(-1, *shape[1:])
         kept = Linears((rows,)) if len(shape) == 2 else Convolutions((Step(rows, (True, True)),))
         return KeptRows(kept, theta.positions, shape[0])
+
+    def size(self, shape: Sequence[int]) -> Size | None:
+        return Size("rows", (self._rows,), self._rows * self.sizes[0][1]) if len(self.sizes) == 1 else None
 
     def check(self, shape: Sequence[int]) -> None:
         entries = sum(rows * columns for rows, columns in self.sizes)
@@ -166,15 +199,19 @@ def group_l0(
     keep: float | int = 0.5,
     joint: bool = False,
     layers: str | Sequence[str] = "hidden",
+    round_to: int = 1,
 ) -> Plan:
-    """Keep a fraction (or count) of the rows: of each chosen weight, or (`joint`) of all of them together."""
+    """Keep a fraction (or count) of the rows: of each chosen weight, or (`joint`) of all of them together.
+
+    `round_to`: the rows kept of a weight are a multiple of it, or all.
+    """
     names = choose(weights, layers)
     groups = [tuple(names)] if joint else [(name,) for name in names]
 
     def sizes(group: Sequence[str]) -> tuple[tuple[int, int], ...]:
         return tuple((weights[name].shape[0], weights[name][0].numel()) for name in group)
 
-    return Plan.of([Task(group, AsVector(), GroupL0(keep, sizes(group))) for group in groups], weights)
+    return Plan.of([Task(group, AsVector(), GroupL0(keep, sizes(group), round_to)) for group in groups], weights)
 
 
 def n_m(weights: Mapping[str, Tensor], *, n: int = 2, m: int = 4, layers: str | Sequence[str] = "hidden") -> Plan:

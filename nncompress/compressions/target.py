@@ -36,19 +36,32 @@ class Target(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """The plan found, the setting that made it (`rank=17`) and what it achieves."""
+    """The plan found, the name and value of the setting that made it, and what it achieves."""
 
     plan: Plan
-    setting: str
+    name: str
+    value: int | float
     achieved: float
 
+    @property
+    def setting(self) -> str:
+        """`rank=17`."""
+        return f"{self.name}={self.value}"
 
-def fit(recipe: Recipe, weights: Mapping[str, Tensor], target: Target, uses: Mapping[str, Use] | None = None) -> Fit:
+
+def fit(
+    recipe: Recipe,
+    weights: Mapping[str, Tensor],
+    target: Target,
+    uses: Mapping[str, Use] | None = None,
+    *,
+    round_to: int = 1,
+) -> Fit:
     """The largest plan of `recipe` that measures at most what is requested.
 
     The rank, the kept part, the codebook's size or the bits of the recipe are found by bisection, each try measured on
-    the given weights. Raises ConfigError for a recipe without such a keyword and for a request that its smallest
-    setting exceeds.
+    the given weights, with the ranks and rows as `round_to` makes them. Raises ConfigError for a recipe without such a
+    keyword and for a request that its smallest setting exceeds.
     """
     name = _knob(recipe)
     high, value = KNOBS[name]
@@ -56,7 +69,7 @@ def fit(recipe: Recipe, weights: Mapping[str, Tensor], target: Target, uses: Map
 
     def achieved(n: int) -> float:
         if n not in tried:
-            plan = plan_of(recipe, weights, uses, **{name: value(n)})
+            plan = plan_of(recipe, weights, uses, round_to=round_to, **{name: value(n)})
             tried[n] = plan, target.measure(plan)
             log.info("target.%s: %s=%s gives %.6g", target.name, name, value(n), tried[n][1])
         return tried[n][1]
@@ -64,14 +77,16 @@ def fit(recipe: Recipe, weights: Mapping[str, Tensor], target: Target, uses: Map
     low = 1
     if achieved(low) > target.requested:
         raise ConfigError(
-            f"target.{target.name} must be at least {achieved(low):.6g}, reached at {name}={value(low)}, "
-            f"found {target.requested:g}" + (_NO_HELP if achieved(low) >= 1 >= target.requested else "")
+            f"target.{target.name} must be at least {achieved(low):.6g}, reached at {name}={value(low)}"
+            + (f" with round_to={round_to}" if round_to > 1 and takes(recipe, "round_to") else "")
+            + f", found {target.requested:g}"
+            + (_NO_HELP if achieved(low) >= 1 >= target.requested else "")
         )
     high = _first_beyond(lambda n: achieved(n) <= target.requested and not _full(tried[n][0]), high)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if achieved(middle) <= target.requested else (low, middle - 1)
-    return Fit(tried[low][0], f"{name}={value(low)}", achieved(low))
+    return Fit(tried[low][0], name, value(low), achieved(low))
 
 
 def _knob(recipe: Recipe) -> str:

@@ -15,10 +15,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised, distance_sq
+from nncompress.compressions.base import Factorised, Size, distance_sq
 from nncompress.compressions.modes import Modes, balanced_modes, given_modes
 from nncompress.compressions.plan import Plan, Task, choose
 from nncompress.compressions.products import Product
+from nncompress.compressions.rounding import rounded
 from nncompress.compressions.train_products import tt_product
 from nncompress.compressions.views import AsTensor
 
@@ -58,6 +59,9 @@ class TensorTrain(Factorised[Cores]):
     def decompress(self, theta: Cores) -> Tensor:
         return tt_to_tensor(theta.cores)
 
+    def size(self, shape: Sequence[int]) -> Size:
+        return train_size(shape, self.rank)
+
     def clipped(self, shape: Sequence[int]) -> str | None:
         return rank_clipped(shape, self.rank)
 
@@ -85,6 +89,18 @@ def rank_clipped(modes: Sequence[int], rank: int) -> str | None:
     largest = max(tt_ranks(modes, rank))
     above = largest < rank
     return f"rank {rank} is above the largest of modes {list(modes)}, {largest} is used" if above else None
+
+
+def rounded_rank(rank: int, round_to: int, modes: Sequence[int]) -> int:
+    """A TT rank rounded up to a multiple of `round_to`, at most to the largest that trains with these modes have."""
+    return rounded(rank, round_to, max(tt_ranks(modes, math.prod(modes))))
+
+
+def train_size(modes: Sequence[int], rank: int) -> Size:
+    """The size of trains with these modes whose ranks are at most `rank`."""
+    ranks = tt_ranks(modes, rank)
+    cores = zip((1, *ranks[:-1]), modes, ranks, strict=True)
+    return Size("rank", ranks[:-1], sum(math.prod(core) for core in cores))
 
 
 def tt_ranks(shape: Sequence[int], rank: int) -> tuple[int, ...]:
@@ -282,14 +298,18 @@ def tt(
     als: int = 0,
     modes: Modes = None,
     layers: str | Sequence[str] = "hidden",
+    round_to: int = 1,
 ) -> Plan:
     """One tensor train of rank `rank` for each chosen weight, with `als` sweeps of alternating least squares.
 
     `modes`: None for balanced factors, one list for all chosen weights, or a mapping from a name pattern to a list.
-    `layers`: "hidden" (all weights but the output layer's), "all", or name patterns.
+    `layers`: "hidden" (all weights but the output layer's), "all", or name patterns. `round_to`: the rank is rounded up
+    to a multiple of it; bonds that allow less have all they allow.
     """
-    compression = TensorTrain(rank, als)
     names = choose(weights, layers)
     given = given_modes(names, modes)
-    views = [AsTensor(given.get(name, balanced_modes(weights[name].shape))) for name in names]
-    return Plan.of([Task((name,), view, compression) for name, view in zip(names, views, strict=True)], weights)
+    tasks = []
+    for name in names:
+        sizes = given.get(name, balanced_modes(weights[name].shape))
+        tasks.append(Task((name,), AsTensor(sizes), TensorTrain(rounded_rank(rank, round_to, sizes), als)))
+    return Plan.of(tasks, weights)

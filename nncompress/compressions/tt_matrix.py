@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised
+from nncompress.compressions.base import Factorised, Size
 from nncompress.compressions.modes import Modes, balanced_factors, given_modes
 from nncompress.compressions.plan import Plan, Task, choose
 from nncompress.compressions.products import Product
-from nncompress.compressions.tensor_train import Cores, rank_clipped, tt_project, tt_to_tensor
+from nncompress.compressions.tensor_train import (
+    Cores,
+    rank_clipped,
+    rounded_rank,
+    train_size,
+    tt_project,
+    tt_to_tensor,
+)
 from nncompress.compressions.train_products import tt_matrix_product
 from nncompress.compressions.views import AsMatrix
 from nncompress.errors import ConfigError
@@ -63,6 +70,13 @@ class TTMatrix(Factorised[Cores]):
     def product(self, theta: Cores, shape: Sequence[int]) -> Product | None:
         return tt_matrix_product(theta.cores, self.row_modes, self.column_modes, shape)
 
+    def size(self, shape: Sequence[int]) -> Size:
+        return train_size(self._modes, self.rank)
+
+    def rounded(self, round_to: int) -> TTMatrix:
+        """The same with a rank rounded up to a multiple of `round_to`, at most to the largest there is."""
+        return replace(self, rank=rounded_rank(self.rank, round_to, self._modes))
+
     def check(self, shape: Sequence[int]) -> None:
         rows, columns = math.prod(self.row_modes), math.prod(self.column_modes)
         if tuple(shape) != (rows, columns):
@@ -91,11 +105,13 @@ def tt_matrix(
     row_modes: Modes = None,
     column_modes: Modes = None,
     layers: str | Sequence[str] = "hidden",
+    round_to: int = 1,
 ) -> Plan:
     """One TT-matrix of rank `rank` for each chosen weight, (outputs) x (everything else).
 
     `row_modes`, `column_modes`: None for balanced factors, one list for all chosen weights, or a mapping from a name
-    pattern to a list. `layers`: "hidden" (all weights but the output layer's), "all", or name patterns.
+    pattern to a list. `layers`: "hidden" (all weights but the output layer's), "all", or name patterns. `round_to`: the
+    rank is rounded up to a multiple of it; bonds that allow less have all they allow.
     """
     names = choose(weights, layers)
     rows, columns = given_modes(names, row_modes, "row_modes"), given_modes(names, column_modes, "column_modes")
@@ -103,7 +119,7 @@ def tt_matrix(
     for name in names:
         pair = _paired_modes(weights[name].shape, rows.get(name), columns.get(name))
         try:
-            tasks.append(Task((name,), AsMatrix(), TTMatrix(rank, *pair)))
+            tasks.append(Task((name,), AsMatrix(), TTMatrix(rank, *pair).rounded(round_to)))
         except ValueError as error:
             raise ConfigError(f"{name}: {error}") from error
     return Plan.of(tasks, weights)

@@ -15,10 +15,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised
+from nncompress.compressions.base import Factorised, Size
 from nncompress.compressions.modes import Modes, given_modes, kernel_modes, row_modes
 from nncompress.compressions.plan import Plan, Task, choose
 from nncompress.compressions.products import Convolutions, Geometry, Product, Step, Use, on_patches
+from nncompress.compressions.rounding import rounded
 from nncompress.compressions.tensor_train import gram_matrix
 from nncompress.compressions.views import AsTensor
 
@@ -79,6 +80,11 @@ class Tucker(Factorised[CoreFactors]):
         for k, factor in enumerate(theta.factors):
             w = mode_product(w, factor, k) if factor.numel() else w
         return w
+
+    def size(self, shape: Sequence[int]) -> Size:
+        ranks = tucker_ranks(shape, self.ranks)
+        factors = sum(n * r for n, r in zip(shape, ranks, strict=True) if r < n)
+        return Size("rank", ranks, math.prod(ranks) + factors)
 
     def product(self, theta: CoreFactors, shape: Sequence[int]) -> Product | None:
         ranks = tuple(theta.core.shape)
@@ -143,7 +149,7 @@ def mode_product(t: Tensor, matrix: Tensor, k: int) -> Tensor:
     """t times `matrix` (m x n_k) along mode k."""
     before, after = t.shape[:k], t.shape[k + 1 :]
     if math.prod(after) < 32:  # a product for each of the entries before would be many small ones
-        product: Tensor = torch.tensordot(matrix, t, ([1], [k]))
+        product: Tensor = torch.tensordot(matrix.to(t.dtype), t, ([1], [k]))  # t: of a product under autocast, perhaps
         return product.movedim(0, k)
     return (matrix @ t.reshape(math.prod(before), t.shape[k], -1)).reshape(*before, len(matrix), *after)
 
@@ -226,13 +232,15 @@ def tucker(
     rank: int | Sequence[int] = 12,
     modes: Modes = None,
     layers: str | Sequence[str] = "hidden",
+    round_to: int = 1,
 ) -> Plan:
     """One Tucker decomposition for each chosen weight.
 
     `rank`: one for all modes, or a list with one for each; for a convolution in its own modes (outputs, inputs,
     kernel) it is for the two of channels, the kernel stays whole. `modes`: None for these, and for about 16 a mode of
     a matrix, one list for all chosen weights, or a mapping from a name pattern to a list. `layers`: "hidden" (all
-    weights but the output layer's), "all", or name patterns.
+    weights but the output layer's), "all", or name patterns. `round_to`: ranks (not those of a kernel's own modes) are
+    rounded up to multiples of it, at most to their modes.
     """
     names = choose(weights, layers)
     given = given_modes(names, modes)
@@ -240,7 +248,8 @@ def tucker(
     for name in names:
         shape = weights[name].shape
         sizes = given.get(name, kernel_modes(shape))
-        tasks.append(Task((name,), AsTensor(sizes), Tucker(_ranks(rank, sizes, shape))))
+        ranks = _rounded(_ranks(rank, sizes, shape), round_to, sizes, shape)
+        tasks.append(Task((name,), AsTensor(sizes), Tucker(ranks)))
     return Plan.of(tasks, weights)
 
 
@@ -249,3 +258,16 @@ def _ranks(rank: int | Sequence[int], modes: tuple[int, ...], shape: Sequence[in
     if isinstance(rank, int):
         return (rank, rank, *whole) if whole else rank
     return (*rank, *whole) if len(rank) == 2 else tuple(rank)
+
+
+def _rounded(
+    ranks: int | tuple[int, ...], round_to: int, modes: tuple[int, ...], shape: Sequence[int]
+) -> int | tuple[int, ...]:
+    """The ranks as multiples of `round_to`, a kernel's own modes as they are."""
+    if isinstance(ranks, int):
+        return rounded(ranks, round_to, max(modes))
+    if len(ranks) != len(modes):  # told when the plan is made
+        return ranks
+    channels = 2 if modes == tuple(shape) else len(modes)
+    pairs = zip(ranks[:channels], modes, strict=False)
+    return (*(rounded(r, round_to, n) for r, n in pairs), *ranks[channels:])

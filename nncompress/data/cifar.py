@@ -18,6 +18,9 @@ from nncompress.problem import Dataset, Split
 
 log = logging.getLogger(__name__)
 
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""Of CIFAR-10, as its file batches.meta names them."""
+
 
 def cifar10(
     *,
@@ -42,7 +45,7 @@ def cifar10(
     from torchvision.datasets import CIFAR10
 
     train, test = _official(CIFAR10, _source(CIFAR10, "CIFAR-10", root), download)
-    return prepare(train, test, how, num_classes=10, name="cifar10", maximum=255.0)
+    return prepare(train, test, how, num_classes=10, name="cifar10", maximum=255.0, classes=CLASSES)
 
 
 def cifar100(

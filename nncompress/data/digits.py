@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nncompress.data.prepare import Preparation, prepare
+from nncompress.data.prepare import DIGITS, Preparation, prepare
 from nncompress.problem import Dataset, Split
 
 
@@ -31,4 +31,5 @@ def digits(
     x = torch.from_numpy(raw.images).unsqueeze(1)  # (1797, 1, 8, 8)
     y = torch.from_numpy(raw.target)
     train, test = train_test_split(range(len(y)), test_size=0.2, random_state=0, stratify=raw.target)
-    return prepare(Split(x[train], y[train]), Split(x[test], y[test]), how, num_classes=10, name="digits", maximum=16.0)
+    splits = Split(x[train], y[train]), Split(x[test], y[test])
+    return prepare(*splits, how, num_classes=10, name="digits", maximum=16.0, classes=DIGITS)

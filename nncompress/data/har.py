@@ -20,6 +20,8 @@ from nncompress.problem import Dataset, Split
 
 FOLDER = "UCI HAR Dataset"
 PAGE = "https://archive.ics.uci.edu/dataset/240/human+activity+recognition+using+smartphones"
+ACTIVITIES = ("WALKING", "WALKING_UPSTAIRS", "WALKING_DOWNSTAIRS", "SITTING", "STANDING", "LAYING")
+"""The names of the labels, as activity_labels.txt has them."""
 ARCHIVE = "https://archive.ics.uci.edu/static/public/240/human+activity+recognition+using+smartphones.zip"
 ARCHIVE_SHA256 = "c00b803081a5c797cd5e4b83700a9810b38d53d9d84e01917e090e1fdbc81031"
 INNER = f"{FOLDER}.zip"
@@ -78,7 +80,7 @@ def har(
         parts = ["train"] if _source(root, ["test"]).missing() else ["train", "test"]
         splits = _by_subject([_read(source, part) for part in parts], held_out)
         note = f"held-out subjects {' '.join(str(s) for s in held_out)} of the {' and '.join(parts)} part"
-    return prepare(*splits, how, num_classes=6, name="har", note=note)
+    return prepare(*splits, how, num_classes=6, name="har", note=note, classes=ACTIVITIES)
 
 
 def _source(root: str, parts: Sequence[str]) -> Source:

@@ -49,7 +49,10 @@ def image_folder(
         )
     train_split = _decode(train, shape, resize=shape is not None)
     test_split = _decode(test, shape or tuple(train_split.x.shape[2:]), resize=shape is not None)
-    return prepare(train_split, test_split, how, num_classes=len(train.classes), name=folder.name, maximum=255.0)
+    return prepare(
+        train_split, test_split, how,
+        num_classes=len(train.classes), name=folder.name, maximum=255.0, classes=train.classes,
+    )  # fmt: skip
 
 
 def _height_width(size: int | Sequence[int]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nncompress.data.files import Official, Source, fetch
-from nncompress.data.prepare import Preparation, prepare
+from nncompress.data.prepare import DIGITS, Preparation, prepare
 from nncompress.problem import Dataset, Split
 
 FILES = {
@@ -54,7 +54,7 @@ def mnist(
             raise source.not_found()
         fetch(source, _download)
     train, test = _read(source, "train"), _read(source, "t10k")
-    return prepare(train, test, how, num_classes=10, name="mnist", maximum=255.0)
+    return prepare(train, test, how, num_classes=10, name="mnist", maximum=255.0, classes=DIGITS)
 
 
 def _download(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ from nncompress.errors import ConfigError
 from nncompress.problem import Dataset, Split
 
 NORMALISATIONS = ("none", "unit", "standard", "pixel_mean")
+DIGITS = tuple("0123456789")
+"""Names of the labels of handwritten digits."""
 PART = 64  # samples summed at a time: few, so that the float64 copy stays in the cache
 
 
@@ -55,10 +58,12 @@ def prepare(
     name: str,
     maximum: float = 1.0,
     note: str = "",
+    classes: Sequence[str] | None = None,
 ) -> Dataset:
     """The data set made of raw samples: x (n, ...) of any real type, y (n,) integer.
 
-    `maximum` is the raw value that `unit` maps to 1; `note` starts the text of the preprocessing.
+    `maximum` is the raw value that `unit` maps to 1; `note` starts the text of the preprocessing; `classes` are the
+    names of the labels.
     Raises ConfigError when a subset larger than its split is asked for.
     """
     train = _subset(train, how.train_size, how.seed, "train")
@@ -74,6 +79,7 @@ def prepare(
         name,
         "; ".join(part for part in parts if part),
         blank=blank if x_train.dim() == 4 else torch.zeros(()),
+        classes=None if classes is None else tuple(classes),
     )
 
 

@@ -85,7 +85,7 @@ def summaries(runs: Sequence[Run]) -> pd.DataFrame:
     done = [run for run in runs if run.status["status"] == "done"]
     rows = [{"job": run.folder.name} | setting_of(run, keys) | final(run) for run in done]
     for row in rows:
-        for key in ("tasks", "channels", "factors", "one_shot"):  # lists: for the tables of a run
+        for key in ("tasks", "channels", "factors", "one_shot", "round_to/changed"):  # lists: for the tables of a run
             row.pop(key, None)
     return pd.DataFrame(rows, columns=None if rows else ["job", *keys]).astype(dict.fromkeys(keys, object))
 

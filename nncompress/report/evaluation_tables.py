@@ -56,11 +56,12 @@ def latency_table(found: Mapping[str, Any]) -> Table:
     kept = "rebuilt" in set(raw["network"])
     notes = [
         "Median of a forward pass [first and third quartile of the blocks measured], after warm-up; the networks are "
-        "measured in turns, in five rounds; dense / compact: of the medians (least–greatest of the rounds).",
+        "measured in turns, in five rounds; dense / compact: the median of the rounds (least–greatest).",
         "Rebuilt: plain layers with the weights Δ(Θ), what remains of the network where channels are removed."
         if kept
         else "The compact network is made of plain layers: what remains of the dense one.",
         f"Theoretical speed-up (MACs): {times(found['ratio/macs'])}; fewer MACs do not promise less time.",
+        *_unsteady(raw),
         _hardware(found),
     ]
     return Table("latency", f"Latency: {found['artefact']}", raw, known(shown), notes)
@@ -83,6 +84,8 @@ def plans_table(found: Mapping[str, Any]) -> Table:
     return Table("plans", f"Plans of the compact layers: {found['artefact']}", raw, known(shown), notes)
 
 
+UNSTEADY = 2.0
+"""Greatest over least speed-up of the rounds from which a table says that it is not to be relied on."""
 LATENCY_COLUMNS = ["device", "batch size", "dense (ms)", "rebuilt (ms)", "compact (ms)", "dense / compact"]
 
 
@@ -119,6 +122,17 @@ def _latency_shown(rows: pd.DataFrame) -> dict[str, str]:
             least, greatest = row["speedup/least"], row["speedup/greatest"]
             line["dense / compact"] = f"{row['speedup']:.2f}× ({least:.2f}–{greatest:.2f})"
     return {column: line.get(column, UNKNOWN) for column in LATENCY_COLUMNS}
+
+
+def _unsteady(raw: pd.DataFrame) -> list[str]:
+    """That the machine had other things to do, where the rounds say so."""
+    apart = (raw["speedup/greatest"] / raw["speedup/least"]).max()
+    if not apart > UNSTEADY:
+        return []
+    return [
+        f"The rounds differ by up to a factor of {number(apart)}: other processes were busy. Measure again on an idle "
+        "machine, with more seconds=..., or with fewer threads (OMP_NUM_THREADS=1)."
+    ]
 
 
 def _ms(seconds: float) -> str:

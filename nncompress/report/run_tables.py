@@ -1,5 +1,6 @@
 """The three tables of one run: accuracy, compression, convergence."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from nncompress.rates import convergence, fit_slope
 from nncompress.records import Run
 from nncompress.report.collect import final, name
 from nncompress.report.tables import Table, known
-from nncompress.report.text import missing, number, percent, signed, times, yes_no
+from nncompress.report.text import few, missing, number, percent, signed, times, yes_no
 
 SHOWN_ROWS = 30
 
@@ -67,6 +68,7 @@ def compression_table(run: Run, summary: Mapping[str, Any]) -> Table:
         "`nncompress eval` measures it.",
         *_file_words(summary),
         *_target_words(summary),
+        *_rounding_words(summary),
         *_task_words(summary),
         *_unfinished(run),
     ]
@@ -183,7 +185,7 @@ def _huffman(summary: Mapping[str, Any]) -> dict[str, float]:
     """The Huffman estimate of each quantity in bits or bytes."""
     found = {_task_name(task): float(task["bits/huffman"]) for task in summary.get("tasks", [])}
     bits = summary.get("huffman/compressed")
-    return found if bits is None else found | {"bits": bits, "bytes, theoretical (bits / 8)": bits / 8}
+    return found if bits is None else found | {"bits": bits, "bytes, theoretical (bits / 8)": math.ceil(bits / 8)}
 
 
 def _task_words(summary: Mapping[str, Any]) -> list[str]:
@@ -202,6 +204,33 @@ def _target_words(summary: Mapping[str, Any]) -> list[str]:
         f"Target: {summary['target/key']} at most {number(summary['target/requested'])} requested, "
         f"{number(summary['target/achieved'])} achieved{means}."
     ]
+
+
+def _rounding_words(summary: Mapping[str, Any]) -> list[str]:
+    """What rounding to multiples changed: ranks, rows or channels, and the parameters."""
+    multiple = summary.get("round_to", 1)
+    if multiple == 1:
+        return []
+    names: dict[str, list[str]] = {}
+    for change in summary.get("round_to/changed", []):
+        names.setdefault(_change_words(change), []).append(change["params"])
+    said = [f"{words} ({few(layers)})" for words, layers in names.items()]
+    before, after = summary.get("round_to/channels"), summary.get("channels/kept")
+    if before is not None and before != after:
+        said.append(f"channels {number(before)} → {number(after)}")
+    params, dense = summary.get("round_to/params"), summary.get("params/dense")
+    if said and params is not None:
+        shares = " → ".join(number(value / dense) for value in (params, summary["params/compressed"]))
+        said[-1] += f"; parameters {shares} of dense"
+    return [f"round_to = {multiple}: {', '.join(said) or 'there was nothing to round'}."]
+
+
+def _change_words(change: Mapping[str, Any]) -> str:
+    """`ranks 13 → 16`; the numbers that changed, each once."""
+    if change["before"] is None:
+        return "chosen among the multiples"
+    pairs = dict.fromkeys(zip(change["before"], change["after"], strict=True))
+    return f"{change['what']} " + ", ".join(f"{number(a)} → {number(b)}" for a, b in pairs if a != b)
 
 
 FILES = {"bytes/disk": "bytes on disk", "bytes/gzip": "bytes on disk, gzip", "bytes/zstd": "bytes on disk, zstd"}
@@ -229,7 +258,8 @@ SIZES = (
 
 
 def _scaled(value: Any, factor: float) -> float | None:
-    return None if value is None else value * factor
+    """Whole: a part of a byte takes one."""
+    return None if value is None else math.ceil(value * factor)
 
 
 def _size_shown(row: "pd.Series[Any]") -> dict[str, str]:

@@ -63,7 +63,7 @@ def _line(group: "pd.Series[Any]", keys: Sequence[str]) -> dict[str, str]:
     for key, title, form in MEASURES:
         if key in group:
             line[title] = spread(form(group[key]), form(group.get(f"{key} std")))
-        if key in group and key in ("ratio/params", "ratio/bits"):
+        if key in group and key in ("ratio/params", "ratio/bits", "ratio/bytes"):
             line[f"{title}, ×"] = times(group[key])
     return line
 
@@ -73,6 +73,8 @@ MEASURES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("accuracy/dense_test", "dense test accuracy (%)", percent),
     ("ratio/params", "ratio of parameters", number),
     ("ratio/bits", "ratio of bits", number),
+    ("bytes/disk", "bytes on disk", number),
+    ("ratio/bytes", "ratio of bytes on disk", number),
     ("ratio/macs", "ratio of MACs", number),
     ("ratio/channels", "ratio of channels", number),
     ("seconds/total", "time (seconds)", number),

@@ -1,6 +1,7 @@
 """Numbers as people read them, the same in every table and plot."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -48,6 +49,12 @@ def setting(value: Any) -> str:
     if missing(value):
         return UNKNOWN
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def few(names: Sequence[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def missing(value: Any) -> bool:

@@ -75,6 +75,13 @@ class Solver(ABC, Generic[State]):
         """What a solver that removes channels leaves of the network. Default: None, it is `model` with Δ(Θ) in it."""
         return None
 
+    def unrounded(self, problem: Problem, state: State) -> nn.Module | None:
+        """The network `slimmed` would give if its channels were not to be multiples of the problem's `round_to`.
+
+        Only its dead channels count: what the others hold may be of another step. Default: None, as for `slimmed`.
+        """
+        return None
+
     def finished(self, previous: float | None, terms: Mapping[str, float]) -> bool:
         """Whether to stop, given the objective last observed and the figures observed now.
 

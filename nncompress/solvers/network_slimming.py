@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar, NamedTuple
 
@@ -41,7 +41,8 @@ log = logging.getLogger(__name__)
 class NetworkSlimmingState(NamedTuple):
     """The network, its optimiser, the order of the samples, the squared steps (float64), and which channels stay.
 
-    keep: 1 or 0 for each channel (m,), all 1 until fine-tuning begins. pruned: the step behind which it began, or -1.
+    keep: 1 or 0 for each channel (m,), all 1 until fine-tuning begins. plain: the same, had it not been rounded to
+    multiples. pruned: the step behind which fine-tuning began, or -1.
     """
 
     k: int
@@ -52,6 +53,7 @@ class NetworkSlimmingState(NamedTuple):
     generator: Generator
     step_sq: Tensor
     step_sq_sum: Tensor
+    plain: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +109,12 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
         model = shared_norms(copy.deepcopy(problem.model))
         zero = torch.zeros((), dtype=torch.float64, device=problem.device)
         keep, generator = torch.ones_like(Scales.of(model).gamma()), Generator().manual_seed(self.seed)
-        return NetworkSlimmingState(0, model, keep, -1, self._optimizer(model), generator, zero, zero)
+        return NetworkSlimmingState(0, model, keep, -1, self._optimizer(model), generator, zero, zero, keep.clone())
 
     def step(self, problem: Problem, state: NetworkSlimmingState) -> NetworkSlimmingState:
         if state.pruned < 0 and state.k >= self._training(state):
             state = self._pruned(problem, state)
-        k, model, keep, pruned, optimizer, generator, _, step_sq_sum = state
+        k, model, keep, pruned, optimizer, generator, _, step_sq_sum, plain = state
         scales, before = Scales.of(model), [p.detach().clone() for p in model.parameters()]
         set_rate(optimizer, self._rate(state))
         minibatches = Minibatches(self.batch_size, generator, self.label_smoothing, self.mixup)
@@ -123,7 +125,8 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
             epoch(problem, model, minibatches, optimizer=optimizer, after_step=lambda: scales.mask(parts))
         parallel.check_alike([*model.state_dict().values(), keep], "network and channels")
         step_sq = moved_sq(model, before)
-        return NetworkSlimmingState(k + 1, model, keep, pruned, optimizer, generator, step_sq, step_sq_sum + step_sq)
+        total = step_sq_sum + step_sq
+        return NetworkSlimmingState(k + 1, model, keep, pruned, optimizer, generator, step_sq, total, plain)
 
     def observe(self, problem: Problem, state: NetworkSlimmingState) -> Observation:
         model = copy.deepcopy(state.model).eval()
@@ -144,6 +147,11 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
         model = copy.deepcopy(state.model).eval()
         scales = Scales.of(model)
         return Slimmed(masked(model, self._kept(problem, state)[0], fold=self.fold), scales.named(scales.gamma()))
+
+    def unrounded(self, problem: Problem, state: NetworkSlimmingState) -> nn.Module:
+        if state.pruned < 0:
+            return self.slimmed(replace(problem, round_to=1), state).network
+        return masked(problem.model, Scales.of(problem.model).named(state.plain != 0))
 
     def result(self, problem: Problem, state: NetworkSlimmingState, observation: Observation) -> Observation:
         if state.pruned < 0:
@@ -193,6 +201,9 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
         keep, said = self._kept(problem, state)
         for words in said:
             log.warning("%s", words)
+        plain = keep if problem.round_to == 1 else self._kept(replace(problem, round_to=1), state)[0]
         model = masked(state.model, keep, fold=self.fold)
-        flags = torch.cat(list(keep.values())).to(state.keep.dtype)
-        return state._replace(model=model, keep=flags, pruned=state.k, optimizer=self._optimizer(model))
+        flags, without = (torch.cat(list(each.values())).to(state.keep) for each in (keep, plain))
+        return state._replace(
+            model=model, keep=flags, pruned=state.k, optimizer=self._optimizer(model), plain=without
+        )  # fmt: skip

@@ -13,6 +13,7 @@ from nncompress import metrics, parallel
 from nncompress.channels import declares_scales, guarded, masked, norm_of, scales_of
 from nncompress.compact.removal import removed
 from nncompress.compressions.base import FLOAT_BITS
+from nncompress.compressions.rounding import rounded
 from nncompress.errors import ConfigError, Unsupported
 from nncompress.problem import Problem
 
@@ -84,8 +85,10 @@ def chosen(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Of the channels `keep` (m,) those a network is left with, by batch norm; and what had to be changed, in words.
 
-    Every layer is left a channel, or its residual branch goes (not with `fold`). With a target of the problem as many
-    more channels go, those with the smallest `scores` (m,), as it takes to meet it: as few as possible, by bisection.
+    Every layer is left a channel, or its residual branch goes (not with `fold`). Where the problem has a `round_to`, as
+    many of the other channels stay, those with the largest `scores` (m,), as make the number of each batch norm a
+    multiple of it, or all; where none is left there is none. With a target of the problem as many more channels go,
+    those with the smallest scores, as it takes to meet it: as few as possible, by bisection, rounding included.
     Raises Unsupported for a target of a network that does not say how its channels are removed, or that one channel a
     layer exceeds.
     """
@@ -94,7 +97,10 @@ def chosen(
 
     def left(count: int) -> tuple[dict[str, Tensor], list[str]]:
         best = keep & largest(scores.masked_fill(~keep, -1), count)
-        return guarded(model, scales.named(best), scales.named(ranks), branches=not fold)
+        full, words = guarded(model, scales.named(best), scales.named(ranks), branches=not fold)
+        if problem.round_to > 1:
+            full = {name: _filled(full[name], own, problem.round_to) for name, own in scales.named(ranks).items()}
+        return full, words
 
     if problem.target is None:
         return left(len(keep))
@@ -106,6 +112,12 @@ def chosen(
     return left(_count(problem, int(keep.sum()), lambda count: masked(model, left(count)[0], fold=fold)))
 
 
+def _filled(mask: Tensor, scores: Tensor, round_to: int) -> Tensor:
+    """`mask` (channels,) and the largest of the other scores, so many that a multiple of `round_to` stays, or all."""
+    count = rounded(int(mask.sum()), round_to, len(mask))
+    return largest(scores.masked_fill(mask, torch.inf), count)
+
+
 def _count(problem: Problem, most: int, network: Callable[[int], nn.Module]) -> int:
     """The largest number of channels, at most `most`, with which a network meets the problem's target."""
     name, value = problem.target or ("ratio", 1.0)
@@ -113,8 +125,9 @@ def _count(problem: Problem, most: int, network: Callable[[int], nn.Module]) -> 
     limit = value * dense if value <= 1 else value
     least = size_of(problem, removed(network(0)), name)
     if least > limit:
+        channels = "one channel" if problem.round_to == 1 else f"{problem.round_to} channels (round_to)"
         raise Unsupported(
-            f"target.{name}={value:g} must leave one channel in every layer, which is {least / dense:.4g} of the "
+            f"target.{name}={value:g} must leave {channels} in every layer, which is {least / dense:.4g} of the "
             "network; give a larger target"
         )
     low, high = 0, most

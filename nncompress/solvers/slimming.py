@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar, NamedTuple
 
@@ -169,6 +169,9 @@ class Slimming(Solver[SlimmingState]):
         model = copy.deepcopy(state.model).eval()
         keep, _ = self._kept(problem, model, state.xi)
         return Slimmed(self._deployed(model, state.xi, keep, self.project), Scales.of(model).named(state.xi))
+
+    def unrounded(self, problem: Problem, state: SlimmingState) -> nn.Module:
+        return self.slimmed(replace(problem, round_to=1), state).network
 
     def result(self, problem: Problem, state: SlimmingState, observation: Observation) -> Observation:
         model, test = observation.model, problem.data.test

@@ -1,0 +1,287 @@
+"""`nncompress eval`: what it measures of a run, what it leaves, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from runs import train
+from torch import nn
+
+from nncompress import evaluation, latency
+from nncompress.cli import main
+from nncompress.data.digits import digits
+from nncompress.report.evaluation_tables import latency_table
+
+QUICK = ["batch_sizes=[2]", "seconds=0.001"]
+KEYS = {
+    "artefact", "architecture", "accuracy/test", "loss/test", "data", "params/dense", "params/compressed", "bits/dense",
+    "bits/compressed", "bytes/dense", "bytes/theoretical", "bytes/disk", "bytes/gzip", "bytes/zstd", "macs/dense",
+    "macs/compressed", "ratio/params", "ratio/bits", "ratio/tasks", "ratio/macs", "difference/rebuilt", "latency",
+    "plans", "environment", "notes",
+}  # fmt: skip
+
+pytestmark = pytest.mark.usefixtures("apart")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on arrays of its own, beside it in points.npz."""
+    folder = tmp_path_factory.mktemp("eval")
+    data = digits(train_size=100, test_size=60)
+    arrays = {f"x_{name}": getattr(data, name).x.numpy() for name in ("train", "test")}
+    arrays |= {f"y_{name}": getattr(data, name).y.numpy() for name in ("train", "test")}
+    np.savez(folder / "points.npz", **arrays)
+    words = ["solver=sgd", "model.widths=[64]", "compression=low_rank", "compression.rank=4", "solver.num_steps=3"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nncompress.experiment.write_run_report", lambda folder: [])
+        assert train(folder / "run", *words, "dataset=npz", f"dataset.path={folder}/points.npz") == 0
+    torch.use_deterministic_algorithms(False)
+    return folder / "run"
+
+
+@pytest.fixture
+def without_data(run: Path) -> Iterator[None]:
+    """The run's data are gone."""
+    points = run.parent / "points.npz"
+    points.rename(points.with_suffix(".away"))
+    yield
+    points.with_suffix(".away").rename(points)
+
+
+def measured(*words: str) -> dict:
+    """`evaluation.json` of an evaluation that is done, in the folder `found`."""
+    assert main(["eval", *words, *QUICK, "output=found"]) == 0
+    return json.loads(Path("found/evaluation.json").read_text())
+
+
+def refused(words: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
+    """What is told of words that are refused with this code, in one line; nothing is left."""
+    before = set(Path().rglob("*"))
+    assert main(["eval", *words]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert set(Path().rglob("*")) == before
+    return err
+
+
+def test_a_run_is_measured_with_its_own_data(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = measured(str(run))
+    assert set(found) == KEYS
+    summary = json.loads((run / "summary.json").read_text())
+    for key in (
+        "params/dense",
+        "params/compressed",
+        "bits/compressed",
+        "macs/compressed",
+        "ratio/params",
+        "bytes/disk",
+    ):
+        assert found[key] == summary[key]
+    assert found["accuracy/test"] == pytest.approx(summary["accuracy/test"], abs=0.02)
+    assert found["difference/rebuilt"] < 1e-5
+    assert found["data"]["samples"] == 60
+    assert found["notes"] == []
+    assert [row["network"] for row in found["latency"]] == ["dense", "rebuilt", "compact"]
+    assert all(row["seconds/lower"] <= row["seconds/median"] <= row["seconds/upper"] for row in found["latency"])
+    assert [row["layer"] for row in found["plans"]] == ["fc1.weight"]
+    out = capsys.readouterr().out
+    for title in ("# Evaluation: ", "# Latency: ", "# Plans of the compact layers: "):
+        assert title in out
+    for words in ("accuracy on the test data (%)", "bytes (theoretical)", "Theoretical speed-up (MACs)", "torch 2."):
+        assert words in out
+
+
+def test_it_leaves_tables_in_three_forms(run: Path) -> None:
+    found = measured(str(run / "model"))
+    names = {f"{name}.{form}" for name in ("evaluation", "latency", "plans") for form in ("csv", "md", "tex")}
+    assert {path.name for path in Path("found/tables").iterdir()} == names
+    table = pd.read_csv("found/tables/evaluation.csv").set_index("quantity")
+    assert table["compact"]["bytes on disk"] == found["bytes/disk"]
+    assert table["ratio"]["parameters"] == pytest.approx(found["ratio/params"])
+
+
+def test_the_default_folder_is_new_every_time(run: Path) -> None:
+    for _ in range(2):
+        assert main(["eval", str(run), "batch_sizes=[]"]) == 0
+    folders = list(Path("outputs/evaluations").iterdir())
+    assert len(folders) == 2
+    assert all((folder / "evaluation.json").is_file() for folder in folders)
+
+
+def test_other_data_are_measured_with_a_warning(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = measured(str(run), "dataset=digits", "dataset.test_size=50", "precision=float64")
+    assert found["data"] == {"name": "digits", "preprocessing": "unit; test_size 50, seed 10", "samples": 50}
+    assert found["environment"]["precision"] == "float64"
+    assert any("trained with dataset points" in note for note in found["notes"])
+    assert "found dataset digits" in caplog.text
+
+
+def test_settings_of_its_own_data_may_be_changed(run: Path) -> None:
+    found = measured(str(run), "dataset.test_size=7")
+    assert found["data"]["samples"] == 7
+    assert found["notes"] == []
+
+
+@pytest.mark.usefixtures("without_data")
+def test_without_its_data_all_but_the_accuracy_is_measured(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = measured(str(run))
+    assert "points.npz" in found["unmeasured"]
+    assert "accuracy/test" not in found
+    assert len(found["latency"]) == 3
+    assert "Accuracy is not measured: " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("without_data")
+def test_data_that_are_asked_for_must_be_there(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "points.npz" in refused([str(run), "dataset.test_size=5"], 1, capsys)
+
+
+def test_no_data_set_means_no_accuracy(run: Path) -> None:
+    assert "accuracy is not measured" in measured(str(run), "~dataset")["unmeasured"]
+
+
+def test_a_network_of_plain_layers_is_its_own_rebuilt_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["model.widths=[8]", "dataset.train_size=50", "solver.num_steps=1", "compression=none"]
+    assert train(tmp_path / "plain", *words) == 0
+    found = measured(str(tmp_path / "plain"))
+    assert [row["network"] for row in found["latency"]] == ["dense", "compact"]
+    assert found["plans"] == []
+    out = capsys.readouterr().out
+    assert "rebuilt (ms)" not in out
+    assert "made of plain layers" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["sed=1"], "Key 'sed' not in the configuration; did you mean 'seed'?"),
+        (["lr=1"], "Key 'lr' not in the configuration; there are seed, device, precision, data_dir, data, batch_sizes"),
+        (["+lr=1"], "Key 'lr' not in the configuration; there are seed"),
+        (["model=mlp"], "Key 'model' not in the configuration; there are seed"),
+        (["solver.lr=1"], "Key 'solver' not in the configuration; there are seed"),
+        (["hydra.run.dir=x"], "Key 'hydra.run.dir' not in the configuration; there are seed"),
+        (["dataset=mnits"], "dataset=mnits: no such option; there are artefact, cifar10"),
+        (["dataset.tst_size=1"], "Key 'tst_size' not in 'dataset'; did you mean 'test_size'?"),
+        (["+dataset.nothing=1"], "dataset.nothing: "),
+        (["batch_sizes=[0]"], "batch_sizes: must be numbers of samples, at least 1, found 0"),
+        (["batch_sizes=1,2"], "a list needs brackets (KEY=[1,2])"),
+        (["batch_sizes=[a]"], "batch_sizes[0]: Value 'a'"),
+        (["seconds=0"], "seconds: must be above 0 and finite, found 0.0"),
+        (["seed=-1"], "seed: must be at least 0, found -1"),
+        (["precision=bf16"], "precision: must be one of auto, float32, float64, found 'bf16'"),
+        (["device=gpu"], "device: must be auto, cpu, cuda or cuda:N, found 'gpu'"),
+        (["device=cuda:99"], "device=cuda:99 needs that GPU"),
+        (["dataset=digits", "dataset.flatten=true"], "the network takes samples of shape (1, 8, 8)"),
+        (["-m"], "eval needs one folder of a run and then KEY=VALUE, found -m"),
+        (["elsewhere"], "found elsewhere"),
+        (["output=taken"], "nothing is overwritten, found taken; give another place with output=FOLDER"),
+    ],
+)
+def test_a_wrong_word_is_one_sentence_and_exit_code_2(
+    words: list[str], expected: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("taken").mkdir()
+    Path("taken/by").touch()
+    assert expected in refused([*words, str(run)], 2, capsys)
+
+
+def test_without_a_folder_it_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "found none: nncompress eval RUN [KEY=VALUE]" in refused([], 2, capsys)
+
+
+def test_a_folder_without_a_network_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    shutil.copytree(run, "unfinished", ignore=shutil.ignore_patterns("model", "checkpoints"))
+    Path("unfinished/status.json").write_text('{"status": "running"}')
+    shutil.copytree(run / "model", "damaged")
+    Path("damaged/model.safetensors").write_bytes(Path("damaged/model.safetensors").read_bytes()[:-3])
+    for folder, expected in (
+        ("nowhere", "there is no such folder"),
+        ("empty", "neither model.json nor model/model.json is there"),
+        ("unfinished", "this run is running and has none"),
+        ("damaged", "damaged/model.safetensors"),
+    ):
+        assert expected in refused([folder], 1, capsys)
+
+
+def test_an_interruption_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*arguments: object, **keywords: object) -> None:
+        assert Path("a").exists()  # where the output is made
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "measure", stopped)
+    assert main(["eval", str(run), "output=a/b/found"]) == 130
+    assert not Path("a").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_the_reason(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").touch()
+    assert "cannot write file/found: Not a directory" in refused([str(run), "output=file/found"], 1, capsys)
+
+
+def test_help_needs_no_torch_and_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--help"]) == 0
+    out = capsys.readouterr().out
+    for key in (
+        "dataset=",
+        "data_dir=",
+        "data.download=",
+        "device=",
+        "precision=",
+        "batch_sizes=",
+        "seconds=",
+        "seed=",
+    ):
+        assert key in out
+    assert main(["--help"]) == 0
+    assert "  eval    " in capsys.readouterr().out
+
+
+class Counting(nn.Module):
+    """Notes every pass in a list that networks share."""
+
+    def __init__(self, name: str, passes: list[str]) -> None:
+        super().__init__()
+        self.name, self.passes = name, passes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes.append(self.name)
+        return x
+
+
+def test_networks_are_measured_in_turns() -> None:
+    passes: list[str] = []
+    networks = {name: Counting(name, passes) for name in ("a", "b")}
+    found = latency.side_by_side(networks, torch.zeros(1), 0.001)
+    turns = "".join(name for k, name in enumerate(passes) if k == 0 or passes[k - 1] != name)
+    assert turns == "ab" * (1 + latency.ROUNDS)  # the warm-up, then the rounds
+    assert len(found["a"].rounds) == latency.ROUNDS
+    ratio = latency.ratio(found["a"], found["b"])
+    assert ratio.least <= ratio.median <= ratio.greatest
+
+
+def test_too_many_samples_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Large(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    with pytest.raises(latency.NNCompressError, match=r"the latency of 5 samples needs more memory than cpu has"):
+        latency.side_by_side({"large": Large()}, torch.zeros(5), 0.001)
+
+
+@pytest.mark.parametrize(("greatest", "told"), [(1.2, False), (3.0, True)])
+def test_a_busy_machine_is_told(greatest: float, told: bool) -> None:
+    row = {"device": "cpu", "batch_size": 1, "seconds/median": 1.0, "seconds/lower": 1.0, "seconds/upper": 1.0}
+    speed = {"speedup": 1.1, "speedup/least": 1.0, "speedup/greatest": greatest}
+    about = {"date": "today", "packages": {"torch": "2"}, "precision": "float32", "threads": 1, "devices": {"cpu": "x"}}
+    rows = [row | {"network": "dense"}, row | {"network": "compact"} | speed]
+    table = latency_table({"latency": rows, "artefact": "a", "ratio/macs": 0.5, "environment": about})
+    assert any("other processes were busy" in note for note in table.notes) is told
