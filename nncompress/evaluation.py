@@ -16,7 +16,7 @@ from nncompress import config, environment, latency, metrics
 from nncompress.building import layers_of
 from nncompress.compact.artefact import Artefact, stored_bytes
 from nncompress.compact.layers import chosen_plans
-from nncompress.compact.measures import dense_bytes, samples
+from nncompress.compact.measures import samples
 from nncompress.errors import ConfigError, NNCompressError
 from nncompress.problem import Dataset, Problem, Split
 
@@ -133,8 +133,8 @@ def _sizes(artefact: Artefact, dense: nn.Module, rebuilt: nn.Module) -> dict[str
     data = Dataset(split, split, artefact.description["num_classes"], "one sample")
     problem = Problem(dense, data, artefact.plan)
     found = metrics.sizes(problem, artefact.theta, rebuilt)
-    found["bytes/dense"] = dense_bytes(artefact)
-    found["bytes/theoretical"] = found["bits/compressed"] / 8
+    bits = metrics.file_bits(problem, artefact.theta, rebuilt)
+    found |= {"bytes/dense": -(-bits["dense"] // 8), "bytes/theoretical": -(-bits["compressed"] // 8)}
     layers = [layers_of(network, data) for network in (dense, rebuilt)]
     return found | metrics.macs(artefact.plan, artefact.theta, *layers)
 

@@ -125,10 +125,9 @@ def is_run(folder: Path) -> bool:
     return (folder / STATUS).is_file() or ((folder / CONFIG).is_file() and (folder / RECORDS).is_file())
 
 
-def write_json(path: Path, obj: Any, indent: int | None = 2) -> None:
+def write_json(path: Path, obj: Any) -> None:
     """Write a JSON file whole or not at all (a new file, then renamed); numbers that are not finite become null."""
-    separators = (",", ":") if indent is None else None
-    text = json.dumps(_finite(obj), indent=indent, separators=separators, ensure_ascii=False) + "\n"
+    text = json.dumps(_finite(obj), indent=2, ensure_ascii=False) + "\n"
     replace_bytes(Path(path), text.encode())
 
 

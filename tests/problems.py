@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_module
 from torch import nn
 
 from nncompress import config, metrics
-from nncompress.compressions.plan import Plan, none, plan_of
+from nncompress.compressions.plan import Plan, Recipe, none, plan_of
 from nncompress.data.digits import digits
 from nncompress.models.mlp import MLP
 from nncompress.problem import Dataset, Problem, Split, weights_of
@@ -50,12 +50,18 @@ def problem(data: Dataset, model: nn.Module, recipe=none, **settings: object) ->
 
 
 @cache
-def problem_of(option: str, dtype: torch.dtype = F64) -> Problem:
-    """Digits, a small perceptron, and the compression as its file in conf/compression gives it."""
+def recipe_of(option: str) -> Recipe:
+    """A compression as its file in conf/compression gives it."""
     config.register()
     with initialize_config_module("nncompress.conf", version_base="1.3"):
-        recipe = config.build(compose("config", [f"compression={option}"]).compression)
+        recipe: Recipe = config.build(compose("config", [f"compression={option}"]).compression)
+    return recipe
+
+
+@cache
+def problem_of(option: str, dtype: torch.dtype = F64) -> Problem:
+    """Digits, a small perceptron, and an option of conf/compression."""
     data = small_digits(120, dtype)
     model = mlp(data)
     uses = metrics.uses_of(metrics.layers_of(model, data.train.x[:1]))
-    return Problem(model, data, plan_of(recipe, weights_of(model), uses))
+    return Problem(model, data, plan_of(recipe_of(option), weights_of(model), uses))

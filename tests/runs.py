@@ -1,11 +1,14 @@
 """Runs from the command line, and what they leave."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nncompress.cli import main
+from nncompress.compact.artefact import _checksum
 
 
 def train(folder: Path, *words: str) -> int:
@@ -31,6 +34,14 @@ def summary(folder: Path) -> dict[str, object]:
 def status(folder: Path) -> dict[str, object]:
     """How the run ended."""
     return dict(json.loads((folder / "status.json").read_text()))
+
+
+def resign(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the description of the compact network in a folder, and its checksum with it."""
+    path = folder / "model.json"
+    about = json.loads(path.read_text())
+    change(about)
+    path.write_text(json.dumps(about | {"checksum": _checksum(folder, about)}))
 
 
 def assert_refused(folder: Path, words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import zstandard
 from problems import ARCHITECTURE, F64, OPTIONS, mlp, problem, problem_of, randn, small_digits
+from runs import resign
 from test_channels import stored
 from torch import Tensor, nn
 
@@ -95,7 +96,7 @@ def check_size(folder: Path, p: Problem, network: nn.Module | None = None, theta
     assert bits / 8 <= sum((folder / name).stat().st_size for name in os.listdir(folder)) <= 1.02 * bits / 8 + 4096
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", ["additive", "codebook", "low_precision", "low_rank", "none", "uniform"])
 def test_numbers_of_64_bits_are_loaded_rounded_to_32(option, tmp_path):
     p = problem_of(option, F64)
     deployed = saved(tmp_path, p)
@@ -235,6 +236,26 @@ def test_plans_are_passed_on_and_a_wrong_one_is_the_callers_error(tmp_path):
     assert {m.plans for m in network.modules() if isinstance(m, CompactLayer)} == {("reconstruct",)}
     with pytest.raises(ConfigError, match="plans must be some of chain, reconstruct, cached, found slow"):
         load(tmp_path, compact=True, plans=("slow",))
+
+
+def test_what_a_file_has_to_hold_is_counted_by_hand(nets):
+    data = noise(6)
+    network = nets.Tied(3)
+    real = 6 * 5 + 5 + 25 + 5 + (15 + 3) + 1  # embed, hidden, the bias of decode, out, scale
+    buffers = 32 * (3 + 5) + 64 * 5 + 8 * 5  # short, table; order; mask
+    assert metrics.file_bits(problem(data, network), ()) == dict.fromkeys(("dense", "compressed"), 32 * real + buffers)
+    p = problem(data, network, codebook, K=4, layers=["hidden"])
+    compressed = 32 * (real - 25) + 25 * 2 + 32 * 4 + buffers
+    assert metrics.file_bits(p, projected(p).theta) == {"dense": 32 * real + buffers, "compressed": compressed}
+
+
+def test_of_a_network_without_channels_what_is_left_and_a_bit_for_each_is_counted():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+    left = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3))
+    p = problem(noise(1, 5, 5), network)
+    dense = 32 * (4 * 9 + 4 + 8 + 8) + 64  # the running statistics too, and how many batches there were
+    compressed = 32 * (3 * 9 + 3 + 6 + 6) + 64 + 4
+    assert metrics.file_bits(p, (), left) == {"dense": dense, "compressed": compressed}
 
 
 # Networks of all kinds.
@@ -514,14 +535,6 @@ def refusal(path: Path, **settings: Any) -> str:
     assert "model.json" in words or "model.safetensors" in words
     assert "\n" not in words
     return words
-
-
-def resign(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the description and its checksum."""
-    path = folder / "model.json"
-    about = json.loads(path.read_text())
-    change(about)
-    path.write_text(json.dumps(about | {"checksum": artefact._checksum(folder, about)}))
 
 
 def test_truncated_tensors_are_refused(folder):

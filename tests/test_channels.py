@@ -4,11 +4,12 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from problems import F64, problem, randn, small_digits
-from runs import rows, summary, train
+from runs import resign, rows, summary, train
 from test_cifar_models import SMALL, count, every, norms, small
 from torch import Tensor, nn
 
@@ -384,21 +385,26 @@ def test_a_smaller_network_is_loaded_as_it_was_stored(name, tmp_path):
     checked(loaded.to(F64), again, x.to(F64))
 
 
-@pytest.mark.parametrize("damage", ["nothing said", "another branch", "no selection", "other width"])
+@pytest.mark.parametrize(
+    "damage", ["nothing said", "another branch", "no selection", "another selection", "other width"]
+)
 def test_a_description_that_does_not_fit_the_tensors_is_refused(damage, tmp_path):
     stored(tmp_path, "preresnet")
-    path = tmp_path / "model.json"
-    description = json.loads(path.read_text())
-    if damage == "nothing said":
-        del description["channels"]
-    elif damage == "another branch":
-        description["channels"]["without"] = ["blocks.7.branch"]
-    elif damage == "no selection":
-        description["channels"]["selected"] = []
-    else:
-        description["channels"]["selected"] = ["head.nothing"]
-    path.write_text(json.dumps(description))
-    with pytest.raises(CheckpointError, match=r"model.json must describe a network that fits model.safetensors"):
+
+    def damaged(about: dict[str, Any]) -> None:
+        if damage == "nothing said":
+            del about["channels"]
+        elif damage == "another branch":
+            about["channels"]["without"] = ["blocks.7.branch"]
+        elif damage == "no selection":
+            about["channels"]["selected"] = []
+        elif damage == "another selection":
+            about["channels"]["selected"] = ["head.nothing"]
+        else:
+            next(iter(about["channels"]["shapes"].values()))[0] += 1
+
+    resign(tmp_path, damaged)
+    with pytest.raises(CheckpointError, match=r"model.json must describe (a network that fits|what) model.safetensors"):
         load(tmp_path)
 
 

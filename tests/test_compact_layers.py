@@ -34,17 +34,28 @@ from nncompress.compact.planning import Choice, fastest
 from nncompress.compact.theta import HeldTheta, power_of_two
 from nncompress.compressions.base import Compression
 from nncompress.compressions.codebook import Codebook, codebook
+from nncompress.compressions.cp import CP
 from nncompress.compressions.low_rank import LowRank, low_rank
 from nncompress.compressions.nonconvex import LHalfPenalty
 from nncompress.compressions.plan import Plan
 from nncompress.compressions.quantization import FixedCodebook, ScaledBinary, ScaledTernary
 from nncompress.compressions.sparsity import L0, L1, L1Penalty, l0
 from nncompress.compressions.structured import NM
+from nncompress.compressions.tt_matrix import TTMatrix
 from nncompress.compressions.uniform import LowPrecision, Uniform
 from nncompress.compressions.views import AsMatrix, AsTensor, AsVector, View
 from nncompress.errors import ConfigError
 from nncompress.problem import weights_of
 
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short measurements: no fact here hangs on what they give."""
+    monkeypatch.setattr(planning, "BLOCKS", 1)
+    monkeypatch.setattr(planning, "BLOCK_SECONDS", 1e-5)
+
+
+BLOCKS, BLOCK_SECONDS = planning.BLOCKS, planning.BLOCK_SECONDS
 DENSE_ONLY = [
     (Codebook(3), AsVector()), (Codebook(2, per_channel=True), AsMatrix()), (FixedCodebook((-0.3, 0.3)), AsVector()),
     (ScaledBinary(), AsMatrix()), (ScaledTernary(per_channel=True), AsMatrix()), (Uniform(4), AsVector()),
@@ -138,14 +149,15 @@ GEOMETRIES: list[dict[str, Any]] = [
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 @pytest.mark.parametrize(("compression", "view"), named(OF_CONV))
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_every_plan_of_a_convolution_gives_what_the_dense_kernel_gives(compression, view, geometry):
-    dense, compact = pair_of(conv(bool(geometry), **geometry), compression, view)
-    assert isinstance(compact, CompactConv2d)
-    for n in (1, 3) if geometry else (1, 3, 17):
-        check_plans(dense, compact, randn(n, 8, 7, 6))
-    check_alone(dense, compact, randn(0, 8, 7, 6))
-    check_plans(dense, compact, randn(2, 8, 5, 6).contiguous(memory_format=torch.channels_last))
+def test_every_plan_of_a_convolution_gives_what_the_dense_kernel_gives(compression, view):
+    of_each_form = compression in (LowRank(3), Codebook(3), L0(0.2), TTMatrix(3, (3, 2), (12, 4)), CP(4))
+    for geometry in GEOMETRIES if of_each_form else GEOMETRIES[:2]:
+        dense, compact = pair_of(conv(bool(geometry), **geometry), compression, view)
+        assert isinstance(compact, CompactConv2d)
+        for n in (1, 3) if geometry else (1, 3, 17):
+            check_plans(dense, compact, randn(n, 8, 7, 6))
+        check_alone(dense, compact, randn(0, 8, 7, 6))
+        check_plans(dense, compact, randn(2, 8, 5, 6).contiguous(memory_format=torch.channels_last))
 
 
 def test_a_compact_layer_says_what_networks_ask_of_the_one_it_stands_for():
@@ -558,6 +570,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
     monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=found.perf_counter))
+    monkeypatch.setattr(planning, "BLOCKS", BLOCKS)
+    monkeypatch.setattr(planning, "BLOCK_SECONDS", BLOCK_SECONDS)
     return found
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -30,7 +31,7 @@ from nncompress.data.digits import digits
 from nncompress.errors import Unsupported
 from nncompress.metrics import evaluate, held
 from nncompress.params import Params
-from nncompress.problem import with_weights
+from nncompress.problem import Computation, with_weights
 from nncompress.solvers.descent import Constant
 from nncompress.solvers.direct_learning import DirectLearning
 
@@ -194,6 +195,54 @@ def test_convolutions_are_learned_and_batch_norm_keeps_its_statistics(scheme):
     assert int(final.observation.model[1].num_batches_tracked) == 80
     assert int(p.model[1].num_batches_tracked) == 0
     assert evaluate(final.observation.model, data.test, p.loss).accuracy > 0.85
+
+
+class Mixed(nn.Module):
+    """A layer used twice, weights that two layers share, statistics that forward replaces by new tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6)
+        self.first, self.twice, self.encode, self.decode = (nn.Linear(n, 24) for n in (96, 24, 24, 24))
+        self.decode.weight = self.encode.weight
+        self.register_buffer("mean", torch.zeros(24))
+        self.out = nn.Linear(24, 10)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).relu().flatten(1)
+        x = self.twice(self.twice(self.first(x)).relu())
+        x = self.decode(self.encode(x).relu())
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return self.out(x - self.mean)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        (low_rank, {"rank": 4}), (tucker, {"rank": 4}), (l0, {"keep": 0.4}), (codebook, {"K": 8}),
+        (codebook, {"K": 16, "per": "shared"}), (group_l0, {"keep": 0.8}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("half", [False, True])
+def test_in_networks_of_all_kinds_the_deployed_one_is_the_trained_one(recipe, settings, half, tmp_path):
+    data = digits(train_size=120, flatten=False).to("cpu", torch.float32 if half else F64)
+    torch.manual_seed(0)
+    p = problem(data, Mixed().to(data.train.x.dtype), recipe, layers="all", **settings)
+    p = replace(p, computation=Computation(half=half))
+    solver = DirectLearning(num_steps=4, batch_size=30)
+    first, *_, final = solver.run(p, 4)
+    model, network = final.observation.model, final.state.network.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(data.test.x), network(data.test.x))
+    assert model.decode.weight is model.encode.weight
+    assert int(model.norm.num_batches_tracked) == 16
+    assert bool((model.mean != 0).all())
+    assert final.observation.terms["objective"] < first.observation.terms["objective"]
+    checkpoint.save(tmp_path / "last.pt", {"state": checkpoint.pack(last(solver, p, 2).state)})
+    loaded = checkpoint.load(tmp_path / "last.pt")["state"]
+    resumed = last(solver, p, 4, state=checkpoint.restore(solver.init(p), loaded, tmp_path / "last.pt")).observation
+    assert all(map(torch.equal, resumed.model.state_dict().values(), model.state_dict().values()))
 
 
 REFUSED = [

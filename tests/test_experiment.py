@@ -13,7 +13,7 @@ import time
 
 import pytest
 import torch
-from runs import assert_refused, rows, status, summary, train
+from runs import assert_refused, resign, rows, status, summary, train
 from torch import nn
 
 from nncompress.cli import main
@@ -365,13 +365,17 @@ def test_a_damaged_compact_network_is_named(tmp_path):
     tensors.write_bytes(whole)
     description = tmp_path / "run/model/model.json"
     for wrong in ("nowhere.L0", "L0", "os.system"):
-        described = json.loads(text := description.read_text())
-        described["tasks"][0]["compression"]["class"] = wrong
-        description.write_text(json.dumps(described))
-        with pytest.raises(CheckpointError, match="found"):
+        text = description.read_text()
+        resign(
+            tmp_path / "run/model", lambda about, wrong=wrong: about["kinds"][0]["compression"].update({"class": wrong})
+        )
+        with pytest.raises(CheckpointError, match=f"model.json.*found.*{wrong}|model.json.*{wrong} must be importable"):
             load(tmp_path / "run/model")
+        description.write_text(text.replace('"rank":', '"rank": 1'))
+        with pytest.raises(CheckpointError, match=r"model\.json and model\.safetensors must be as they were written"):
+            load(tmp_path / "run")
         description.write_text(text)
-    (tmp_path / "run/model/model.json").write_text('{"format": 99}')
+    description.write_text('{"format": 99}')
     with pytest.raises(CheckpointError, match="format 99"):
         load(tmp_path / "run/model")
 

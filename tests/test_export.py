@@ -217,3 +217,14 @@ def test_help_names_the_formats(capsys: pytest.CaptureFixture[str]) -> None:
     assert "[--format safetensors|onnx|torch_export]" in capsys.readouterr().out
     assert main(["--help"]) == 0
     assert "  export  " in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_run_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("expected 2 samples")
+
+    monkeypatch.setattr(formats, "_session", lambda path: fails)
+    told = refused([str(run), "--format", "onnx"], 1, capsys)
+    assert "what is written must take a batch of 1, found RuntimeError: expected 2 samples; give one batch size" in told

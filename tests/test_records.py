@@ -1,7 +1,9 @@
 """Records: rows on disk survive kills, and are read back as written."""
 
+import errno
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from nncompress.errors import CheckpointError, ConfigError
-from nncompress.records import Recorder, is_run, read_run, read_runs, write_json
+from nncompress.records import Recorder, is_run, read_run, read_runs, replace_bytes, write_json
 
 
 def write_rows(path: Path, n: int) -> None:
@@ -191,3 +193,23 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_bytes_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    replace_bytes(path, b"\x00old")
+    assert path.read_bytes() == b"\x00old"
+    replace_bytes(path, b"")
+    assert path.read_bytes() == b""
+    replace_bytes(path, b"kept")
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        replace_bytes(path, b"new")
+    assert path.read_bytes() == b"kept"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+    with pytest.raises(OSError, match="No such file"):
+        replace_bytes(tmp_path / "nowhere" / "file", b"new")

@@ -35,6 +35,8 @@ INPUT, OUTPUT = "input", "logits"
 ANY = ({0: torch.export.Dim("batch")},)
 """The shapes of the input that may vary."""
 MISSING = "needs {}, which is not installed: pip install 'nncompress[onnx]'"
+PLACES = ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack")
+"""What torch.export notes of each operation's place in the source: a third of the files of deep, narrow networks."""
 TOLD = ("dataset", "preprocessing", "classes", "input_shape", "num_classes")
 """What of the description goes into ONNX and torch.export files."""
 
@@ -173,7 +175,8 @@ def _exported(network: nn.Module, x: Tensor, dynamic_shapes: Any) -> torch.expor
     with _quiet():
         program = torch.export.export(network, (x,), dynamic_shapes=dynamic_shapes)
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)
+        for key in PLACES:
+            node.meta.pop(key, None)
     return program
 
 
@@ -209,9 +212,20 @@ def _compared(artefact: Artefact, made: Made, batches: Sequence[int]) -> tuple[f
         x = samples(artefact, size, seed)
         outputs.append(network(x))
         if made.run is not None:
-            differences.append((made.run(x) - outputs[-1]).abs().max())
+            differences.append((_run(made.run, x) - outputs[-1]).abs().max())
     largest = torch.stack([output.abs().max() for output in outputs]).max()
     return float(torch.stack(differences).max()) if differences else None, float(largest)
+
+
+def _run(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The outputs of what was written; NNCompressError when it does not take the samples."""
+    try:
+        return run(x)
+    except Exception as error:  # of torch.export or onnxruntime
+        raise NNCompressError(
+            f"what is written must take a batch of {len(x)}, found {type(error).__name__}: {one_line(error)}; give "
+            "one batch size with --batch N, or another format"
+        ) from error
 
 
 def _session(path: Path) -> Callable[[Tensor], Tensor]:

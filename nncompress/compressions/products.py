@@ -238,8 +238,11 @@ class SparseRows(Product):
         if torch.is_autocast_enabled(x.device.type):  # which has no sparse product in half precision
             with torch.autocast(x.device.type, enabled=False):
                 return self(x.to(self.values.dtype), bias)
-        columns = x.reshape(-1, x.shape[-1]).T
-        y = (self.matrix @ columns).T
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) == 1:
+            y = (self.matrix @ rows[0])[None]
+        else:  # samples side by side; what the last such layer gave lies so already
+            y = (self.matrix @ rows.T.contiguous()).T
         y = y if bias is None else y.add_(bias)
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], -1)
 

@@ -82,8 +82,11 @@ class CompressedNetwork(nn.Module):
 
     @torch.no_grad()
     def fill(self) -> None:
-        """Put Δ(Θ) into `model`."""
+        """Put Δ(Θ) into `model`, and buffers that training replaced by new ones."""
         put(self.model, self.plan.decompress(self.theta))
+        trained = dict(self.network.named_buffers())
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(trained[name])
 
 
 @torch.no_grad()
