@@ -75,7 +75,9 @@ def sparse_perceptron(batch: int) -> None:
     theta = plan.compress(plan.select(weights_of(dense)))
     dense = with_weights(dense, plan.decompress(theta))
     held = [HeldTheta(task.compression, t) for task, t in zip(plan.tasks, theta, strict=True)]
-    compact = compacted(with_weights(dense, {}), plan, held)[0].requires_grad_(False)
+    compact = with_weights(dense, {}).requires_grad_(False)
+    compacted(compact, plan, held)
+    compact.requires_grad_(False)
     x = torch.rand(batch, 1, 28, 28)
     compare(f"LeNet-300, 5 %, batch {batch}", partial(dense, x), partial(compact, x), 15)
 

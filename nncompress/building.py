@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from nncompress import config, environment, metrics, parallel
@@ -67,11 +67,14 @@ def build(cfg: DictConfig) -> tuple[Problem, Solver[Any], dict[str, Any]]:
     return problem, solver, said
 
 
-def portable(data: Any, cfg: DictConfig) -> Any:
-    """The node of a data set as it is on any machine: where this one keeps data is `data_dir`."""
-    places = {cfg.data_dir: "${data_dir}"}
-    found = {key: places.get(value, value) if isinstance(value, str) else value for key, value in data.items()}
-    return found | ({"download": "${data.download}"} if "download" in found else {})
+def portable(cfg: DictConfig) -> Any:
+    """The node of the data set as it is on any machine: where this one keeps data is `data_dir`."""
+    data: Any = OmegaConf.to_container(cfg.dataset, resolve=True)
+    given: Any = OmegaConf.to_container(cfg.dataset, resolve=False)
+    left = {key: value for key, value in given.items() if value in ("${data_dir}", "${data.download}")}
+    if data.get("root") == cfg.data_dir:  # in the configuration of a run that is resumed nothing is left to resolve
+        left["root"] = "${data_dir}"
+    return data | left
 
 
 def study_of(cfg: DictConfig, model: nn.Module) -> Study | None:
@@ -118,7 +121,8 @@ def _model(cfg: DictConfig, data: Dataset) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model: must give a torch.nn.Module, found {type(model).__name__}")
     x = data.train.x
-    model = model.to(x.device, x.dtype)
+    model = model.to(x.device)
+    model = model.double() if x.dtype == torch.float64 else model.float()  # complex numbers stay what they are
     if cfg.reference is not None:
         _start_from(cfg.reference, model, data)
     return model

@@ -124,7 +124,8 @@ def _read(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     paths = [word for word in arguments if not _overrides(word)]
     flags = [word for word in paths if word.startswith("-")]
     if flags or len(paths) != 1:
-        found = f"found {flags[0]}" if flags else f"found {' and '.join(paths) or 'none'}"
+        none = f"no folder among {', '.join(words)}" if words else "none"
+        found = f"found {flags[0]}" if flags else f"found {' and '.join(paths) or none}"
         raise ConfigError(
             f"eval needs one folder of a run and then KEY=VALUE, {found}: nncompress eval RUN [KEY=VALUE]"
         )
@@ -133,7 +134,7 @@ def _read(arguments: Sequence[str]) -> tuple[Path, list[str]]:
 
 def _overrides(word: str) -> bool:
     """Whether a word changes the configuration; a folder's name may look like that too."""
-    return not Path(word).exists() and ("=" in word or word.startswith("~"))
+    return not os.path.exists(word) and ("=" in word or word.startswith("~"))
 
 
 def _asks_for_data(words: Sequence[str]) -> bool:
@@ -161,5 +162,7 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         yield f"seconds: must be above 0 and finite, found {cfg.seconds}"
     if cfg.seed < 0:
         yield f"seed: must be at least 0, found {cfg.seed}"
-    if cfg.output is not None:
-        check_free(Path(cfg.output), "output=FOLDER")
+    try:
+        check_free(Path(cfg.output or stamp()), "output=FOLDER")
+    except ConfigError as error:
+        yield str(error)

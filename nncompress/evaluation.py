@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 DENSE, REBUILT, COMPACT = "dense", "rebuilt", "compact"
 """The networks: untrained and of full size; with the weights Δ(Θ); with layers that keep Θ."""
+TOLERANCE = 1e-4
+"""How far the outputs of the compact network may be from those of the rebuilt one, relative to the largest."""
 COMPARED = 32
 """Samples on which the compact network is compared with the rebuilt one."""
 
@@ -53,7 +55,12 @@ def measure(artefact: Artefact, cfg: DictConfig, *, required: bool) -> dict[str,
         found["unmeasured"] = f"accuracy is not measured: {error}"
         log.warning("%s", found["unmeasured"])
     x = samples(artefact, COMPARED, cfg.seed).to(device, dtype)
-    found["difference/rebuilt"] = _difference(networks[REBUILT].to(device, dtype), networks[COMPACT], x)
+    difference = _difference(networks[REBUILT].to(device, dtype), networks[COMPACT].to(device, dtype), x)
+    found["difference/rebuilt"] = difference
+    if not difference <= TOLERANCE:
+        words = f"Do not use the compact network: it differs from the rebuilt one by {difference:.3g} of the largest."
+        log.warning("%s", words)
+        found["notes"].append(words)
     found |= _sizes(artefact, networks[DENSE], networks[REBUILT].to("cpu", torch.float32)) | stored_bytes(
         artefact.folder
     )

@@ -18,9 +18,9 @@ from torch import nn
 
 from nncompress import checkpoint, environment, metrics, parallel
 from nncompress.building import build, portable, study_of
-from nncompress.compact.artefact import MODEL, save_compact
+from nncompress.compact.artefact import MODEL, load, save_compact
 from nncompress.compact.smaller import smaller
-from nncompress.errors import ConfigError, Diverged
+from nncompress.errors import CheckpointError, ConfigError, Diverged
 from nncompress.interruption import Interruption
 from nncompress.problem import weights_of, with_weights
 from nncompress.progress import ProgressLog
@@ -32,6 +32,8 @@ from nncompress.summary import channels_of, counts_of, file_sizes, rounding_of, 
 
 log = logging.getLogger(__name__)
 
+READ_BACK = 1e-3
+"""Largest difference of the outputs of the stored network and the deployed one, relative to the largest output."""
 COMPARED = 32
 """Training samples on which a network is compared with what is left of it."""
 DIVERGED_ABOVE = 1e6
@@ -277,14 +279,33 @@ class _Execution:
         }
         write_json(self.folder / SUMMARY, summary)
         left = None if slimmed is None else network
-        model, data = (OmegaConf.to_container(self.cfg[group], resolve=True) for group in ("model", "dataset"))
-        save_compact(self.folder / MODEL, self.problem, observation, model, left, portable(data, self.cfg))
+        model = OmegaConf.to_container(self.cfg.model, resolve=True)
+        save_compact(self.folder / MODEL, self.problem, observation, model, left, portable(self.cfg))
+        self._read_back(network)
         summary |= file_sizes(self.problem, observation.theta, network, self.folder)
         write_json(self.folder / SUMMARY, summary)
         if self.study is not None:
             summary |= {"one_shot": self._one_shot(network)}
             write_json(self.folder / SUMMARY, summary)
         return summary
+
+    def _read_back(self, network: nn.Module) -> None:
+        """Say so when the files give another network than the deployed one, or none."""
+        x = self.problem.data.train.x[:COMPARED]
+        try:
+            found = load(self.folder / MODEL).to(x.device, x.dtype)
+        except CheckpointError as error:
+            log.warning("the compact network cannot be read back: %s", error)
+            return
+        with torch.no_grad():
+            expected, outputs = network.eval()(x), found(x)
+        difference = float((outputs - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+        if not difference <= READ_BACK:
+            log.warning(
+                "the network in %s must give the deployed one's outputs, found a difference of %.3g of the largest: "
+                "what it keeps outside its state (random buffers that are not persistent, say) is not stored",
+                self.folder / MODEL, difference,
+            )  # fmt: skip
 
 
 def _row_of(rows: pd.DataFrame, index: int) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from nncompress.errors import ConfigError, NNCompressError
+from nncompress.records import STATUS
 from nncompress.whole import whole
 
 if TYPE_CHECKING:
@@ -83,8 +84,15 @@ def _check(words: argparse.Namespace) -> None:
 
 def _place(words: argparse.Namespace, name: str) -> Path:
     """Where the file or folder goes: a PATH that ends like the file is the file, any other one its folder."""
-    folder: Path = words.output or words.run / "export" / (f"{words.format}_dense" if words.dense else words.format)
+    folder: Path = words.output or _run(words.run) / "export" / (
+        f"{words.format}_dense" if words.dense else words.format
+    )
     return folder if not name or folder.suffix == Path(name).suffix else folder / name
+
+
+def _run(path: Path) -> Path:
+    """The folder of a run, of which `path` may be the folder `model`."""
+    return path.parent if path.name == "model" and (path.parent / STATUS).is_file() else path
 
 
 def _told(path: Path, result: Exported) -> list[str]:

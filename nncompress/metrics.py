@@ -74,9 +74,14 @@ def file_bits(problem: Problem, theta: Sequence[Any], network: nn.Module | None 
     size = sizes(problem, theta, network)
     left = problem.model if network is None else network
     return {
-        "dense": int(size["bits/dense"]) + _buffer_bits(problem.model),
+        "dense": dense_bits(problem.model),
         "compressed": int(size["bits/compressed"]) + _buffer_bits(left),
     }
+
+
+def dense_bits(network: nn.Module) -> int:
+    """All numbers of a network, buffers included."""
+    return FLOAT_BITS * sum(p.numel() for p in network.parameters()) + _buffer_bits(network)
 
 
 def _buffer_bits(network: nn.Module) -> int:

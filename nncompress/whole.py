@@ -31,6 +31,7 @@ def whole(path: Path, option: str) -> Iterator[Path]:
         ConfigError: `path` is taken; NNCompressError: it cannot be written. `option` gives another.
     """
     check_free(path, option)
+    shown, path = path, path.absolute()
     missing = [folder for folder in path.absolute().parents if not folder.exists()]
     apart = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -38,6 +39,7 @@ def whole(path: Path, option: str) -> Iterator[Path]:
             apart.mkdir(parents=True)
             yield apart / path.name
             for made in sorted(apart.iterdir()):
+                check_free(path.with_name(made.name), option)
                 made.replace(path.with_name(made.name))
             apart.rmdir()
     except BaseException as error:
@@ -47,7 +49,7 @@ def whole(path: Path, option: str) -> Iterator[Path]:
                 folder.rmdir()
         if isinstance(error, OSError) and _concerns(error, apart):
             raise NNCompressError(
-                f"cannot write {path}: {error.strerror or error}; give another place with {option}"
+                f"cannot write {shown}: {error.strerror or error}; give another place with {option}"
             ) from error
         raise
 

@@ -175,15 +175,21 @@ def test_loading_leaves_the_generator_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_nothing_of_the_processs_defaults_reaches_the_loaded_network(tmp_path):
-    deployed = saved(tmp_path, problem_of("low_rank", F32))
+@pytest.mark.parametrize("option", ["low_rank", "binary", "tucker"])
+def test_nothing_of_the_processs_defaults_reaches_the_loaded_network(option, tmp_path):
+    deployed = saved(tmp_path, problem_of(option, F32))
     torch.set_default_dtype(F64)
+    torch.set_default_device("meta")  # as any but the CPU
     try:
-        loaded, compact = load(tmp_path), load(tmp_path, compact=True)
+        loaded, compact, dense = load(tmp_path), load(tmp_path, compact=True), open_artefact(tmp_path).dense()
     finally:
         torch.set_default_dtype(F32)
+        torch.set_default_device(None)
     assert_same_state(loaded, deployed)
-    assert {tensor.dtype for tensor in compact.state_dict().values()} == {F32}
+    for network in (compact, dense):
+        tensors = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+        assert {(tensor.dtype, tensor.device.type) for tensor in tensors} == {(F32, "cpu")}
+    assert_close(compact(problem_of(option, F32).data.test.x), deployed(problem_of(option, F32).data.test.x))
 
 
 def test_an_artefact_tells_what_is_in_it(tmp_path):

@@ -68,7 +68,7 @@ def test_compression_table_has_bytes_flops_and_times(tmp_path: Path) -> None:
     table = compression_table(read_run(fake_run(tmp_path / "run", n=2)), sizes | work)
     raw = table.raw.set_index("quantity")
     assert raw.loc["parameters", ["dense", "compressed", "ratio", "times_smaller"]].to_list() == [1000, 160, 0.16, 6.25]
-    assert raw.loc["bytes, theoretical (bits / 8)", ["dense", "compressed", "ratio"]].to_list() == [4000, 500, 0.125]
+    assert raw.loc["bytes, theoretical", ["dense", "compressed", "ratio"]].to_list() == [4000, 500, 0.125]
     assert raw.loc["FLOPs (2 MACs)", ["dense", "compressed", "ratio"]].to_list() == [1800, 900, 0.5]
     assert raw.loc["parameters of the compressed layers alone", "ratio"] == 0.125
     shown = table.shown.set_index("quantity")

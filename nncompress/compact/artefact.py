@@ -66,7 +66,8 @@ class Artefact:
 
     def dense(self) -> nn.Module:
         """The network as its constructor makes it: untrained, of full size."""
-        return _constructed(self.description).eval()
+        with _described(self.folder):
+            return _constructed(self.description).eval()
 
     def network(self, *, compact: bool = False, plans: Sequence[str] = PLANS) -> nn.Module:
         """The deployed network in evaluation mode, on the CPU, in float32.
@@ -80,8 +81,10 @@ class Artefact:
             network = _filled(copy.deepcopy(self.template), weights)
         if compact:
             pairs = zip(self.plan.tasks, self.theta, strict=True)
-            thetas = [HeldTheta(task.compression, theta) for task, theta in pairs]
-            network = compacted(network, self.plan, thetas, plans=plans)[0].requires_grad_(False)
+            with torch.device("cpu"):
+                thetas = [HeldTheta(task.compression, theta) for task, theta in pairs]
+                compacted(network.requires_grad_(False), self.plan, thetas, plans=plans)
+                network.requires_grad_(False)
         return network.eval()
 
 
@@ -184,9 +187,10 @@ class _Missing(Exception):
 
 @contextmanager
 def _described(folder: Path) -> Iterator[None]:
-    """Within it whatever goes wrong is a CheckpointError that names the description."""
+    """Within it tensors are made on the CPU, and what goes wrong is a CheckpointError that names the description."""
     try:
-        yield
+        with torch.device("cpu"):
+            yield
     except CheckpointError as error:
         raise CheckpointError(f"{folder / DESCRIPTION} must describe what {TENSORS} holds: {error}") from error
     except _Missing as error:
@@ -322,7 +326,7 @@ def _opened(folder: Path, description: Mapping[str, Any], streams: Mapping[str, 
 def _constructed(description: Mapping[str, Any]) -> nn.Module:
     """What the architecture names, in float32 on the CPU; the global generator is left as it was."""
     node = OmegaConf.create(description["architecture"])
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]):
         try:
             made = config.build(
                 node, input_shape=tuple(description["input_shape"]), num_classes=description["num_classes"]

@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from nncompress import metrics
 from nncompress.compact.artefact import DESCRIPTION, TENSORS, Artefact, load, stored_bytes
-from nncompress.compact.measures import dense_bytes, samples
+from nncompress.compact.measures import samples
 from nncompress.errors import NNCompressError
 from nncompress.signatures import one_line
 
@@ -83,7 +84,7 @@ def export(artefact: Artefact, path: Path, write: Format, batch: int | None = No
     sizes = {
         "this export": sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file()),
         "the artefact": stored_bytes(artefact.folder)["bytes/disk"],
-        "the dense network in float32": dense_bytes(artefact),
+        "the dense network in float32": -(-metrics.dense_bits(artefact.dense()) // 8),
     }
     return Exported(sizes, difference, largest, batches, made.remarks)
 

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter, is_
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,29 +36,38 @@ VERSION = attrgetter("_version")
 CHAIN, RECONSTRUCT, CACHED = PLANS = ("chain", "reconstruct", "cached")
 
 
+class Kept(NamedTuple):
+    """What was made of Θ, of which tensors, and how often these had been changed."""
+
+    made: Any
+    tensors: list[Tensor]
+    version: int
+
+
 class CompactLayer(nn.Module, ABC):
     """A layer whose weight is Δ(Θ), seen through a view; with the bias, if any, of the layer it stands for.
 
-    plans: those it may take, of `PLANS`; `cached` needs the memory of the dense weight. `choices` tells what was
-    measured and taken by how much it was given. Raises ConfigError for a plan that does not exist, and for `chain`
-    alone where there is none.
+    Made of such a layer by `compact_layer`. plans: those it may take, of `PLANS`; `cached` needs the memory of the
+    dense weight. `choices` tells what was measured and taken by how much it was given. Raises ConfigError for a plan
+    that does not exist, and for `chain` alone where there is none.
     """
 
     bias: nn.Parameter | None
+    theta: HeldTheta
+    view: View
+    shape: torch.Size
+    plans: tuple[str, ...]
+    name: str
     choices: dict[tuple[int, ...], Choice]
-    _kept: dict[str, tuple[int, list[Tensor], Any]]
+    _kept: dict[str, Kept]
 
-    def __init__(
-        self, theta: HeldTheta, view: View, shape: Sequence[int], *, bias: nn.Parameter | None, plans: Sequence[str]
-    ) -> None:
-        super().__init__()
+    def hold(self, theta: HeldTheta, view: View, shape: torch.Size, plans: Sequence[str]) -> None:
+        """Take Θ as the weight."""
+        plans = (plans,) if isinstance(plans, str) else tuple(plans)
         wrong = [plan for plan in plans if plan not in PLANS]
         if wrong or not plans:
             raise ConfigError(f"plans must be some of {', '.join(PLANS)}, found {', '.join(wrong) or 'none'}")
-        self.theta, self.view, self.shape = theta, view, torch.Size(shape)
-        self.register_parameter("bias", bias)
-        self.plans = tuple(plans)
-        self.name = ""
+        self.theta, self.view, self.shape, self.plans, self.name = theta, view, shape, plans, ""
         self._forget()
         if self.plans == (CHAIN,) and self.product() is None:
             raise self._no_chain()
@@ -85,7 +94,7 @@ class CompactLayer(nn.Module, ABC):
         """How the weight is used on one sample of x."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (x.requires_grad or self._learns())):
+        if _is_traced() or (torch.is_grad_enabled() and (x.requires_grad or self._learns())):
             return self._plain(x)
         if x.numel() == 0:
             return self.multiply(x, self.weight)
@@ -115,8 +124,8 @@ class CompactLayer(nn.Module, ABC):
         ways: dict[str, Callable[[], object]] = {plan: partial(self.compute, x, plan) for plan in plans}
         with torch.no_grad():
             choice = fastest(ways, {plan: macs[plan] for plan in plans}, x.device)
-        if choice.plan != CACHED and all(other.plan != CACHED for other in self.choices.values()):
-            self._kept.pop(CACHED, None)
+        taken = {choice.plan, *(other.plan for other in self.choices.values())}
+        self._kept = {plan: kept for plan, kept in self._kept.items() if plan in taken}
         log.info("%s, %d samples: %s", self.name, len(x), said(choice))
         return choice
 
@@ -131,27 +140,25 @@ class CompactLayer(nn.Module, ABC):
 
     def _macs(self, x: Tensor) -> dict[str, int]:
         """Multiply-accumulates of each plan; for `reconstruct` at least one for each weight more."""
-        use, product = self.use(x), self._made(CHAIN, self.product)
+        use, product = self.use(x), self._made(CHAIN, self.product) if CHAIN in self.plans else None
         dense = len(x) * self.shape.numel() * use.positions
         chain = {} if product is None else {CHAIN: len(x) * product.macs(use)}
         return chain | {RECONSTRUCT: dense + self.shape.numel(), CACHED: dense}
 
     def _made(self, plan: str, make: Callable[[], Any]) -> Any:
         """What a plan keeps of Θ, made anew when Θ has changed."""
-        tensors = self._tensors()
-        version = sum(map(VERSION, tensors))
-        kept = self._kept.get(plan)
-        if kept is None or kept[0] != version or len(kept[1]) != len(tensors) or not all(map(is_, kept[1], tensors)):
-            with torch.inference_mode(False), torch.no_grad():
-                kept = self._kept[plan] = (version, tensors, make())
-        return kept[2]
-
-    def _tensors(self) -> list[Tensor]:
-        """What Θ is made of, without what was made in inference mode: it does not count its changes."""
-        return [tensor for tensor in self.theta.tensors() if not tensor.is_inference()]
+        tensors, kept = self.theta.tensors(), self._kept.get(plan)
+        if kept is None or not all(map(is_, kept.tensors, tensors)) or sum(map(VERSION, tensors)) != kept.version:
+            device = tensors[0].device.type if tensors else "cpu"
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+                made = make()
+            if any(tensor.is_inference() for tensor in tensors):  # these do not tell when they change
+                return made
+            kept = self._kept[plan] = Kept(made, tensors, sum(map(VERSION, tensors)))
+        return kept.made
 
     def _learns(self) -> bool:
-        learned = self._tensors() if self.bias is None else [*self._tensors(), self.bias]
+        learned = self.theta.tensors() if self.bias is None else [*self.theta.tensors(), self.bias]
         return any(tensor.requires_grad for tensor in learned)
 
     def _no_chain(self) -> ConfigError:
@@ -172,7 +179,7 @@ class CompactLayer(nn.Module, ABC):
         return f"{' x '.join(map(str, self.shape))}, {self.theta.compression}, plans={', '.join(self.plans)}"
 
 
-class CompactLinear(CompactLayer):
+class CompactLinear(CompactLayer, nn.Linear):  # type: ignore[misc, override]
     """A Linear layer: x (..., inputs) to (..., outputs)."""
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -185,16 +192,21 @@ class CompactLinear(CompactLayer):
         return Use(tuple(self.shape), tuple(x.shape[1:-1]), tuple(x.shape[1:-1]))
 
 
-class CompactConv2d(CompactLayer):
-    """A Conv2d without groups: x (n, channels, height, width)."""
+class CompactConv2d(CompactLayer, nn.Conv2d):  # type: ignore[misc, override]
+    """A Conv2d without groups: x (n, channels, height, width) or one image."""
 
-    def __init__(self, theta: HeldTheta, view: View, layer: nn.Conv2d, *, plans: Sequence[str]) -> None:
-        super().__init__(theta, view, layer.weight.shape, bias=cast(nn.Parameter | None, layer.bias), plans=plans)
-        plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-        padding = cast(tuple[int, int], layer.padding) if plain else (0, 0)
-        self.geometry = Geometry(cast(tuple[int, int], layer.stride), padding, cast(tuple[int, int], layer.dilation))
-        self.border = None if plain else list(layer._reversed_padding_repeated_twice)
-        self.mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    geometry: Geometry
+    border: list[int] | None
+
+    def hold(self, theta: HeldTheta, view: View, shape: torch.Size, plans: Sequence[str]) -> None:
+        super().hold(theta, view, shape, plans)
+        plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        padding = cast(tuple[int, int], self.padding) if plain else (0, 0)
+        self.geometry = Geometry(cast(tuple[int, int], self.stride), padding, cast(tuple[int, int], self.dilation))
+        self.border = None if plain else list(self._reversed_padding_repeated_twice)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.dim() == 4 else super().forward(x[None])[0]
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         return conv2d(self._bordered(x), weight, self.bias, *self.geometry)
@@ -211,13 +223,14 @@ class CompactConv2d(CompactLayer):
         return Use(tuple(self.shape), tuple(size), tuple(made))
 
     def _bordered(self, x: Tensor) -> Tensor:
-        return x if self.border is None else pad(x, self.border, mode=self.mode)
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return x if self.border is None else pad(x, self.border, mode=mode)
 
 
 def compacted(
     network: nn.Module, plan: Plan, thetas: Sequence[HeldTheta], *, plans: Sequence[str] = PLANS
-) -> tuple[nn.Module, list[CompactLayer | None]]:
-    """`network`, changed: layers with a task of their own hold its Θ. Also these layers, for each task one or None.
+) -> list[CompactLayer | None]:
+    """Change layers of `network` with a task of their own, so that they hold its Θ: for each task the layer or None.
 
     They are Linear and ungrouped Conv2d (no subclasses) that share their weight with nothing and have neither hooks nor
     buffers or modules of their own; the weights of the other tasks are left as they are.
@@ -225,33 +238,33 @@ def compacted(
     layers, found = own_weights(network, nn.Linear, nn.Conv2d), list[CompactLayer | None]()
     for task, theta in zip(plan.tasks, thetas, strict=True):
         layer = layers.get(task.params[0]) if len(task.params) == 1 else None
-        found.append(compact_layer(layer, task.view, theta, plans=plans) if _fits(layer) else None)
-        made = found[-1]
-        if made is None:
-            continue
-        made.train(cast(nn.Module, layer).training).name = task.params[0]
-        if layer is network:
-            return made, found
-        for name, module in list(network.named_modules(remove_duplicate=False)):
-            if module is layer:
-                network.set_submodule(name, made)
-    return network, found
+        made = compact_layer(layer, task.view, theta, plans=plans) if layer is not None and _fits(layer) else None
+        if made is not None:
+            made.name = task.params[0]
+        found.append(made)
+    return found
 
 
-def compact_layer(
-    layer: nn.Module | None, view: View, theta: HeldTheta, *, plans: Sequence[str] = PLANS
-) -> CompactLayer:
-    """What stands for a Linear or ungrouped Conv2d whose weight is Δ(Θ) through a view; it has the same bias."""
-    if not isinstance(layer, nn.Linear | nn.Conv2d):
+def compact_layer(layer: nn.Module, view: View, theta: HeldTheta, *, plans: Sequence[str] = PLANS) -> CompactLayer:
+    """A Linear or ungrouped Conv2d, changed into one whose weight is Δ(Θ) through a view; all else of it stays.
+
+    It is the same object, so that whatever else refers to the layer refers to the compact one.
+    """
+    kinds: dict[type, type[CompactLayer]] = {nn.Linear: CompactLinear, nn.Conv2d: CompactConv2d}
+    kind = kinds.get(type(layer))
+    if kind is None:
         raise ConfigError(f"a compact layer stands for a Linear or Conv2d, found {type(layer).__name__}")
-    made: CompactLayer
-    if isinstance(layer, nn.Conv2d):
-        made = CompactConv2d(theta, view, layer, plans=plans)
-    else:
-        made = CompactLinear(theta, view, layer.weight.shape, bias=layer.bias, plans=plans)
-    for field in layer.__constants__:  # in_features, stride, ...: a network may read them
-        setattr(made, field, getattr(layer, field))
-    return made
+    shape = cast(Tensor, layer.weight).shape
+    del layer.weight
+    layer.__class__ = kind
+    compact = cast(CompactLayer, layer)
+    compact.hold(theta, view, shape, plans)
+    return compact
+
+
+def _is_traced() -> bool:
+    """Whether the network is exported, compiled or traced and nothing can be measured."""
+    return torch.compiler.is_compiling() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def chosen_plans(network: nn.Module) -> list[dict[str, Any]]:
@@ -273,8 +286,8 @@ def _milliseconds(seconds: float | None) -> float | None:
     return None if not seconds else 1e3 * seconds
 
 
-def _fits(layer: nn.Module | None) -> bool:
-    if layer is None or not (type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.groups == 1)):
+def _fits(layer: nn.Module) -> bool:
+    if not (type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.groups == 1)):
         return False
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     return not any((*hooks, layer._buffers, layer._modules, layer._parameters.keys() - {"weight", "bias"}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +46,9 @@ class HeldTheta(nn.Module):
         return self.compression.decompress(self.value)
 
     def tensors(self) -> list[Tensor]:
-        """All that Θ is made of."""
-        return [*self.free, *self.buffers()]
+        """All that Θ is made of, as it is now."""
+        free = cast(nn.Module, self._modules["free"])  # by its name it would take longer, a loop over it far longer
+        return cast(list[Tensor], [*free._parameters.values(), *self._buffers.values()])
 
     def _free(self, theta: Any) -> list[Tensor]:
         found: list[Tensor] = []

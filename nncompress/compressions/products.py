@@ -239,10 +239,8 @@ class SparseRows(Product):
             with torch.autocast(x.device.type, enabled=False):
                 return self(x.to(self.values.dtype), bias)
         rows = x.reshape(-1, x.shape[-1])
-        if len(rows) == 1:
-            y = (self.matrix @ rows[0])[None]
-        else:  # samples side by side; what the last such layer gave lies so already
-            y = (self.matrix @ rows.T.contiguous()).T
+        one = len(rows) == 1  # else samples side by side, as what the last such layer gave lies already
+        y = (self.matrix @ rows[0])[None] if one else (self.matrix @ rows.T.contiguous()).T
         y = y if bias is None else y.add_(bias)
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], -1)
 

@@ -96,7 +96,7 @@ def _quantities(found: Mapping[str, Any]) -> list[tuple[str, float | None, float
         ("loss on the test data", None, found.get("loss/test")),
         ("parameters", found["params/dense"], found["params/compressed"]),
         ("bits (theoretical)", found["bits/dense"], found["bits/compressed"]),
-        ("bytes (theoretical)", found["bits/dense"] / 8, found["bytes/theoretical"]),
+        ("bytes (theoretical)", found["bytes/dense"], found["bytes/theoretical"]),
         *((name, found["bytes/dense"], found[key]) for key, name in STORED.items()),
         ("MACs (theoretical)", found["macs/dense"], found["macs/compressed"]),
     ]

@@ -154,8 +154,11 @@ def _measure_shown(row: "pd.Series[Any]") -> dict[str, str]:
 def _sizes(summary: Mapping[str, Any]) -> list[tuple[str, Any, Any, float | None]]:
     """Quantity, dense, compressed and ratio of everything the summary knows."""
     rows: list[tuple[str, Any, Any, float | None]] = []
+    stored = summary.get("bytes/theoretical")  # with the buffers, that the bits do not count
     for key, quantity, factor in SIZES:
         dense, compressed = summary.get(f"{key}/dense"), summary.get(f"{key}/compressed")
+        if quantity == THEORETICAL and stored is not None:
+            dense, compressed = (8 * size for size in (summary["bytes/dense"], stored))
         measured = compressed / dense if dense and compressed is not None else None
         ratio = measured if measured is not None else summary.get(f"ratio/{key}") if factor == 1 else None
         if ratio is not None or dense is not None:
@@ -185,7 +188,11 @@ def _huffman(summary: Mapping[str, Any]) -> dict[str, float]:
     """The Huffman estimate of each quantity in bits or bytes."""
     found = {_task_name(task): float(task["bits/huffman"]) for task in summary.get("tasks", [])}
     bits = summary.get("huffman/compressed")
-    return found if bits is None else found | {"bits": bits, "bytes, theoretical (bits / 8)": math.ceil(bits / 8)}
+    if bits is None:
+        return found
+    saved = summary.get("bits/compressed", bits) - bits
+    stored = 8 * summary["bytes/theoretical"] - saved if "bytes/theoretical" in summary else bits
+    return found | {"bits": bits, THEORETICAL: math.ceil(stored / 8)}
 
 
 def _task_words(summary: Mapping[str, Any]) -> list[str]:
@@ -233,6 +240,7 @@ def _change_words(change: Mapping[str, Any]) -> str:
     return f"{change['what']} " + ", ".join(f"{number(a)} → {number(b)}" for a, b in pairs if a != b)
 
 
+THEORETICAL = "bytes, theoretical"
 FILES = {"bytes/disk": "bytes on disk", "bytes/gzip": "bytes on disk, gzip", "bytes/zstd": "bytes on disk, zstd"}
 
 
@@ -240,18 +248,16 @@ def _file_words(summary: Mapping[str, Any]) -> list[str]:
     """What the rows of bytes count."""
     if "bytes/disk" not in summary:
         return []
-    least = number(summary["bytes/theoretical"])
     return [
-        "Bytes on disk: model.safetensors and model.json together, beside the dense network's numbers in 32 bits. Both "
-        "hold the running statistics of batch norm, which the bits do not count: the theoretical bytes with them are "
-        f"{least}. gzip and zstd: both files put through them."
+        "Bytes on disk: model.safetensors and model.json together, beside the dense network's numbers in 32 bits. All "
+        "bytes hold the running statistics of batch norm, the bits do not. gzip and zstd: both files put through them."
     ]
 
 
 SIZES = (
     ("params", "parameters", 1.0),
     ("bits", "bits", 1.0),
-    ("bits", "bytes, theoretical (bits / 8)", 0.125),
+    ("bits", THEORETICAL, 0.125),
     ("macs", "MACs", 1.0),
     ("macs", "FLOPs (2 MACs)", 2.0),
 )

@@ -50,7 +50,7 @@ class CompressedNetwork(nn.Module):
         self.network = copy.deepcopy(self.model, {id(tensor): tensor for tensor in shared})
         pairs = zip(plan.tasks, theta, strict=True)
         self.held = nn.ModuleList([HeldTheta(task.compression, t, scaled=True) for task, t in pairs])
-        self.network, layers = compacted(self.network, plan, list(self._thetas()))
+        layers = compacted(self.network, plan, list(self._thetas()))
         self.joint = [j for j, layer in enumerate(layers) if layer is None]
         self.fill()
 
