@@ -5,6 +5,7 @@ python -m benchmarks.compact_layers
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 import sys
@@ -96,18 +97,22 @@ def plans(name: str, shape: tuple[int, ...], compression: Compression[Any], view
     dense: nn.Module = nn.Linear(shape[1], shape[0])
     if len(shape) == 4:
         dense = nn.Conv2d(shape[1], shape[0], (shape[2], shape[3]), padding=1)
-    layer = compact_layer(dense, view, HeldTheta(compression, theta)).requires_grad_(False).eval()
+    layers = {
+        key: compact_layer(copy.deepcopy(dense), view, HeldTheta(compression, theta), plans=allowed).requires_grad_(
+            False
+        )
+        for key, allowed in [*((plan, (plan,)) for plan in PLANS), ("chosen", PLANS)]
+    }
     for batch in BATCHES if len(shape) == 2 else IMAGES:
         x = torch.randn(batch, shape[1], *[SIDE] * (len(shape) - 2))
-        ways: dict[str, Callable[[], Tensor]] = {plan: partial(layer.compute, x, plan) for plan in PLANS}
-        ways["chosen"] = partial(layer, x)
+        ways: dict[str, Callable[[], Tensor]] = {key: partial(layer, x) for key, layer in layers.items()}
         for way in ways.values():
             way()
         rounds = [{key: block(ways[key]) for key in rotated([*ways], k)} for k in range(ROUNDS)]
         ms = {key: 1e3 * statistics.median(times[key] for times in rounds) for key in ways}
         best = min(PLANS, key=lambda plan: ms[plan])
         ratio = statistics.median(times["chosen"] / times[best] for times in rounds)
-        (plan,) = {choice.plan for key, choice in layer.choices.items() if key[0] == batch.bit_length()}
+        (plan,) = {choice.plan for key, choice in layers["chosen"].choices.items() if key[0] == batch.bit_length()}
         shown = "".join(f"{ms[key]:>16.3f}" for key in PLANS)
         write(f"{f'{name}, {batch}':<38}{shown}{ms['chosen']:>16.3f}   {ratio:.2f} of {best} ({plan} chosen)\n")
 

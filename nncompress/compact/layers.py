@@ -60,6 +60,7 @@ class CompactLayer(nn.Module, ABC):
     name: str
     choices: dict[tuple[int, ...], Choice]
     _kept: dict[str, Kept]
+    _seen: dict[torch.Size, str]
 
     def hold(self, theta: HeldTheta, view: View, shape: torch.Size, plans: Sequence[str]) -> None:
         """Take Θ as the weight."""
@@ -96,15 +97,20 @@ class CompactLayer(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         if _is_traced() or (torch.is_grad_enabled() and (x.requires_grad or self._learns())):
             return self._plain(x)
+        plan = self._seen.get(x.shape)
+        if plan is None:
+            plan = self._seen[x.shape] = self._plan(x)
+        return self.compute(x, plan)
+
+    def _plan(self, x: Tensor) -> str:
+        """The plan for x, measured unless one is known for about as many samples."""
         if x.numel() == 0:
-            return self.multiply(x, self.weight)
+            return RECONSTRUCT
         samples, *rest = x.shape
         key = (samples.bit_length(), *rest)
-        choice = self.choices.get(key)
-        if choice is None:
-            choice = self._chosen(x)
-            self.choices[key] = choice
-        return self.compute(x, choice.plan)
+        if key not in self.choices:
+            self.choices[key] = self._chosen(x)
+        return self.choices[key].plan
 
     def compute(self, x: Tensor, plan: str) -> Tensor:
         """The layer by one plan; what that makes of Θ alone it keeps for the next time, without gradients to Θ."""
@@ -166,7 +172,7 @@ class CompactLayer(nn.Module, ABC):
 
     def _forget(self) -> None:
         """Drop all that was made or chosen for the tensors as they were."""
-        self.choices, self._kept = {}, {}
+        self.choices, self._kept, self._seen = {}, {}, {}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._forget()  # another device or type

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -12,7 +13,7 @@ HOPELESS = 32.0
 """A way with so many times the operations of another is not measured: large products are that much faster a piece."""
 SLOW = 3.0
 """A way that is so many times slower than another at first sight is not measured more closely."""
-BLOCKS, BLOCK_SECONDS, MOST_CALLS = 5, 1e-3, 20
+BLOCKS, BLOCK_SECONDS, MOST_CALLS = 7, 1e-3, 20
 """Each way is timed in blocks of calls, in turn with the others."""
 TIE = 1.03
 """Within this factor of the fastest the first one is taken."""
@@ -43,10 +44,7 @@ def said(choice: Choice) -> str:
 
 
 def measured(ways: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """Seconds of a call of each way: the least mean over a block of calls, blocks in turn.
-
-    The least, since what else the machine does only adds to it.
-    """
+    """Seconds of a call of each way: the median over blocks of calls, in turn."""
     if len(ways) == 1:
         return dict.fromkeys(ways, 0.0)
     first = {}
@@ -59,7 +57,7 @@ def measured(ways: Mapping[str, Callable[[], object]], device: torch.device) -> 
     for _ in range(BLOCKS if len(close) > 1 else 0):
         for name in close:
             blocks[name].append(_seconds(ways[name], _calls(first[name]), device))
-    return first | {name: min(times) for name, times in blocks.items() if times}
+    return first | {name: statistics.median(times) for name, times in blocks.items() if times}
 
 
 def _calls(seconds: float) -> int:

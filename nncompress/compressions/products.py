@@ -13,11 +13,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, linear, unfold
+
+MANY = 64
+"""From so many samples on torch's own sparse product is faster than that of the library it calls, on a CPU."""
 
 
 class Use(NamedTuple):
@@ -72,15 +76,23 @@ class Linears(Product):
     modes: tuple[int, ...] = ()
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, geometry: Geometry | None = None) -> Tensor:
+        if self._uncut:
+            for weight in self.weights[:-1]:
+                x = linear(x, weight)
+            return linear(x, self.weights[-1], bias)
         lead, z = x.shape[:-1], x
         for weight in self.weights[:-1]:
             z = linear(_cut(z, weight), weight)
         last = self.weights[-1]
         if not self.modes:
-            y = linear(_cut(z, last), last, bias)
-            return y if y.dim() == x.dim() and y.shape[0] == x.shape[0] else y.reshape(*lead, -1)
+            return linear(_cut(z, last), last, bias).reshape(*lead, -1)
         z = _reversed(linear(_cut(z, last), last).reshape(-1, *self.modes)).reshape(*lead, -1)
         return z if bias is None else z + bias
+
+    @property
+    def _uncut(self) -> bool:
+        """Whether every matrix takes what the one before gives, as a whole."""
+        return not self.modes and all(a.shape[0] == b.shape[1] for a, b in pairwise(self.weights))
 
     def macs(self, use: Use) -> int:
         return use.positions * _linear_macs(self.weights, math.prod(use.shape[1:]))
@@ -239,8 +251,12 @@ class SparseRows(Product):
             with torch.autocast(x.device.type, enabled=False):
                 return self(x.to(self.values.dtype), bias)
         rows = x.reshape(-1, x.shape[-1])
-        one = len(rows) == 1  # else samples side by side, as what the last such layer gave lies already
-        y = (self.matrix @ rows[0])[None] if one else (self.matrix @ rows.T.contiguous()).T
+        if len(rows) == 1:
+            y = (self.matrix @ rows[0])[None]
+        else:
+            columns = rows.T.contiguous()  # as what the last such layer gave lies already
+            many = len(rows) >= MANY and x.device.type == "cpu"
+            y = (torch.sparse.mm(self.matrix, columns, "sum") if many else self.matrix @ columns).T
         y = y if bias is None else y.add_(bias)
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], -1)
 
