@@ -26,10 +26,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def closed_logs() -> Iterator[None]:
-    """The log files of a run from the command line are closed behind the test."""
+    """The log files of a run from the command line are closed behind the test, and its console is let go."""
     yield
     root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]:
+    kinds = (logging.FileHandler, logging.StreamHandler)  # no subclasses: pytest has handlers of its own
+    for handler in [handler for handler in root.handlers if type(handler) in kinds]:
         root.removeHandler(handler)
         handler.close()
 
