@@ -31,6 +31,7 @@ ONE_SHOT = "compress_by"
 OFFERED: dict[str, frozenset[str]] = {"model": frozenset({"input_shape", "num_classes"})}
 PRECISIONS = ("auto", "float32", "float64", "tf32", "bf16")
 PROTOCOLS = ("last", "paper")
+ON_ERROR = ("continue", "stop")
 
 
 @dataclass
@@ -53,6 +54,20 @@ class TargetSize:
 
 
 @dataclass
+class Sweep:
+    """How the jobs of a sweep are run.
+
+    resume: the folder of a sweep to go on with. on_error: `continue` with the other jobs, or `stop`. retries: how often
+    a job that failed is tried again. zip: keys whose values are taken side by side instead of crossed, or lists of such.
+    """
+
+    resume: str | None = None
+    on_error: str = "continue"
+    retries: int = 0
+    zip: list[Any] = field(default_factory=list)
+
+
+@dataclass
 class Config:
     """The typed shell of `conf/config.yaml`; the four groups are `_target_` and the keywords of its constructor.
 
@@ -61,8 +76,9 @@ class Config:
     augmentation: what minibatches do to the training samples. validation: the part of the training samples held out.
     protocol: the last step is the result; `paper` adds, labelled, the best one by test accuracy. cuda_graphs: replay
     minibatches on a GPU. round_to: what ranks and the numbers of rows and channels that are left are multiples of.
-    compress_at, compress_by, recalibrate: the parts that are taken away from the final network without retraining, by
-    which methods, and the samples for the statistics of batch norms then.
+    allow: modules of which a configuration read back from disk may name classes, beside this package. tracking: where
+    a run tells its records beside its folder. compress_at, compress_by, recalibrate: the parts that are taken away from
+    the final network without retraining, by which methods, and the samples for the statistics of batch norms then.
     """
 
     seed: int = 0
@@ -74,6 +90,9 @@ class Config:
     eval_every: int = 1
     checkpoint_every: int = 10
     resume: str | None = None
+    allow: list[str] = field(default_factory=list)
+    sweep: Sweep = field(default_factory=Sweep)
+    tracking: Any = None
     target: TargetSize = field(default_factory=TargetSize)
     reference: str | None = None
     reference_dir: str = "outputs/references"
@@ -185,6 +204,10 @@ def _shell_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"precision: must be one of {', '.join(PRECISIONS)}, found '{cfg.precision}'"
     if cfg.protocol not in PROTOCOLS:
         yield f"protocol: must be one of {', '.join(PROTOCOLS)}, found '{cfg.protocol}'"
+    if cfg.sweep.on_error not in ON_ERROR:
+        yield f"sweep.on_error: must be one of {', '.join(ON_ERROR)}, found '{cfg.sweep.on_error}'"
+    if cfg.sweep.retries < 0:
+        yield f"sweep.retries: must be at least 0, found {cfg.sweep.retries}"
     if not 0 <= cfg.validation < 1:
         yield f"validation: must be a part of the training samples, at least 0 and below 1, found {cfg.validation}"
     if cfg.reference is not None and not (Path(cfg.reference) / "model" / "model.json").is_file():
