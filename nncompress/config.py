@@ -32,6 +32,8 @@ OFFERED: dict[str, frozenset[str]] = {"model": frozenset({"input_shape", "num_cl
 PRECISIONS = ("auto", "float32", "float64", "tf32", "bf16")
 PROTOCOLS = ("last", "paper")
 ON_ERROR = ("continue", "stop")
+SWEEPER = "hydra_plugins.nncompress.Jobs"
+"""What Hydra calls `nncompress.sweeper.Jobs`: it takes plugins from `hydra_plugins` alone."""
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Sweep:
     """How the jobs of a sweep are run.
 
     resume: the folder of a sweep to go on with. on_error: `continue` with the other jobs, or `stop`. retries: how often
-    a job that failed is tried again. zip: keys whose values are taken side by side instead of crossed, or lists of such.
+    a job that failed is tried again. zip: keys whose values are taken side by side, not crossed, or lists of such.
     """
 
     resume: str | None = None
@@ -114,8 +116,10 @@ class Config:
 
 
 def register() -> None:
-    """Put the typed shell where the defaults list of `conf/config.yaml` finds it."""
+    """Put the typed shell and the sweeper where the defaults list of `conf/config.yaml` finds them."""
     ConfigStore.instance().store(name="shell", node=Config)
+    sweeper: dict[str, Any] = {"_target_": SWEEPER, "max_batch_size": None, "params": {}}
+    ConfigStore.instance().store(group="hydra/sweeper", name="nncompress", node=sweeper)
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class _Execution:
                 if saved:
                     self._save(iterate, recorder)
                 if stop and iterate.step < last:
-                    raise SystemExit(stop)
+                    self.interruption.leave(stop)
         if iterate is None:
             raise ConfigError(f"solver.num_steps must be at least 0, found {last}")
         if not saved:
@@ -251,7 +251,7 @@ class _Execution:
         for row in self.study.rows(self.problem, network) if self.study else ():
             rows.append(row)
             if self.interruption.code:
-                raise SystemExit(self.interruption.code)
+                self.interruption.leave(self.interruption.code)
         return rows
 
     def _summary(self, iterate: Iterate, observation: Observation) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM: finish the step, keep everything, leave with 130 or 143; a second one leaves at once.
+"""SIGINT, SIGTERM, SIGUSR1 and SIGUSR2: finish the step, keep everything, leave with 128 + the signal's number.
+
+The second one leaves at once. The last two come from a cluster that needs the machine: whoever had a handler for the
+signal, as submitit has to queue the job again, has the last word.
 
 Not so under torchrun, which passes on a signal that its processes may have had already and ends them itself when they
 take longer than half a minute.
@@ -13,7 +16,7 @@ from typing import Any, Self
 
 from nncompress import parallel
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interruption:
@@ -35,6 +38,18 @@ class Interruption:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def leave(self, code: int) -> None:
+        """Once all is kept: do what the signal of this code had led to without us; that may be to go on.
+
+        Raises:
+            SystemExit: with `code`, where nobody had a handler for the signal.
+        """
+        self.code = 0
+        handler = self._previous.get(signal.Signals(code - 128))
+        if not callable(handler) or handler is signal.default_int_handler or parallel.size() > 1:
+            raise SystemExit(code)
+        handler(code - 128, None)
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         if self.code and parallel.size() == 1:

@@ -18,7 +18,7 @@ ALLOWED = ("solver.num_steps", "eval_every", "checkpoint_every", "device", "comp
 
 
 def resumed(
-    arguments: list[str], attempt: Callable[[DictConfig, Path, bool], None]
+    arguments: list[str], run: Callable[[DictConfig, Path], None]
 ) -> tuple[TaskFunction, list[str]] | None:
     """The task that takes a run up again and Hydra's words for it; None when the words hold no `resume=`.
 
@@ -39,7 +39,7 @@ def resumed(
     cfg = _saved(folder, changes)
 
     def resume_job(_: DictConfig) -> None:
-        attempt(cfg, folder, False)
+        run(cfg, folder)
 
     # Hydra's own record of the first command stays: no output_subdir.
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")

@@ -6,50 +6,40 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import datetime
-from functools import partial
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nncompress import config
+from nncompress import config, jobs, processes
 from nncompress.errors import ConfigError, NNCompressError
 from nncompress.hydra_errors import sentence
+from nncompress.jobs import short
+from nncompress.manifest import ENDED, read_manifest, standing
 from nncompress.resume import resumed
-from nncompress.signatures import Target, locate, one_line
+from nncompress.signatures import Target, locate
+from nncompress.sweeper import SWEPT, Jobs, resumed_sweep
+
+if TYPE_CHECKING:
+    from nncompress.report import SweepReport
 
 log = logging.getLogger(__name__)
 
-RUN_LOG = "run.log"
-PROCESSES = "WORLD_SIZE"
-"""What torchrun calls the number of processes in the environment."""
-
 QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 """Hydra's words for the processes of torchrun that write nothing."""
-
-_sweep_folders: list[Path] = []  # Hydra hands the folder of a sweep to callbacks alone
-
-
-class SweepFolder(Callback):
-    """Notes where a sweep goes, so that its report is written there even when it is interrupted."""
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra before the first job."""
-        _sweep_folders.append(Path(config.hydra.sweep.dir).absolute())
 
 
 def stamp() -> str:
@@ -77,9 +67,9 @@ def train(arguments: list[str]) -> int:
     if "" not in sys.path[:1] and os.getcwd() not in sys.path[:1]:
         sys.path.insert(0, os.getcwd())
     config.register()
-    if _joined():
+    if processes.first():
         code = _hydra(arguments)
-        return _finish_sweep(_sweep_folders[-1], code) if _sweep_folders else code
+        return _finish_sweep(SWEPT[-1], code) if SWEPT else code
     logging.disable()
     with TemporaryDirectory() as nowhere, suppress(NNCompressError), redirect_stdout(StringIO()):
         code = _hydra(arguments, (*QUIET, f"hydra.run.dir={nowhere}", f"hydra.sweep.dir={nowhere}"))
@@ -87,24 +77,12 @@ def train(arguments: list[str]) -> int:
     return 0
 
 
-def _joined() -> bool:
-    """Join the processes of torchrun, if there are several; whether this one is the first."""
-    if not _several():
-        return True
-    from nncompress import parallel
-
-    parallel.start()
-    return parallel.rank() == 0
-
-
-def _several() -> bool:
-    return int(os.environ.get(PROCESSES, "1")) > 1
-
-
 def _hydra(arguments: list[str], more: Sequence[str] = ()) -> int:
     """What Hydra makes of the words, and of `more` of its own; the exit code."""
-    _sweep_folders.clear()
-    task, arguments = resumed(arguments, _attempt) or (job, arguments)
+    SWEPT.clear()
+    Plugins.instance().register(Jobs)
+    arguments = resumed_sweep(arguments)
+    task, arguments = resumed(arguments, jobs.single) or (job, arguments)
     arguments = [*arguments, *more]
     try:
         with _hydra_process(arguments):
@@ -129,7 +107,11 @@ def job(cfg: DictConfig) -> None:
     settings = HydraConfig.get()
     cfg.choices = {group: choice for group in config.CHOICES if (choice := settings.runtime.choices.get(group))}
     _retarget(cfg, settings.overrides.task)
-    _attempt(cfg, Path(settings.runtime.output_dir), settings.mode == RunMode.MULTIRUN)
+    folder = Path(settings.runtime.output_dir)
+    if settings.mode == RunMode.MULTIRUN:
+        jobs.of_sweep(cfg, folder, Path(settings.sweep.dir).absolute())
+    else:
+        jobs.single(cfg, folder)
 
 
 def _retarget(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -159,69 +141,6 @@ def _taken(node: DictConfig, place: str, given: Sequence[str]) -> dict[str, Any]
     return values if target.open and target.parameters else {key: values[key] for key in values if key in kept}
 
 
-def _attempt(cfg: DictConfig, folder: Path, sweep: bool) -> None:
-    """Check and run; a failure ends a single run and leaves a sweep going.
-
-    Under torchrun only one that all processes know of does: NNCompressError.
-    """
-    try:
-        _prepared(cfg, folder)()
-    except Exception as error:
-        shared = isinstance(error, NNCompressError) or not _several()
-        if not shared and os.environ["RANK"] != "0":  # then process 0 may not know of it
-            traceback.print_exception(error)
-            raise SystemExit(NNCompressError.exit_code) from None
-        failure = _as_told(error, folder)
-        if not sweep or not shared:
-            # Past Hydra, which would print its own account of the failure.
-            raise SystemExit(failure.exit_code) from failure
-        log.error("job in %s failed: %s", _short(folder), "; ".join(str(failure).splitlines()))
-    else:
-        if not sweep:
-            _say_where(folder)
-
-
-def _prepared(cfg: DictConfig, folder: Path) -> Callable[[], Any]:
-    """The run, once the configuration is checked and its reference there; what goes wrong before is recorded here."""
-    try:
-        config.validate(cfg)
-        from nncompress.experiment import run
-        from nncompress.reference import with_reference
-
-        return partial(run, with_reference(cfg), folder)
-    except SystemExit:
-        _not_started(cfg, folder, "interrupted", "stopped while its reference was trained; give the same command again")
-        raise
-    except Exception as error:
-        log.error("the run did not start", exc_info=error)
-        _not_started(cfg, folder, "failed", "; ".join(str(error).splitlines()))
-        raise
-
-
-def _not_started(cfg: DictConfig, folder: Path, status: str, reason: str) -> None:
-    """Leave the configuration and why there is no run; one that is resumed has its own."""
-    from nncompress.records import CONFIG, STATUS, write_json
-
-    if not (folder / STATUS).exists():
-        OmegaConf.save(cfg, folder / CONFIG)
-        write_json(folder / STATUS, {"status": status, "reason": reason, "traceback": None, "step": None})
-
-
-def _as_told(error: Exception, folder: Path) -> NNCompressError:
-    """The failure as the user is told it: our own sentences as they are, anything else with where its traceback is."""
-    if isinstance(error, NNCompressError):
-        return error
-    message = f"{type(error).__name__}: {one_line(error)} (the traceback is in {_short(folder / RUN_LOG)})"
-    failure = NNCompressError(message)
-    failure.__cause__ = error
-    return failure
-
-
-def _say_where(folder: Path) -> None:
-    for path in [*sorted(folder.glob("tables/*.md")), *sorted(folder.glob("plots/*.png"))]:
-        log.info("wrote %s", _short(path))
-
-
 def _finish_sweep(folder: Path, code: int) -> int:
     """Write the aggregated tables and plots of whatever the sweep has left; the sweep's exit code."""
     from nncompress.records import is_run
@@ -232,16 +151,22 @@ def _finish_sweep(folder: Path, code: int) -> int:
 
     report = write_sweep_report(folder)
     for path in report.paths:
-        log.info("wrote %s", _short(path))
-    if report.failed:
-        log.error("%d of %d jobs failed; the tables list them", report.failed, report.failed + report.done)
-    return code or int(bool(report.failed))
+        log.info("wrote %s", short(path))
+    if len(report.failed):
+        log.error(
+            "%d of %d jobs are not done:\n%s", len(report.failed), len(report.failed) + report.done, _table(report)
+        )
+    waiting = [job for job in read_manifest(folder).jobs if standing(folder / job.folder) not in ENDED]
+    if waiting:
+        log.error("%d jobs are to run; continue with: nncompress train sweep.resume=%s", len(waiting), short(folder))
+    return code or int(bool(len(report.failed) or waiting))
 
 
-def _short(path: Path) -> Path:
-    """The path as one would type it here."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
+def _table(report: SweepReport) -> str:
+    """The jobs that are not done, what set them apart, and what each ended with."""
+    ends = [traceback or reason for traceback, reason in report.failed[["traceback", "reason"]].to_numpy()]
+    shown = report.failed.drop(columns=["traceback", "reason"]).assign(ended=ends).dropna(axis=1, how="all")
+    return str(shown.to_markdown(index=False))
 
 
 def _unwritable(error: OSError) -> NNCompressError:

@@ -14,7 +14,10 @@ GROUPS = ("solver", "model", "dataset", "compression")
 TARGET = "._target_"
 COPIES = ("solver.constraint",)
 """Parts of a config that repeat others."""
-NOT_A_DIFFERENCE = {"seed", "data_dir", "root", "resume", "download", "checkpoint_every", "hydra", "output_dir"}
+NOT_A_DIFFERENCE = {
+    "seed", "data_dir", "root", "resume", "download", "checkpoint_every", "hydra", "output_dir", "sweep",
+    "search", "allow",
+}  # fmt: skip
 
 
 def name(run: Run) -> str:
@@ -91,9 +94,9 @@ def summaries(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def failures(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run that is not done: job, the varied keys, status, last step and reason."""
+    """One row per run that is not done: job, the varied keys, status, last step, reason, the traceback's last line."""
     keys = varied(runs)
-    ends = ("status", "step", "reason")
+    ends = ("status", "step", "reason", "traceback")
     unfinished = (run for run in runs if run.status["status"] != "done")
     rows = [
         {"job": run.folder.name} | setting_of(run, keys) | {end: run.status.get(end) for end in ends}

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from nncompress.records import Run, is_run, read_run, read_runs
@@ -23,11 +24,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SweepReport:
-    """What a sweep's report wrote, and how many of its jobs are done and how many are not."""
+    """What a sweep's report wrote, how many of its jobs are done, and those that are not (`collect.failures`)."""
 
     paths: list[Path]
     done: int
-    failed: int
+    failed: pd.DataFrame
 
 
 def report(folders: Iterable[Path]) -> list[Path]:
@@ -78,7 +79,7 @@ def write_sweep_report(folder: Path) -> SweepReport:
         "objective": objectives_plot([(group_label(setting_of(run, keys), keys), run.rows) for run in runs], title),
     }
     paths += save_sweep_plots(figures | studies, folder / "plots")
-    return SweepReport(paths, len(done), len(failed))
+    return SweepReport(paths, len(done), failed)
 
 
 def _studies(runs: Sequence[Run], keys: Sequence[str], title: str) -> tuple[list[Table], dict[str, Figure | None]]:

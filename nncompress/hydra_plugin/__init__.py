@@ -1,0 +1,5 @@
+"""Installed as `hydra_plugins.nncompress`, the only place from which Hydra takes a sweeper."""
+
+from nncompress.sweeper import Jobs
+
+__all__ = ["Jobs"]

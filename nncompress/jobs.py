@@ -1,0 +1,140 @@
+"""One run as a command or as the job of a sweep: checked, started, tried again, and what went wrong told."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from nncompress import config, processes
+from nncompress.errors import ConfigError, NNCompressError
+from nncompress.manifest import ENDED, STOPPED, standing
+from nncompress.signatures import one_line
+
+log = logging.getLogger(__name__)
+
+RUN_LOG = "run.log"
+
+
+def single(cfg: DictConfig, folder: Path) -> None:
+    """Check and run; SystemExit with the failure as its cause, past Hydra, which would print its own account of it."""
+    failure = attempt(cfg, folder)
+    if failure is not None:
+        raise SystemExit(failure.exit_code) from failure
+    for path in [*sorted(folder.glob("tables/*.md")), *sorted(folder.glob("plots/*.png"))]:
+        log.info("wrote %s", short(path))
+
+
+def of_sweep(cfg: DictConfig, folder: Path, sweep: Path) -> None:
+    """A job of the sweep in the folder `sweep`: go on with what `folder` holds of it, unless that has ended.
+
+    A failure leaves the sweep going, or with `sweep.on_error=stop` lets no other job begin; one that another try may
+    mend is tried again `sweep.retries` times.
+    """
+    retries, on_error = cfg.sweep.retries, cfg.sweep.on_error
+    cfg.sweep.resume = None
+    if processes.agreed(lambda: not _may_begin(folder, sweep)):
+        return
+    for left in range(retries, -1, -1):
+        begun = processes.agreed(lambda: str(folder) if _begun(folder) else None)
+        cfg.resume = begun
+        failure = attempt(cfg, folder if begun is None else Path(begun))
+        if failure is None:
+            return
+        log.error("job %s failed: %s", short(folder), "; ".join(str(failure).splitlines()))
+        if isinstance(failure, ConfigError) or processes.agreed(lambda: standing(folder) in ENDED):
+            break
+        if left:
+            log.info("job %s is tried again, %d of %d times", short(folder), retries - left + 1, retries)
+    if on_error == "stop" and processes.first():
+        from nncompress.records import write_json
+
+        write_json(sweep / STOPPED, {"job": folder.name, "reason": str(failure)})
+
+
+def attempt(cfg: DictConfig, folder: Path) -> NNCompressError | None:
+    """Check and run; what went wrong, as the user is told it.
+
+    Under torchrun a process leaves with SystemExit where the others may not know of its failure.
+    """
+    try:
+        _prepared(cfg, folder)()
+    except Exception as error:
+        shared = isinstance(error, NNCompressError) or not processes.several()
+        if not shared and os.environ["RANK"] != "0":  # then process 0 may not know of it
+            traceback.print_exception(error)
+            raise SystemExit(NNCompressError.exit_code) from None
+        failure = _as_told(error, folder)
+        if not shared:
+            raise SystemExit(failure.exit_code) from failure
+        return failure
+    return None
+
+
+def short(path: Path) -> Path:
+    """The path as one would type it here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _may_begin(folder: Path, sweep: Path) -> bool:
+    """Whether a job is still to be run, once nobody else runs it: a worker may outlive the sweep that began it."""
+    if (sweep / STOPPED).exists():
+        log.info("job %s is not started, another one failed and sweep.on_error is stop", short(folder))
+        return False
+    with open(folder / "run.lock", "a", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for the process that still runs job %s", short(folder))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    return standing(folder) not in ENDED
+
+
+def _begun(folder: Path) -> bool:
+    from nncompress.records import CONFIG
+
+    return (folder / CONFIG).is_file()
+
+
+def _prepared(cfg: DictConfig, folder: Path) -> Callable[[], Any]:
+    """The run, once the configuration is checked and its reference there; what goes wrong before is recorded here."""
+    try:
+        config.validate(cfg)
+        from nncompress.experiment import run
+        from nncompress.reference import with_reference
+
+        return partial(run, with_reference(cfg), folder)
+    except SystemExit:
+        _not_started(cfg, folder, "interrupted", "stopped while its reference was trained; give the same command again")
+        raise
+    except Exception as error:
+        log.error("the run did not start", exc_info=error)
+        _not_started(cfg, folder, "failed", "; ".join(str(error).splitlines()))
+        raise
+
+
+def _not_started(cfg: DictConfig, folder: Path, status: str, reason: str) -> None:
+    """Leave the configuration and why there is no run; one that is resumed has its own."""
+    from nncompress.records import CONFIG, STATUS, write_json
+
+    if not (folder / STATUS).exists():
+        OmegaConf.save(cfg, folder / CONFIG)
+        write_json(folder / STATUS, {"status": status, "reason": reason, "traceback": None, "step": None})
+
+
+def _as_told(error: Exception, folder: Path) -> NNCompressError:
+    """The failure as the user is told it: our own sentences as they are, anything else with where its traceback is."""
+    if isinstance(error, NNCompressError):
+        return error
+    message = f"{type(error).__name__}: {one_line(error)} (the traceback is in {short(folder / RUN_LOG)})"
+    failure = NNCompressError(message)
+    failure.__cause__ = error
+    return failure
