@@ -7,11 +7,13 @@ import logging
 import os
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from nncompress import config, processes
 from nncompress.errors import ConfigError, NNCompressError
@@ -126,6 +128,8 @@ def _not_started(cfg: DictConfig, folder: Path, status: str, reason: str) -> Non
     from nncompress.records import CONFIG, STATUS, write_json
 
     if not (folder / STATUS).exists():
+        with suppress(OmegaConfBaseException):  # else it stays as it was written
+            cfg = OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True))
         OmegaConf.save(cfg, folder / CONFIG)
         write_json(folder / STATUS, {"status": status, "reason": reason, "traceback": None, "step": None})
 

@@ -22,7 +22,10 @@ from nncompress.records import STATUS, is_run, write_json
 
 SWEEP, LOCK, STOPPED = "sweep.json", "sweep.lock", "stopped.json"
 FORMAT = 1
-NOT_IN_KEY = ("hydra", "choices", "resume", "sweep", "search", "tracking", "allow", "data", "data_dir", "reference_dir")
+NOT_IN_KEY = (
+    "hydra", "choices", "resume", "sweep", "search", "tracking", "allow", "data", "data_dir", "reference_dir",
+    "checkpoint_every",
+)  # fmt: skip
 """Parts of a configuration that say how and where a job is run, not what it computes."""
 PLACES = ("root", "download")
 """Keys of a data set that say where it is found."""
@@ -47,7 +50,16 @@ class Manifest:
     jobs: list[Job]
 
     def with_job(self, job: Job) -> Manifest:
-        """The manifest with one job more."""
+        """The manifest with one job more.
+
+        Raises:
+            ConfigError: another job has its folder.
+        """
+        if any(other.folder == job.folder for other in self.jobs):
+            raise ConfigError(
+                f"hydra.sweep.subdir must give every job a folder of its own, found '{job.folder}' twice; leave it out, "
+                "or put all that is varied into it"
+            )
         return Manifest(self.command, [*self.jobs, job])
 
     def find(self, key: str) -> Job | None:

@@ -91,9 +91,10 @@ class Jobs(Sweeper):
         write_manifest(folder, manifest)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         waiting = [job for job in asked if standing(folder / job.folder) not in ENDED]
+        folders = [job.folder for job in manifest.jobs]
         if resumed:
             log.info("%d of %d jobs have ended, %d are to run", len(asked) - len(waiting), len(asked), len(waiting))
-        return waiting, manifest.jobs.index(waiting[0]) if waiting else 0
+        return waiting, min(map(folders.index, (job.folder for job in waiting)), default=0)
 
     def _jobs(self, folder: Path, crossed: Sequence[list[str]], resumed: bool) -> tuple[Manifest, list[Job]]:
         """The manifest with a job for each combination, and those jobs; a job that was there keeps its folder."""
@@ -105,16 +106,11 @@ class Jobs(Sweeper):
             key = key_of(cfg)
             job = manifest.find(key)
             if job is None:
-                job = Job(_subdir(cfg, len(manifest.jobs)), key, overrides)
-                if any(other.folder == job.folder for other in manifest.jobs):
-                    raise ConfigError(
-                        f"hydra.sweep.subdir must give every job a folder of its own, found '{job.folder}' twice; "
-                        "leave it out, or put all that is varied into it"
-                    )
+                job = Job(_subdir(cfg, len(manifest.jobs)), key, _of_job(overrides))
                 manifest = manifest.with_job(job)
             elif key in asked:
-                log.warning("%s is the same job as %s, it is run once", " ".join(overrides), job.folder)
-            asked[key] = job
+                log.warning("%s is the same job as %s, it is run once", " ".join(_of_job(overrides)), job.folder)
+            asked[key] = replace(job, overrides=overrides)
         return manifest, list(asked.values())
 
     def _launched(self, batch: Sequence[Job], first: int) -> Sequence[JobReturn]:
@@ -210,6 +206,11 @@ def _subdir(cfg: DictConfig, number: int) -> str:
         return str(cfg.hydra.sweep.subdir)
     finally:
         HydraConfig.instance().cfg = before
+
+
+def _of_job(overrides: Sequence[str]) -> list[str]:
+    """Without what belongs to the sweep as a whole."""
+    return [word for word in overrides if not word.startswith(("sweep.", "launcher="))]
 
 
 def _quoted(text: str) -> str:
