@@ -14,6 +14,7 @@ from nncompress.options import groups
 
 COMMANDS = {
     "train": "one run; with -m a sweep over comma-separated values",
+    "search": "the best settings by Optuna: keys with several values are searched",
     "eval": "accuracy, sizes and latency of a compact network beside the dense one",
     "export": "a compact network as safetensors, ONNX or torch.export file, compared",
     "report": "rebuild the tables and plots of run or sweep folders",
@@ -29,6 +30,8 @@ commands
 examples
   nncompress train solver=nnbcd model=tt_mlp
   nncompress train -m solver=nnbcd model=tt_mlp compression.rank=4,8,16,32 seed=10,20
+  nncompress train sweep.resume=outputs/sweeps/SWEEP
+  nncompress search solver=nnbcd model=tt_mlp 'compression.rank=range(2,17)' search.minimize=[ratio/params]
   nncompress train resume=outputs/RUN solver.num_steps=100
   nncompress eval outputs/RUN batch_sizes=[1,32]
   nncompress export outputs/RUN --format onnx
@@ -90,6 +93,8 @@ def _dispatch(arguments: list[str]) -> int:
         return _complete(rest)
     if command == "train":
         return _train(rest)
+    if command == "search":
+        return _search(rest)
     if command == "eval":
         return _eval(rest)
     if command == "export":
@@ -112,6 +117,16 @@ def _train(arguments: list[str]) -> int:
     from nncompress.train import train
 
     return train(arguments)
+
+
+def _search(arguments: list[str]) -> int:
+    from nncompress.train import train
+    from nncompress.trials import missing
+
+    missing()
+    if any(word.startswith("sweep.resume=") for word in arguments):  # the rest is on record
+        return train(arguments)
+    return train(["-m", "hydra/sweeper=nncompress_search", "validation=0.1", *arguments])
 
 
 def _eval(arguments: list[str]) -> int:

@@ -32,8 +32,8 @@ OFFERED: dict[str, frozenset[str]] = {"model": frozenset({"input_shape", "num_cl
 PRECISIONS = ("auto", "float32", "float64", "tf32", "bf16")
 PROTOCOLS = ("last", "paper")
 ON_ERROR = ("continue", "stop")
-SWEEPER = "hydra_plugins.nncompress.Jobs"
-"""What Hydra calls `nncompress.sweeper.Jobs`: it takes plugins from `hydra_plugins` alone."""
+SWEEPER, SEARCHER = "hydra_plugins.nncompress.Jobs", "hydra_plugins.nncompress.Search"
+"""What Hydra calls `nncompress.sweeper.Jobs` and `nncompress.search.Search`: it takes plugins from `hydra_plugins`."""
 
 
 @dataclass
@@ -70,6 +70,24 @@ class Sweep:
 
 
 @dataclass
+class Search:
+    """What `nncompress search` looks for.
+
+    trials: how many settings are tried in all, parallel: at a time. maximize, minimize: figures of summary.json.
+    sampler, pruner: Optuna's; no pruning with several objectives. trial, store: which trial of which study a job is.
+    """
+
+    trials: int = 20
+    parallel: int = 1
+    maximize: list[str] = field(default_factory=lambda: ["accuracy/validation"])
+    minimize: list[str] = field(default_factory=list)
+    sampler: Any = None
+    pruner: Any = None
+    trial: int | None = None
+    store: str | None = None
+
+
+@dataclass
 class Config:
     """The typed shell of `conf/config.yaml`; the four groups are `_target_` and the keywords of its constructor.
 
@@ -94,6 +112,7 @@ class Config:
     resume: str | None = None
     allow: list[str] = field(default_factory=list)
     sweep: Sweep = field(default_factory=Sweep)
+    search: Search = field(default_factory=Search)
     tracking: Any = None
     target: TargetSize = field(default_factory=TargetSize)
     reference: str | None = None
@@ -120,6 +139,7 @@ def register() -> None:
     ConfigStore.instance().store(name="shell", node=Config)
     sweeper: dict[str, Any] = {"_target_": SWEEPER, "max_batch_size": None, "params": {}}
     ConfigStore.instance().store(group="hydra/sweeper", name="nncompress", node=sweeper)
+    ConfigStore.instance().store(group="hydra/sweeper", name="nncompress_search", node={"_target_": SEARCHER})
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -210,6 +230,9 @@ def _shell_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"protocol: must be one of {', '.join(PROTOCOLS)}, found '{cfg.protocol}'"
     if cfg.sweep.on_error not in ON_ERROR:
         yield f"sweep.on_error: must be one of {', '.join(ON_ERROR)}, found '{cfg.sweep.on_error}'"
+    for key in ("trials", "parallel"):
+        if cfg.search[key] < 1:
+            yield f"search.{key}: must be at least 1, found {cfg.search[key]}"
     if cfg.sweep.retries < 0:
         yield f"sweep.retries: must be at least 0, found {cfg.sweep.retries}"
     if not 0 <= cfg.validation < 1:

@@ -27,3 +27,7 @@ class CheckpointError(NNCompressError):
 
 class Diverged(NNCompressError):
     """An iterate is no longer finite, or the objective has left every bound."""
+
+
+class Pruned(NNCompressError):
+    """A trial of a search that others have shown to be hopeless."""

@@ -29,6 +29,7 @@ from nncompress.report import write_run_report
 from nncompress.run_folder import CHECKPOINT, claimed, status_of
 from nncompress.solvers.base import Iterate, Observation, Slimmed
 from nncompress.summary import channels_of, counts_of, file_sizes, rounding_of, summary_of
+from nncompress.trials import watch
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class _Execution:
             self.problem, self.solver, self.said = build(cfg)
             self.study = study_of(cfg, self.problem.model)
         environment.reset_peak_memory(self.problem.device)
+        self.watch = watch(cfg) if parallel.rank() == 0 else None
         self.step_seconds: list[float] = []
         self.start: dict[str, Any] | None = None
         self.previous: dict[str, Any] | None = None
@@ -142,6 +144,8 @@ class _Execution:
             return None
         row = self._row(iterate, iterate.observation)
         recorder.write(row)
+        if self.watch is not None:
+            self.watch(row)
         self.start = self.start or row
         self.previous = row
         limit = DIVERGED_ABOVE * max(1.0, abs(self.start.get("objective") or 0.0))

@@ -128,9 +128,10 @@ def _not_started(cfg: DictConfig, folder: Path, status: str, reason: str) -> Non
     from nncompress.records import CONFIG, STATUS, write_json
 
     if not (folder / STATUS).exists():
+        saved = cfg.copy()
         with suppress(OmegaConfBaseException):  # else it stays as it was written
-            cfg = OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True))
-        OmegaConf.save(cfg, folder / CONFIG)
+            OmegaConf.resolve(saved)
+        OmegaConf.save(saved, folder / CONFIG)
         write_json(folder / STATUS, {"status": status, "reason": reason, "traceback": None, "step": None})
 
 

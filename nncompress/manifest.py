@@ -57,8 +57,8 @@ class Manifest:
         """
         if any(other.folder == job.folder for other in self.jobs):
             raise ConfigError(
-                f"hydra.sweep.subdir must give every job a folder of its own, found '{job.folder}' twice; leave it out, "
-                "or put all that is varied into it"
+                f"hydra.sweep.subdir must give every job a folder of its own, found '{job.folder}' twice; leave it "
+                "out, or put all that is varied into it"
             )
         return Manifest(self.command, [*self.jobs, job])
 

@@ -24,6 +24,7 @@ from nncompress.errors import CheckpointError, ConfigError
 log = logging.getLogger(__name__)
 
 CONFIG, RECORDS, STATUS, SUMMARY = "config.yaml", "records.jsonl", "status.json", "summary.json"
+SEARCH = "search.json"
 
 
 class Recorder:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from nncompress.errors import ConfigError, Diverged, NNCompressError, Unsupported
+from nncompress.errors import ConfigError, Diverged, NNCompressError, Pruned, Unsupported
 from nncompress.records import RECORDS, STATUS, read_run, write_json
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def status_of(folder: Path, resumed: bool) -> Iterator[dict[str, Any]]:
         log.warning("interrupted at step %s; continue with: nncompress train resume=%s", status["step"], folder)
         raise stop
     except BaseException as error:
-        kinds: dict[type[BaseException], str] = {Unsupported: "unsupported", Diverged: "diverged"}
+        kinds: dict[type[BaseException], str] = {Unsupported: "unsupported", Diverged: "diverged", Pruned: "pruned"}
         name = kinds.get(type(error), "failed")
         last_line = traceback.format_exception_only(error)[-1].strip()
         status |= {"status": name, "reason": str(error) or last_line, "traceback": last_line}

@@ -30,8 +30,10 @@ from nncompress.hydra_errors import sentence
 from nncompress.jobs import short
 from nncompress.manifest import ENDED, read_manifest, standing
 from nncompress.resume import resumed
+from nncompress.search import Search
 from nncompress.signatures import Target, locate
-from nncompress.sweeper import SWEPT, Jobs, resumed_sweep
+from nncompress.sweeper import Jobs
+from nncompress.sweeps import SWEPT, resumed_sweep
 
 if TYPE_CHECKING:
     from nncompress.report import SweepReport
@@ -80,7 +82,8 @@ def train(arguments: list[str]) -> int:
 def _hydra(arguments: list[str], more: Sequence[str] = ()) -> int:
     """What Hydra makes of the words, and of `more` of its own; the exit code."""
     SWEPT.clear()
-    Plugins.instance().register(Jobs)
+    for sweeper in (Jobs, Search):
+        Plugins.instance().register(sweeper)
     arguments = resumed_sweep(arguments)
     task, arguments = resumed(arguments, jobs.single) or (job, arguments)
     arguments = [*arguments, *more]
@@ -143,7 +146,7 @@ def _taken(node: DictConfig, place: str, given: Sequence[str]) -> dict[str, Any]
 
 def _finish_sweep(folder: Path, code: int) -> int:
     """Write the aggregated tables and plots of whatever the sweep has left; the sweep's exit code."""
-    from nncompress.records import is_run
+    from nncompress.records import SEARCH, is_run
 
     if not any(is_run(path) for path in folder.rglob("*") if path.is_dir()):
         return code
@@ -153,13 +156,14 @@ def _finish_sweep(folder: Path, code: int) -> int:
     for path in report.paths:
         log.info("wrote %s", short(path))
     if len(report.failed):
-        log.error(
-            "%d of %d jobs are not done:\n%s", len(report.failed), len(report.failed) + report.done, _table(report)
-        )
+        of = len(report.failed) + report.done
+        log.error("%d of %d jobs are not done:\n%s", len(report.failed), of, _table(report))
+    if (folder / SEARCH).exists():  # settings that do not serve are what it is about
+        return code or int("failed" in report.failed["status"].to_list())
     waiting = [job for job in read_manifest(folder).jobs if standing(folder / job.folder) not in ENDED]
     if waiting:
         log.error("%d jobs are to run; continue with: nncompress train sweep.resume=%s", len(waiting), short(folder))
-    return code or int(bool(len(report.failed) or waiting))
+    return code or int(len(report.failed) > 0 or len(waiting) > 0)
 
 
 def _table(report: SweepReport) -> str:
