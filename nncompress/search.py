@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+STATES = {"COMPLETE": "done", "FAIL": "failed"}
+"""Optuna's words, where ours differ."""
 FOLDER = "folder"
 """The attribute of a trial that names its job."""
 
@@ -207,7 +209,7 @@ class Study:
             {
                 "trial": trial.number,
                 "job": trial.user_attrs.get(FOLDER),
-                "state": trial.state.name.lower(),
+                "state": STATES.get(trial.state.name, trial.state.name.lower()),
                 "settings": trial.params,
                 "values": trial.values,
                 "best": trial.number in best,

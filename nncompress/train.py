@@ -168,7 +168,8 @@ def _finish_sweep(folder: Path, code: int) -> int:
 
 def _table(report: SweepReport) -> str:
     """The jobs that are not done, what set them apart, and what each ended with."""
-    ends = [traceback or reason for traceback, reason in report.failed[["traceback", "reason"]].to_numpy()]
+    said = report.failed[["traceback", "reason"]].fillna("").to_numpy()
+    ends = [traceback if reason not in traceback else reason for traceback, reason in said]
     shown = report.failed.drop(columns=["traceback", "reason"]).assign(ended=ends).dropna(axis=1, how="all")
     return str(shown.to_markdown(index=False))
 

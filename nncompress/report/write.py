@@ -13,6 +13,7 @@ from nncompress.report.collect import GROUPS, aggregate, choice, failures, group
 from nncompress.report.one_shot import run_one_shot, sweep_one_shot
 from nncompress.report.run_plots import run_plots
 from nncompress.report.run_tables import run_tables
+from nncompress.report.searches import search_plot, search_table, trials_of
 from nncompress.report.studies import courses, outcomes, sensitivity, spread
 from nncompress.report.study_plots import courses_plot, sensitivity_plot, spread_plot
 from nncompress.report.sweep_plots import accuracy_ratio_plot, objectives_plot, save_sweep_plots
@@ -72,6 +73,10 @@ def write_sweep_report(folder: Path) -> SweepReport:
     paths.append(write_frame(done, folder / "tables" / "runs.csv"))
     paths.append(write_frame(failed, folder / "tables" / "failures.csv"))
     tables, studies = _studies(runs, keys, title)
+    found = trials_of(folder)
+    if found is not None:
+        tables.insert(0, search_table(*found, title))
+        studies["search"] = search_plot(*found, title)
     paths += [path for table in tables for path in write_table(table, folder / "tables")]
     figures = {
         "accuracy_ratio": accuracy_ratio_plot(groups, keys, title),
