@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
 from nncompress.errors import CheckpointError
+from nncompress.records import replace_bytes
 
 FORMAT = 1
 
@@ -51,18 +52,11 @@ def unpack(template: Any, packed: Any) -> Any:
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write to a new file, flush it to the disk, then rename: `path` is always a whole checkpoint."""
+    """Write a checkpoint whole or not at all: `path` always holds one that can be read."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError):
-        temporary.unlink(missing_ok=True)  # half of it may be what fills the disk
-        raise
+    packed = BytesIO()  # torch would tell of a full disk in words of its own
+    torch.save({"format": FORMAT, **content}, packed)
+    replace_bytes(path, packed.getbuffer())
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from nncompress.errors import CheckpointError, ConfigError, Diverged
 from nncompress.interruption import Interruption
 from nncompress.problem import weights_of, with_weights
 from nncompress.progress import ProgressLog
-from nncompress.records import CONFIG, RECORDS, SUMMARY, Recorder, read_run, write_json
+from nncompress.records import CONFIG, RECORDS, SUMMARY, Recorder, read_run, replace_bytes, write_json
 from nncompress.report import write_run_report
-from nncompress.run_folder import CHECKPOINT, claimed, status_of
+from nncompress.run_folder import CHECKPOINT, claimed, room, status_of
 from nncompress.solvers.base import Iterate, Observation, Slimmed
 from nncompress.summary import channels_of, counts_of, file_sizes, rounding_of, summary_of
 from nncompress.trials import watch
@@ -54,12 +54,13 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         if parallel.rank() > 0:  # process 0 writes the folder
             with Interruption() as interruption:
                 return _Execution(cfg, folder, interruption, {}).recorded()
-        with Interruption() as interruption, status_of(folder, cfg.resume is not None) as status:
-            saved = OmegaConf.merge(cfg, {"resume": None})
-            (folder / CONFIG).write_text(OmegaConf.to_yaml(saved, resolve=True), encoding="utf-8")
-            execution = _Execution(cfg, folder, interruption, status)
-            summary = execution.recorded()
-            write_run_report(folder)
+        with room(folder), Interruption() as interruption:
+            saved = OmegaConf.merge(cfg, {"resume": None})  # before the status: a folder with a status can be resumed
+            replace_bytes(folder / CONFIG, OmegaConf.to_yaml(saved, resolve=True).encode())
+            with status_of(folder, cfg.resume is not None) as status:
+                execution = _Execution(cfg, folder, interruption, status)
+                summary = execution.recorded()
+                write_run_report(folder)
     return summary
 
 
@@ -225,10 +226,13 @@ class _Execution:
         checkpoint.save(self.folder / CHECKPOINT, content)
 
     def _restored(self) -> tuple[Iterate | None, int]:
-        """The iterate of the checkpoint to resume from and its number of rows; nothing for a new run."""
+        """The iterate of the checkpoint to resume from and its number of rows; nothing for a new run or without one."""
+        path = self.folder / CHECKPOINT
         if self.cfg.resume is None:
             return None, 0
-        path = self.folder / CHECKPOINT
+        if not path.exists():
+            log.info("there is no checkpoint yet: starting at step 0")
+            return None, 0
         content = checkpoint.load(path)
         state = checkpoint.restore(self.solver.init(self.problem), content["state"], path)
         state = self.solver.own(self.problem, state)

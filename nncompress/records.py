@@ -132,7 +132,7 @@ def write_json(path: Path, obj: Any) -> None:
     replace_bytes(Path(path), text.encode())
 
 
-def replace_bytes(path: Path, content: bytes) -> None:
+def replace_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all: a new one that is on the disk before it takes the name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

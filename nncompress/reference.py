@@ -17,8 +17,7 @@ from nncompress import config, parallel
 from nncompress.building import build
 from nncompress.errors import ConfigError, NNCompressError, Unsupported
 from nncompress.experiment import run
-from nncompress.records import RECORDS, is_run, read_run
-from nncompress.run_folder import CHECKPOINT
+from nncompress.records import CONFIG, is_run, read_run
 from nncompress.signatures import locate
 
 log = logging.getLogger(__name__)
@@ -141,11 +140,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _train(training: DictConfig, folder: Path) -> None:
-    """Train in the folder, from the checkpoint there if there is one."""
-    if (folder / CHECKPOINT).exists():
+    """Train in the folder, going on with what is there."""
+    if (folder / CONFIG).exists():
         training.resume = str(folder)
-    else:
-        (folder / RECORDS).unlink(missing_ok=True)  # of a training that ended before its first checkpoint
     log.info("the reference is trained in %s", folder)
     try:
         run(training, folder)

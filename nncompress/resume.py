@@ -17,14 +17,12 @@ from nncompress.signatures import one_line
 ALLOWED = ("solver.num_steps", "eval_every", "checkpoint_every", "device", "compress_at", "recalibrate")
 
 
-def resumed(
-    arguments: list[str], run: Callable[[DictConfig, Path], None]
-) -> tuple[TaskFunction, list[str]] | None:
+def resumed(arguments: list[str], run: Callable[[DictConfig, Path], None]) -> tuple[TaskFunction, list[str]] | None:
     """The task that takes a run up again and Hydra's words for it; None when the words hold no `resume=`.
 
     Raises:
         ConfigError: something beside `resume` that may not change.
-        CheckpointError: the folder is not that of a run with a checkpoint.
+        CheckpointError: the folder is not that of a run.
     """
     folders = [word.partition("=")[2].strip("'\"") for word in arguments if word.startswith("resume=")]
     if not folders or folders[-1] == "null":
@@ -48,11 +46,11 @@ def resumed(
 
 def _saved(folder: Path, changes: list[str]) -> DictConfig:
     """The configuration the run was started with, typed by the shell, with the allowed changes."""
-    for needed in ("", "config.yaml", "checkpoints/last.pt"):
+    for needed in ("", "config.yaml"):
         if not (folder / needed).exists():
             raise CheckpointError(
-                f"resume needs the folder of a run with config.yaml and checkpoints/last.pt, but {folder / needed} "
-                "does not exist: check the path, or start the run again"
+                f"resume needs the folder of a run with its config.yaml, but {folder / needed} does not exist: check "
+                "the path, or start the run again"
             )
     try:
         saved = OmegaConf.load(folder / "config.yaml")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nncompress.errors import ConfigError, Diverged, NNCompressError, Pruned, Unsupported
-from nncompress.records import RECORDS, STATUS, read_run, write_json
+from nncompress.records import CONFIG, RECORDS, STATUS, read_run, write_json
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +35,30 @@ def claimed(folder: Path, resumed: bool) -> Iterator[None]:
                 f"a run needs a folder of its own, found the records of another run in {folder}; "
                 f"continue that one with resume={folder}, or give another hydra.run.dir"
             )
+        for left in folder.rglob(".*.tmp"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         yield
+
+
+@contextmanager
+def room(folder: Path) -> Iterator[None]:
+    """Within it a full disk is told in a sentence. Raises NNCompressError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise NNCompressError(
+            f"the disk that holds {folder} is full; free space, then continue with resume={folder} if it holds "
+            f"{CONFIG}, else start the run again"
+        ) from error
 
 
 @contextmanager
 def status_of(folder: Path, resumed: bool) -> Iterator[dict[str, Any]]:
     """Keep `status.json` true: running inside, then done or what ended the run, with its traceback in the log.
 
-    A run that cannot be taken up again (`resumed`, no step restored) keeps the status it had.
+    A run that ended and cannot be taken up again (`resumed`, no step restored) keeps the status it had.
     """
     before = read_run(folder).status if resumed else None
     status: dict[str, Any] = {"status": "running", "reason": None, "traceback": None, "step": None}
@@ -59,14 +75,9 @@ def status_of(folder: Path, resumed: bool) -> Iterator[dict[str, Any]]:
         name = kinds.get(type(error), "failed")
         last_line = traceback.format_exception_only(error)[-1].strip()
         status |= {"status": name, "reason": str(error) or last_line, "traceback": last_line}
-        if before is not None and status["step"] is None:
+        if before is not None and before["step"] is not None and status["step"] is None:
             status = before
         log.error("%s", error, exc_info=error)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise NNCompressError(
-                f"the disk that holds {folder} is full; free space, then continue with resume={folder} if it holds "
-                f"{CHECKPOINT}, else start the run again"
-            ) from error
         raise
     finally:
         with suppress(OSError):  # a full disk must not hide what went wrong

@@ -1,5 +1,6 @@
 """How every figure looks and is saved: colour-blind-safe colours, readable log axes, the same bytes each time."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +9,8 @@ import pandas as pd
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from nncompress.records import replace_bytes
 
 # Okabe and Ito's palette, without its yellow, which is too light for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -35,8 +38,10 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out: it need not be done again for each file
-        figure.savefig(png, dpi=150)
-        figure.savefig(svg, metadata={"Date": None})
+        for path, settings in ((png, {"dpi": 150}), (svg, {"metadata": {"Date": None}})):
+            drawn = BytesIO()
+            figure.savefig(drawn, format=path.suffix[1:], **settings)
+            replace_bytes(path, drawn.getvalue())
     return [png, svg]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from nncompress.records import replace_bytes
 from nncompress.report.collect import short_names
 from nncompress.report.studies import ACCURACY, Grid
 from nncompress.report.tables import Table
@@ -53,7 +54,7 @@ def sensitivity_table(grid: Grid, title: str) -> Table:
 def write_frame(frame: pd.DataFrame, path: Path) -> Path:
     """A raw DataFrame as .csv."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(path, index=False, lineterminator="\n")
+    replace_bytes(path, frame.to_csv(index=False, lineterminator="\n").encode())
     return path
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from nncompress.records import replace_bytes
 from nncompress.report.text import UNKNOWN
 
 TEX = {
@@ -35,7 +36,7 @@ def write_table(table: Table, folder: Path) -> list[Path]:
     forms: dict[str, Callable[[Table], str]] = {"csv": csv, "md": markdown, "tex": latex}
     paths = [folder / f"{table.name}.{ending}" for ending in forms]
     for path, form in zip(paths, forms.values(), strict=True):
-        path.write_text(form(table), encoding="utf-8")
+        replace_bytes(path, form(table).encode())
     return paths
 
 
