@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from nncompress import config, environment, metrics, parallel
+from nncompress import config, environment, metrics, parallel, trusted
 from nncompress.augmentation import Augmentation
 from nncompress.channels import is_reshaped
 from nncompress.compact.artefact import DESCRIPTION, load
@@ -124,19 +124,21 @@ def _model(cfg: DictConfig, data: Dataset) -> nn.Module:
     model = model.to(x.device)
     model = model.double() if x.dtype == torch.float64 else model.float()  # complex numbers stay what they are
     if cfg.reference is not None:
-        _start_from(cfg.reference, model, data)
+        _start_from(cfg, model, data)
     return model
 
 
-def _start_from(folder: str, model: nn.Module, data: Dataset) -> None:
-    """Give `model` the weights of the network that the run in `folder` deploys.
+def _start_from(cfg: DictConfig, model: nn.Module, data: Dataset) -> None:
+    """Give `model` the weights of the network that the run in `reference` deploys.
 
     Raises:
-        ConfigError: that network is another one.
+        ConfigError: that network is another one, or made of classes that are neither allowed nor in `cfg` itself.
         CheckpointError: the run's compact network is damaged.
     """
+    folder = cfg.reference
     try:
-        reference = load(Path(folder) / "model").to(data.train.x.device, data.train.x.dtype)
+        allow = [*cfg.allow, *trusted.targets(cfg)]
+        reference = load(Path(folder) / "model", allow=allow).to(data.train.x.device, data.train.x.dtype)
     except NNCompressError as error:
         raise type(error)(f"reference: {error}; give another run, or remove it and train it again") from error
     if is_reshaped(reference):

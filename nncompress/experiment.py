@@ -18,7 +18,7 @@ from torch import nn
 
 from nncompress import checkpoint, environment, metrics, parallel
 from nncompress.building import build, portable, study_of
-from nncompress.compact.artefact import MODEL, load, save_compact
+from nncompress.compact.artefact import MODEL, open_artefact, save_compact
 from nncompress.compact.smaller import smaller
 from nncompress.errors import CheckpointError, ConfigError, Diverged
 from nncompress.interruption import Interruption
@@ -301,7 +301,7 @@ class _Execution:
         """Say so when the files give another network than the deployed one, or none."""
         x = self.problem.data.train.x[:COMPARED]
         try:
-            found = load(self.folder / MODEL).to(x.device, x.dtype)
+            found = open_artefact(self.folder / MODEL, None).network().to(x.device, x.dtype)
         except CheckpointError as error:
             log.warning("the compact network cannot be read back: %s", error)
             return

@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
 from hydra.types import TaskFunction
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from nncompress.config import Config
-from nncompress.errors import CheckpointError, ConfigError
-from nncompress.signatures import one_line
+from nncompress.errors import ConfigError
+from nncompress.saved import approved, changed, read_saved
 
-ALLOWED = ("solver.num_steps", "eval_every", "checkpoint_every", "device", "compress_at", "recalibrate")
+ALLOWED = ("solver.num_steps", "eval_every", "checkpoint_every", "device", "compress_at", "recalibrate", "allow")
 
 
 def resumed(arguments: list[str], run: Callable[[DictConfig, Path], None]) -> tuple[TaskFunction, list[str]] | None:
     """The task that takes a run up again and Hydra's words for it; None when the words hold no `resume=`.
 
     Raises:
-        ConfigError: something beside `resume` that may not change.
+        ConfigError: something beside `resume` that may not change, or a class is named that is not allowed.
         CheckpointError: the folder is not that of a run.
     """
     folders = [word.partition("=")[2].strip("'\"") for word in arguments if word.startswith("resume=")]
@@ -34,7 +31,7 @@ def resumed(arguments: list[str], run: Callable[[DictConfig, Path], None]) -> tu
     if refused:
         raise ConfigError(f"beside resume= only {', '.join(ALLOWED)} may be given, found {', '.join(refused)}")
     folder = Path(folders[-1]).absolute()
-    cfg = _saved(folder, changes)
+    cfg = approved(changed(read_saved(folder), [*changes, f"resume={folder}"]), changes, folder)
 
     def resume_job(_: DictConfig) -> None:
         run(cfg, folder)
@@ -42,27 +39,3 @@ def resumed(arguments: list[str], run: Callable[[DictConfig, Path], None]) -> tu
     # Hydra's own record of the first command stays: no output_subdir.
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return resume_job, [f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
-
-
-def _saved(folder: Path, changes: list[str]) -> DictConfig:
-    """The configuration the run was started with, typed by the shell, with the allowed changes."""
-    for needed in ("", "config.yaml"):
-        if not (folder / needed).exists():
-            raise CheckpointError(
-                f"resume needs the folder of a run with its config.yaml, but {folder / needed} does not exist: check "
-                "the path, or start the run again"
-            )
-    try:
-        saved = OmegaConf.load(folder / "config.yaml")
-        cfg = OmegaConf.merge(OmegaConf.structured(Config), saved)
-    except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
-        raise CheckpointError(
-            f"{folder / 'config.yaml'} cannot be read: {one_line(error)}; start the run again"
-        ) from error
-    try:
-        cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([*changes, f"resume={folder}"]))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(one_line(error)) from error
-    if not isinstance(cfg, DictConfig):
-        raise CheckpointError(f"{folder / 'config.yaml'} holds no configuration; start the run again")
-    return cfg

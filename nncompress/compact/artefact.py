@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from nncompress import config
+from nncompress import config, trusted
 from nncompress.channels import is_reshaped
 from nncompress.compact.encoding import Reader, Writer, decode, encode, path_of, put_plain, take_plain
 from nncompress.compact.layers import PLANS, compacted
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 MODEL, TENSORS, DESCRIPTION = "model", "model.safetensors", "model.json"
-CHECKSUM, TIED = "checksum", "tied"
+CHECKSUM, TIED, CLASS = "checksum", "tied", "class"
 READ_AT_ONCE = 1 << 20
 
 
@@ -88,18 +88,26 @@ class Artefact:
         return network.eval()
 
 
-def load(path: Path | str, *, compact: bool = False, plans: Sequence[str] = PLANS) -> nn.Module:
+def load(
+    path: Path | str, *, compact: bool = False, plans: Sequence[str] = PLANS, allow: Sequence[str] = ()
+) -> nn.Module:
     """The network that a run deploys, in evaluation mode, on the CPU, in float32: `Artefact.network`.
 
-    path: the folder of a finished run, or the folder `model` in it. The files name the classes of the network and its
-    compressions, which are imported: load only what you trust. Raises CheckpointError, naming the file, for what is
-    missing, damaged, edited, or of another version of the format.
+    path: the folder of a finished run, or the folder `model` in it. allow: the modules, beside this package and torch,
+    of which the files may name classes of networks and compressions, such as `my_nets`.
+
+    Raises:
+        CheckpointError: naming the file, for what is missing, damaged, edited, or of another version of the format.
+        ConfigError: a class is named that is not allowed (`trusted.check`).
     """
-    return open_artefact(Path(path)).network(compact=compact, plans=plans)
+    return open_artefact(Path(path), allow).network(compact=compact, plans=plans)
 
 
-def open_artefact(path: Path) -> Artefact:
-    """The compact network in a folder; path and errors as with `load`."""
+def open_artefact(path: Path, allow: Sequence[str] | None = ()) -> Artefact:
+    """The compact network in a folder; path, allow and errors as with `load`.
+
+    allow: None takes whatever is named, for what this process has just written.
+    """
     folder = _model_folder(Path(path))
     description = _read(folder)
     try:
@@ -111,6 +119,10 @@ def open_artefact(path: Path) -> Artefact:
             f"{folder / DESCRIPTION} and {TENSORS} must be as they were written, found another checksum: one of them "
             "was edited, damaged or replaced; write them again (train resume=RUN), or take a whole copy"
         )
+    if allow is not None:
+        named = {key: description.get(key) for key in ("architecture", "kinds")}
+        trusted.check(named, allow, str(folder / DESCRIPTION))
+        trusted.check(named, allow, str(folder / DESCRIPTION), key=CLASS)
     with _described(folder):
         return _opened(folder, description, streams)
 
@@ -385,7 +397,7 @@ def _stored_object(value: Any) -> Any:
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     fields = {field.name: _stored_object(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return {"class": path_of(type(value))} | fields
+    return {CLASS: path_of(type(value))} | fields
 
 
 def _restored_object(stored: Any) -> Any:
@@ -394,14 +406,14 @@ def _restored_object(stored: Any) -> Any:
         return tuple(_restored_object(item) for item in stored)
     if not isinstance(stored, dict):
         return stored
-    kind = _located(stored["class"])
+    kind = _located(stored[CLASS])
     names = [field.name for field in dataclasses.fields(kind)]
-    wrong = {*stored} - {"class", *names} | {name for name in names if name not in stored and not hasattr(kind, name)}
+    wrong = {*stored} - {CLASS, *names} | {name for name in names if name not in stored and not hasattr(kind, name)}
     if wrong:
-        raise CheckpointError(f"{stored['class']} has the fields {', '.join(names)}, found otherwise {min(wrong)}")
+        raise CheckpointError(f"{stored[CLASS]} has the fields {', '.join(names)}, found otherwise {min(wrong)}")
     value = object.__new__(kind)
     for field, content in stored.items():
-        if field != "class":
+        if field != CLASS:
             object.__setattr__(value, field, _restored_object(content))
     return value
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nncompress import metrics
-from nncompress.compact.artefact import DESCRIPTION, TENSORS, Artefact, load, stored_bytes
+from nncompress.compact.artefact import DESCRIPTION, TENSORS, Artefact, open_artefact, stored_bytes
 from nncompress.compact.measures import samples
 from nncompress.errors import NNCompressError
 from nncompress.signatures import one_line
@@ -94,7 +94,7 @@ def copied(artefact: Artefact, path: Path, batch: int | None) -> Made:
     path.mkdir()
     for name in (TENSORS, DESCRIPTION):
         shutil.copyfile(artefact.folder / name, path / name)
-    return Made(load(path, compact=True), None, [])
+    return Made(open_artefact(path, None).network(compact=True), None, [])
 
 
 def plain(artefact: Artefact, path: Path, batch: int | None) -> Made:
