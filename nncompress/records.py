@@ -1,8 +1,10 @@
 """What a run leaves on disk: rows as they are observed, small JSON files, and reading them back. Imports no torch.
 
 A run folder holds `config.yaml`, `records.jsonl` (one flat JSON row per observation), `status.json` and, once the run
-has ended, `summary.json`.
+has ended, `summary.json`. pandas is imported where all rows are read; what looks at many runs does without it.
 """
+
+from __future__ import annotations
 
 import json
 import logging
@@ -14,17 +16,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import pandas as pd
 import yaml
 
 from nncompress.errors import CheckpointError, ConfigError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 log = logging.getLogger(__name__)
 
 CONFIG, RECORDS, STATUS, SUMMARY = "config.yaml", "records.jsonl", "status.json", "summary.json"
-SEARCH = "search.json"
+SEARCH, LOCK = "search.json", "run.lock"
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""PyYAML may have been built without its C part."""
+TAIL = 1 << 16
+"""Bytes at the end of the records in which the last row is looked for first."""
 
 
 class Recorder:
@@ -90,40 +98,100 @@ def read_run(folder: Path) -> Run:
         ConfigError: the folder is not a run's.
     """
     folder = Path(folder)
-    if not is_run(folder):
-        raise ConfigError(
-            f"A run folder holds {STATUS}, or {CONFIG} and {RECORDS}; {folder} {_holds(folder)}: "
-            "give the folder of a run, or of a sweep above it."
-        )
-    status = {"status": "running", "reason": f"{STATUS} is missing", "traceback": None, "step": None}
-    status |= _read_json(folder / STATUS) or {}
+    require_run(folder)
     rows = _frame(_rows(folder / RECORDS))
-    return Run(folder, _read_config(folder / CONFIG), rows, _read_json(folder / SUMMARY), status)
+    return Run(folder, read_config(folder / CONFIG), rows, read_json(folder / SUMMARY), read_status(folder))
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
-    """Every run in or below the given folders, each once, in the natural order of their paths (job 2 before job 10).
+    """Every run in or below the given folders, as `run_folders` finds them.
 
     Raises:
         ConfigError: a folder does not exist or has no run in it.
     """
-    found: dict[Path, Run] = {}
+    return [read_run(path) for path in run_folders(folders, required=True)]
+
+
+def run_folders(folders: Iterable[Path], required: bool = False) -> list[Path]:
+    """The run folders in or below the given ones, each once, in the natural order of their paths (job 2 before job 10).
+
+    Raises:
+        ConfigError: a folder does not exist, or has no run in it where one is `required`.
+    """
+    found: dict[Path, Path] = {}
     for folder in map(Path, folders):
         runs = sorted(_run_folders(folder), key=_natural)
-        if not runs:
+        if not runs and (required or not folder.is_dir()):
             raise ConfigError(
                 f"A folder with at least one run (one that holds {STATUS}) is required; {folder} {_holds(folder)}: "
                 "check the path."
             )
         for path in runs:
-            if path.resolve() not in found:
-                found[path.resolve()] = read_run(path)
+            found.setdefault(path.resolve(), path)
     return list(found.values())
+
+
+def require_run(folder: Path) -> None:
+    """Raise ConfigError when a folder is not a run's."""
+    if not is_run(folder):
+        raise ConfigError(
+            f"A run folder holds {STATUS}, or {CONFIG} and {RECORDS}; {folder} {_holds(folder)}: "
+            "give the folder of a run, or of a sweep above it."
+        )
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run."""
     return (folder / STATUS).is_file() or ((folder / CONFIG).is_file() and (folder / RECORDS).is_file())
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """How a run stands by its `status.json`: always with the keys status, reason, traceback and step."""
+    status = {"status": "running", "reason": f"{STATUS} is missing", "traceback": None, "step": None}
+    return status | (read_json(folder / STATUS) or {})
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None without one, which is told in the log where the file is damaged."""
+    if not path.is_file():
+        return None
+    content = _parse(path.read_bytes())
+    if isinstance(content, dict):
+        return content
+    log.warning("%s: ignored, it is damaged (no JSON object).", path)
+    return None
+
+
+def read_config(path: Path, key: str | None = None) -> dict[str, Any]:
+    """The mapping in a YAML file, empty without one or where it is damaged, which is told in the log.
+
+    With `key` the rest of the file may be left out, which is ten times faster than to parse all of it.
+    """
+    if not path.is_file():
+        return {}
+    content = path.read_bytes()
+    try:
+        found = yaml.load(content if key is None else _part(content, key), Loader=LOADER)
+    except yaml.YAMLError:
+        found = None
+    if isinstance(found, dict):
+        return found
+    log.warning("%s: ignored, it is damaged (no YAML mapping).", path)
+    return {}
+
+
+def read_last_row(path: Path) -> dict[str, Any]:
+    """The last whole row of a records file, from its end; empty without one."""
+    if not path.is_file():
+        return {}
+    with path.open("rb") as file:
+        start = max(file.seek(0, os.SEEK_END) - TAIL, 0)
+        file.seek(start)
+        for line in reversed(file.read().split(b"\n")[1 if start else 0 :]):
+            row = _parse(line)
+            if isinstance(row, dict):
+                return row
+    return next(reversed(list(_rows(path))), {}) if start else {}
 
 
 def write_json(path: Path, obj: Any) -> None:
@@ -198,36 +266,18 @@ def _parse(line: bytes) -> Any:
 
 
 def _frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    import pandas as pd
+
     frame = pd.DataFrame(list(rows))
     if frame.empty:
         return pd.DataFrame({"step": [], "seconds": []}, dtype=float)
     return pd.DataFrame({key: pd.to_numeric(frame[key], errors="coerce").astype(float) for key in frame})
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError:
-        content = None
-    if isinstance(content, dict):
-        return content
-    log.warning("%s: ignored, it is damaged (no JSON object).", path)
-    return None
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError:
-        content = None
-    if isinstance(content, dict):
-        return content
-    log.warning("%s: ignored, it is damaged (no YAML mapping).", path)
-    return {}
+def _part(content: bytes, key: str) -> bytes:
+    """The lines of one top-level key of a YAML mapping in block style; everything where they are not found."""
+    found = re.search(rb"^%b:(?: .*)?\n(?:(?:[ -].*)?\n)*" % re.escape(key.encode()), content + b"\n", re.MULTILINE)
+    return found.group() if found else content
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nncompress.errors import ConfigError, Diverged, NNCompressError, Pruned, Unsupported
-from nncompress.records import CONFIG, RECORDS, STATUS, read_run, write_json
+from nncompress.records import CONFIG, LOCK, RECORDS, STATUS, read_run, write_json
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ CHECKPOINT = Path("checkpoints") / "last.pt"
 @contextmanager
 def claimed(folder: Path, resumed: bool) -> Iterator[None]:
     """Hold the folder: a second process that wants to run in it is refused. The claim ends with the process."""
-    with open(folder / "run.lock", "w", encoding="utf-8") as lock:
+    with open(folder / LOCK, "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -38,6 +38,18 @@ def claimed(folder: Path, resumed: bool) -> Iterator[None]:
         for left in folder.rglob(".*.tmp"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
         yield
+
+
+def running(folder: Path) -> bool:
+    """Whether a process holds the folder, or may: a file system without locks does not tell. Writes nothing."""
+    try:
+        with open(folder / LOCK, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask do not take each other for a run
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 @contextmanager

@@ -1,10 +1,8 @@
-"""Numbers as people read them, the same in every table and plot."""
+"""Numbers as people read them, the same in every table and plot. Imports no pandas."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-import pandas as pd
 
 UNKNOWN = "–"
 
@@ -59,4 +57,18 @@ def few(names: Sequence[str], most: int = 4) -> str:
 
 def missing(value: Any) -> bool:
     """Whether a value is None, NaN, pandas' NA or infinite."""
-    return bool(pd.isna(value)) or (isinstance(value, float) and math.isinf(value))
+    if value is None or isinstance(value, float):
+        return value is None or not math.isfinite(value)
+    if isinstance(value, str | int):
+        return False
+    import pandas as pd
+
+    return bool(pd.isna(value))
+
+
+def columns(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> Iterator[str]:
+    """Lines of text with the cells of each column under each other, two spaces between; `right`: aligned there."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip(row, widths, right, strict=True)
+        yield "  ".join(cell.rjust(width) if end else cell.ljust(width) for cell, width, end in cells).rstrip()
