@@ -15,10 +15,13 @@ from nncompress.options import groups
 COMMANDS = {
     "train": "one run; with -m a sweep over comma-separated values",
     "search": "the best settings by Optuna: keys with several values are searched",
+    "rerun": "the configuration of a run anew, with changes, compared with that run",
     "eval": "accuracy, sizes and latency of a compact network beside the dense one",
     "export": "a compact network as safetensors, ONNX or torch.export file, compared",
     "report": "rebuild the tables and plots of run or sweep folders",
 }
+USER_CODE = ("train", "search", "eval", "export", "rerun")
+"""The commands that may import the user's own networks and data."""
 USAGE = """\
 nncompress {version}: compress neural networks by optimisation
 
@@ -33,6 +36,7 @@ examples
   nncompress train sweep.resume=outputs/sweeps/SWEEP
   nncompress search solver=nnbcd model=tt_mlp 'compression.rank=range(2,17)' search.minimize=[ratio/params]
   nncompress train resume=outputs/RUN solver.num_steps=100
+  nncompress rerun outputs/RUN seed=1
   nncompress eval outputs/RUN batch_sizes=[1,32]
   nncompress export outputs/RUN --format onnx
   nncompress report outputs/sweeps/SWEEP
@@ -91,10 +95,14 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if command in ("-sc", "--shell-completion"):
         return _complete(rest)
+    if command in USER_CODE:
+        _with_own_code()
     if command == "train":
         return _train(rest)
     if command == "search":
         return _search(rest)
+    if command == "rerun":
+        return _rerun(rest)
     if command == "eval":
         return _eval(rest)
     if command == "export":
@@ -102,6 +110,12 @@ def _dispatch(arguments: list[str]) -> int:
     if command == "report":
         return _report(rest)
     raise ConfigError(f"unknown command '{command}'; {_nearest_command(command)}")
+
+
+def _with_own_code() -> None:
+    """Let modules in the current folder be imported: a console script does not see it."""
+    if "" not in sys.path[:1] and os.getcwd() not in sys.path[:1]:
+        sys.path.insert(0, os.getcwd())
 
 
 def _nearest_command(word: str) -> str:
@@ -127,6 +141,12 @@ def _search(arguments: list[str]) -> int:
     if any(word.startswith("sweep.resume=") for word in arguments):  # the rest is on record
         return train(arguments)
     return train(["-m", "hydra/sweeper=nncompress_search", "validation=0.1", *arguments])
+
+
+def _rerun(arguments: list[str]) -> int:
+    from nncompress.rerun import rerun
+
+    return rerun(arguments)
 
 
 def _eval(arguments: list[str]) -> int:

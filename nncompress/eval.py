@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from nncompress import trusted
 from nncompress.config import Downloads
 from nncompress.errors import ConfigError
 from nncompress.hydra_errors import sentence
@@ -36,6 +37,7 @@ Measures accuracy, sizes and latency of the compact network beside the dense one
   precision=auto|float32|float64
   batch_sizes=[1,256]       samples of the forward passes whose latency is measured; []: no latency
   seconds=0.5               least measuring time of each latency
+  allow=[MODULE,...]        modules of yours of which the files may name classes
   output=FOLDER             a new folder for tables and evaluation.json (default: outputs/evaluations/TIME)
   seed=0                    of the random samples of the latency
 """
@@ -58,6 +60,7 @@ class Config:
     batch_sizes: list[int] = field(default_factory=lambda: [1, 256])
     seconds: float = 0.5
     output: str | None = None
+    allow: list[str] = field(default_factory=list)
     dataset: Any = None
 
 
@@ -72,16 +75,18 @@ def evaluate(arguments: Sequence[str]) -> int:
         sys.stdout.write(USAGE)
         return 0
     path, words = _read(arguments)
-    if "" not in sys.path[:1] and os.getcwd() not in sys.path[:1]:
-        sys.path.insert(0, os.getcwd())  # the user's own networks and data
     from nncompress import evaluation
-    from nncompress.compact.artefact import open_artefact
+    from nncompress.compact.artefact import DESCRIPTION, open_artefact
     from nncompress.records import write_json
     from nncompress.report.evaluation_tables import evaluation_tables
     from nncompress.report.tables import markdown, write_table
 
-    artefact = open_artefact(path)
-    cfg = composed(words, artefact.description.get("data"))
+    allow = trusted.given(words)
+    artefact = open_artefact(path, allow)
+    data = artefact.description.get("data")
+    if not _chooses_data(words):
+        trusted.check({"data": data}, allow, f"{artefact.folder / DESCRIPTION}")
+    cfg = composed(words, data)
     folder = Path(cfg.output or f"outputs/evaluations/{stamp()}")
     with whole(folder, "output=FOLDER") as made:
         found = evaluation.measure(artefact, cfg, required=_asks_for_data(words))
@@ -130,6 +135,11 @@ def _read(arguments: Sequence[str]) -> tuple[Path, list[str]]:
             f"eval needs one folder of a run and then KEY=VALUE, {found}: nncompress eval RUN [KEY=VALUE]"
         )
     return Path(paths[0]), words
+
+
+def _chooses_data(words: Sequence[str]) -> bool:
+    """Whether the words take another data set than that of the artefact."""
+    return any(re.match(r"\+*dataset(\._target_)?=|~dataset$", word) for word in words)
 
 
 def _overrides(word: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +10,17 @@ from typing import TYPE_CHECKING, NoReturn
 
 from nncompress.errors import ConfigError, NNCompressError
 from nncompress.records import STATUS
+from nncompress.trusted import given
 from nncompress.whole import whole
 
 if TYPE_CHECKING:
     from nncompress.compact.export import Exported
 
 NAMES = ("safetensors", "onnx", "torch_export")
-USAGE = "nncompress export RUN [--format safetensors|onnx|torch_export] [--output PATH] [--batch N] [--dense]"
+USAGE = (
+    "nncompress export RUN [--format safetensors|onnx|torch_export] [--output PATH] [--batch N] [--dense] "
+    "[allow=[MODULE,...]]"
+)
 OPTION = "--output PATH"
 
 
@@ -38,15 +41,14 @@ def export(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         _parser().print_help()
         return 0
-    words = _parser().parse_args(arguments)
+    allow = [word for word in arguments if word.startswith("allow=")]
+    words = _parser().parse_args([word for word in arguments if word not in allow])
     _check(words)
-    if "" not in sys.path[:1] and os.getcwd() not in sys.path[:1]:
-        sys.path.insert(0, os.getcwd())  # the user's own networks
     from nncompress.compact.artefact import open_artefact
     from nncompress.compact.export import FORMATS, PLAIN, TOLERANCE
     from nncompress.compact.export import export as exported
 
-    artefact = open_artefact(words.run)
+    artefact = open_artefact(words.run, given(allow))
     write, name = PLAIN if words.dense else FORMATS[words.format]
     path = _place(words, name)
     with whole(path, OPTION) as made:
@@ -62,7 +64,8 @@ def export(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="nncompress export", usage=USAGE, allow_abbrev=False)
+    note = "allow=[MODULE,...]: modules of yours of which the files may name classes"
+    parser = _Parser(prog="nncompress export", usage=USAGE, allow_abbrev=False, epilog=note)
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="the folder of a finished run, or the folder `model` in it"
     )

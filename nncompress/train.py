@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from hydra.types import RunMode
+from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -59,34 +59,41 @@ OmegaConf.register_new_resolver("nncompress.stamp", stamp, use_cache=True, repla
 
 
 def train(arguments: list[str]) -> int:
-    """Run Hydra on the words after `train`; the exit code.
+    """Run Hydra on the words after `train`; exit code and errors as with `under_hydra`."""
+
+    def prepared() -> tuple[TaskFunction, list[str]]:
+        words = resumed_sweep(arguments)
+        return resumed(words, jobs.single) or (job, words)
+
+    return under_hydra(prepared)
+
+
+def under_hydra(prepared: Callable[[], tuple[TaskFunction, list[str]]]) -> int:
+    """Run Hydra on the task and the words that are prepared; the exit code.
 
     Of the processes of torchrun the first writes the folder, says what there is to say and has the exit code.
 
     Raises:
         NNCompressError: the configuration is refused, the output folder cannot be written, or a single run failed.
     """
-    if "" not in sys.path[:1] and os.getcwd() not in sys.path[:1]:
-        sys.path.insert(0, os.getcwd())
     config.register()
     if processes.first():
-        code = _hydra(arguments)
+        code = _hydra(prepared)
         return _finish_sweep(SWEPT[-1], code) if SWEPT else code
     logging.disable()
     with TemporaryDirectory() as nowhere, suppress(NNCompressError), redirect_stdout(StringIO()):
-        code = _hydra(arguments, (*QUIET, f"hydra.run.dir={nowhere}", f"hydra.sweep.dir={nowhere}"))
+        code = _hydra(prepared, (*QUIET, f"hydra.run.dir={nowhere}", f"hydra.sweep.dir={nowhere}"))
         return code if code == NNCompressError.exit_code else 0
     return 0
 
 
-def _hydra(arguments: list[str], more: Sequence[str] = ()) -> int:
+def _hydra(prepared: Callable[[], tuple[TaskFunction, list[str]]], more: Sequence[str] = ()) -> int:
     """What Hydra makes of the words, and of `more` of its own; the exit code."""
     SWEPT.clear()
     for sweeper in (Jobs, Search):
         Plugins.instance().register(sweeper)
-    arguments = resumed_sweep(arguments)
-    task, arguments = resumed(arguments, jobs.single) or (job, arguments)
-    arguments = [*arguments, *more]
+    task, words = prepared()
+    arguments = [*words, *more]
     try:
         with _hydra_process(arguments):
             hydra.main(version_base="1.3", config_path="pkg://nncompress.conf", config_name="config")(task)()
@@ -109,7 +116,7 @@ def job(cfg: DictConfig) -> None:
     """What Hydra calls for a run or for each job of a sweep."""
     settings = HydraConfig.get()
     cfg.choices = {group: choice for group in config.CHOICES if (choice := settings.runtime.choices.get(group))}
-    _retarget(cfg, settings.overrides.task)
+    retarget(cfg, settings.overrides.task)
     folder = Path(settings.runtime.output_dir)
     if settings.mode == RunMode.MULTIRUN:
         jobs.of_sweep(cfg, folder, Path(settings.sweep.dir).absolute())
@@ -117,7 +124,7 @@ def job(cfg: DictConfig) -> None:
         jobs.single(cfg, folder)
 
 
-def _retarget(cfg: DictConfig, overrides: Sequence[str]) -> None:
+def retarget(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """With `model._target_=my_nets.Net` on the command line the keys of the option it replaces no longer count.
 
     Further in, as with `solver.schedule._target_`, those that the new class does not take.

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from nncompress.errors import ConfigError
 from nncompress.signatures import locate, one_line
@@ -66,6 +67,22 @@ def targets(tree: Any) -> list[str]:
     """The dotted paths that a tree of containers gives as `_target_`."""
     plain = OmegaConf.to_container(tree) if OmegaConf.is_config(tree) else tree
     return [str(name) for name in _named(plain, TARGET)]
+
+
+def given(words: Sequence[str]) -> list[str]:
+    """The modules of the last word `allow=[...]` of a command.
+
+    Raises:
+        ConfigError: it gives something else than a list of names.
+    """
+    last = [word for word in words if word.startswith("allow=")][-1:]
+    try:
+        found = OmegaConf.to_container(OmegaConf.from_dotlist(last)).get("allow", [])  # type: ignore[union-attr]
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{last[0]}: {one_line(error)}") from error
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise ConfigError(f"allow must be a list of modules such as allow=[my_nets], found {last[0]}")
+    return found
 
 
 def _from_environment() -> list[str]:
