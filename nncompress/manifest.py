@@ -23,7 +23,7 @@ from nncompress.records import STATUS, is_run, write_json
 SWEEP, LOCK, STOPPED = "sweep.json", "sweep.lock", "stopped.json"
 FORMAT = 1
 NOT_IN_KEY = (
-    "hydra", "choices", "resume", "sweep", "search", "tracking", "allow", "data", "data_dir", "reference_dir",
+    "choices", "resume", "sweep", "search", "tracking", "allow", "data", "data_dir", "reference_dir",
     "checkpoint_every",
 )  # fmt: skip
 """Parts of a configuration that say how and where a job is run, not what it computes."""
@@ -118,11 +118,16 @@ def held(folder: Path, resumed: bool) -> Iterator[None]:
 
 def key_of(cfg: DictConfig) -> str:
     """12 hexadecimal digits that follow from all settings on which a job's results depend, and from no place."""
-    tree = {str(key): _plain(cfg, str(key)) for key in cfg if key not in NOT_IN_KEY}
+    tree = {key: value for key, value in settings_of(cfg).items() if key not in NOT_IN_KEY}
     if isinstance(tree.get("dataset"), Mapping):
         tree["dataset"] = {name: value for name, value in tree["dataset"].items() if name not in PLACES}
     text = json.dumps(tree, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration without Hydra's part as plain containers, unresolved where the job will say what is missing."""
+    return {str(key): _plain(cfg, str(key)) for key in cfg if key != "hydra"}
 
 
 def standing(folder: Path) -> str:

@@ -16,8 +16,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from nncompress import trusted
 from nncompress.errors import ConfigError
-from nncompress.manifest import STOPPED, Job, Manifest, held, key_of, read_manifest
+from nncompress.manifest import STOPPED, SWEEP, Job, Manifest, held, key_of, read_manifest, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ SWEPT: list[Path] = []
 """The folder of the sweep that this process ran: Hydra hands it to nobody."""
 WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
 """Hydra's flags that are followed by a word of their own."""
+FOLLOWED = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweep.", "hydra.sweeper.params.")
+"""Words for Hydra itself that a resumed sweep takes over."""
 
 
 def begun(config: DictConfig, folder: Path, claim: ExitStack) -> Manifest:
@@ -48,9 +51,11 @@ def with_job(
     """The manifest with the job of these overrides, which keeps its folder if it was there; and that job.
 
     Raises:
-        ConfigError: another job has the same folder.
+        ConfigError: another job has the same folder, or a resumed sweep names a class that is not allowed.
     """
     cfg = hydra_context.config_loader.load_sweep_config(config, list(overrides))
+    if config.sweep.resume is not None:
+        trusted.check(settings_of(cfg), list(cfg.allow), str(Path(config.hydra.sweep.dir) / SWEEP))
     job = manifest.find(key_of(cfg))
     if job is None:
         own = [word for word in overrides if not word.startswith(("sweep.", "search.", "launcher="))]
@@ -71,8 +76,10 @@ def launched(launcher: Launcher, jobs: Sequence[Job], first: int) -> Sequence[Jo
 def resumed_sweep(arguments: list[str]) -> list[str]:
     """The words that go on with the sweep that `sweep.resume=` names, if it names one: its own, and those beside it.
 
+    What is on record may set up no part of Hydra but the launcher: this command is to say that itself.
+
     Raises:
-        ConfigError: the folder holds no sweep, or its words name a class that is not allowed.
+        ConfigError: the folder holds no sweep.
     """
     folders = [word.partition("=")[2].strip("'\"") for word in arguments if word.startswith("sweep.resume=")]
     if not folders or folders[-1] == "null":
@@ -80,17 +87,24 @@ def resumed_sweep(arguments: list[str]) -> list[str]:
     if not folders[-1]:
         raise ConfigError("sweep.resume= needs the folder of a sweep, found nothing; give it, or leave it out")
     folder = Path(folders[-1]).absolute()
-    recorded_flags, recorded = _split(read_manifest(folder).command)
+    left, recorded = _split(read_manifest(folder).command)
     flags, given = _split(arguments)
-    recorded = {key: word for key, word in recorded.items() if key != "allow"}  # that is for this command to say
+    dropped = [*(flag for flag in left if flag != "-m"), *(word for key, word in recorded.items() if not _kept(word))]
+    for word in dropped:
+        log.warning("%s of %s is not taken over; give it again if it is needed", word, folder / SWEEP)
     words = {
-        **recorded,
+        **{key: word for key, word in recorded.items() if word not in dropped},
         **given,
         "sweep.resume": f"sweep.resume={quoted(str(folder))}",
         "hydra.sweep.dir": f"hydra.sweep.dir={quoted(str(folder))}",
     }
-    flagged = {"-m": ["-m"], **recorded_flags, **flags}
-    return [*itertools.chain(*flagged.values()), *words.values()]
+    return [*itertools.chain(*{"-m": ["-m"], **flags}.values()), *words.values()]
+
+
+def _kept(word: str) -> bool:
+    """Whether a recorded word may be followed: Hydra imports what its own part names without asking."""
+    key = word.partition("=")[0].lstrip("+~")
+    return key != "allow" and (not key.startswith("hydra") or (key.startswith(FOLLOWED) and "_target_" not in word))
 
 
 def _subdir(cfg: DictConfig, number: int) -> str:

@@ -239,6 +239,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_an_engine_runs_the_jobs_of_a_sweep_as_this_process_does(launcher: str) -> None:
     words = [*QUICK, "model.widths=[8],oops", "seed=0,1"]
