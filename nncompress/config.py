@@ -28,6 +28,7 @@ CHOICES = (*GROUPS, "constraint", "experiment")
 AUGMENTATION = "augmentation"
 REFERENCE_TRAINING = "reference_training"
 ONE_SHOT = "compress_by"
+TRACKING = "tracking"
 OFFERED: dict[str, frozenset[str]] = {"model": frozenset({"input_shape", "num_classes"})}
 PRECISIONS = ("auto", "float32", "float64", "tf32", "bf16")
 PROTOCOLS = ("last", "paper")
@@ -171,6 +172,7 @@ def validate(cfg: DictConfig) -> None:
     for place in (REFERENCE_TRAINING, AUGMENTATION, *(f"{ONE_SHOT}.{name}" for name in cfg[ONE_SHOT] or ())):
         if OmegaConf.select(cfg, place) is not None:
             problems += group_problems(cfg, place)
+    problems += _tracking_problems(cfg)
     if problems:
         raise ConfigError("\n".join(problem.replace("solver.constraint", "constraint") for problem in problems))
 
@@ -240,6 +242,17 @@ def _shell_problems(cfg: DictConfig) -> Iterator[str]:
     if cfg.reference is not None and not (Path(cfg.reference) / "model" / "model.json").is_file():
         yield f"reference: must be the folder of a finished run, found no model/model.json in '{cfg.reference}'"
     yield from _target_problems(cfg)
+
+
+def _tracking_problems(cfg: DictConfig) -> Iterator[str]:
+    trackers = cfg[TRACKING]
+    if trackers is None:
+        return
+    if not OmegaConf.is_dict(trackers):
+        yield f"{TRACKING}: needs a node for each tracker; choose with {TRACKING}=NAME, found '{trackers}'"
+        return
+    for name in trackers:
+        yield from group_problems(cfg, f"{TRACKING}.{name}")
 
 
 def _target_problems(cfg: DictConfig) -> Iterator[str]:

@@ -29,6 +29,7 @@ from nncompress.report import write_run_report
 from nncompress.run_folder import CHECKPOINT, claimed, room, status_of
 from nncompress.solvers.base import Iterate, Observation, Slimmed
 from nncompress.summary import channels_of, counts_of, file_sizes, rounding_of, summary_of
+from nncompress.tracking.tracking import Tracking
 from nncompress.trials import watch
 
 log = logging.getLogger(__name__)
@@ -53,12 +54,13 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 claim.enter_context(claimed(folder, cfg.resume is not None))
         if parallel.rank() > 0:  # process 0 writes the folder
             with Interruption() as interruption:
-                return _Execution(cfg, folder, interruption, {}).recorded()
+                return _Execution(cfg, folder, interruption, {}, Tracking(cfg, folder)).recorded()
         with room(folder), Interruption() as interruption:
             saved = OmegaConf.merge(cfg, {"resume": None})  # before the status: a folder with a status can be resumed
             replace_bytes(folder / CONFIG, OmegaConf.to_yaml(saved, resolve=True).encode())
-            with status_of(folder, cfg.resume is not None) as status:
-                execution = _Execution(cfg, folder, interruption, status)
+            with Tracking(cfg, folder) as tracking, status_of(folder, cfg.resume is not None) as status:
+                tracking.start()
+                execution = _Execution(cfg, folder, interruption, status, tracking)
                 summary = execution.recorded()
                 write_run_report(folder)
     return summary
@@ -67,8 +69,11 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 class _Execution:
     """The loop over a solver's iterates, from the start or from a checkpoint."""
 
-    def __init__(self, cfg: DictConfig, folder: Path, interruption: Interruption, status: dict[str, Any]) -> None:
+    def __init__(
+        self, cfg: DictConfig, folder: Path, interruption: Interruption, status: dict[str, Any], tracking: Tracking
+    ) -> None:
         self.cfg, self.folder, self.interruption, self.status = cfg, folder, interruption, status
+        self.tracking = tracking
         with parallel.together():
             self.problem, self.solver, self.said = build(cfg)
             self.study = study_of(cfg, self.problem.model)
@@ -95,6 +100,8 @@ class _Execution:
         if self.restored is not None:
             observed = read_run(self.folder).rows
             self.start, self.previous = _row_of(observed, 0), _row_of(observed, -1)
+            for row in observed.to_dict("records"):
+                self.tracking.row(row)
         return recorder
 
     def run(self, recorder: Recorder | None) -> tuple[Iterate, Observation]:
@@ -145,6 +152,7 @@ class _Execution:
             return None
         row = self._row(iterate, iterate.observation)
         recorder.write(row)
+        self.tracking.row(row)
         if self.watch is not None:
             self.watch(row)
         self.start = self.start or row

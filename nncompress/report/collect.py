@@ -16,7 +16,7 @@ COPIES = ("solver.constraint",)
 """Parts of a config that repeat others."""
 NOT_A_DIFFERENCE = {
     "seed", "data_dir", "root", "resume", "download", "checkpoint_every", "hydra", "output_dir", "sweep",
-    "search", "allow",
+    "search", "allow", "tracking",
 }  # fmt: skip
 
 
