@@ -322,3 +322,23 @@ def untimed(path: Path) -> list[dict[str, str]]:
     with path.open() as file:
         rows = list(csv.DictReader(file))
     return [{k: v for k, v in row.items() if not k.startswith(("seconds", "memory", "time"))} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("model._target_=os.system", "names os.system, but only"),
+        ("+hydra.callbacks.mine._target_=os.system", "+hydra.callbacks.mine._target_=os.system of"),
+    ],
+)
+def test_a_manifest_imports_nothing_that_is_not_allowed(
+    word: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(*QUICK, "seed=0") == 0
+    path = Path("sweep/sweep.json")
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"command": [*content["command"], word, "allow=[os,posix]"]}))
+    code = main(["train", "sweep.resume=sweep"])
+    out = capsys.readouterr()
+    assert said in out.err + out.out
+    assert code == (2 if "model" in word else 0)
