@@ -18,6 +18,8 @@ COMMANDS = {
     "rerun": "the configuration of a run anew, with changes, compared with that run",
     "eval": "accuracy, sizes and latency of a compact network beside the dense one",
     "export": "a compact network as safetensors, ONNX or torch.export file, compared",
+    "ls": "the runs below folders, filtered and sorted",
+    "compare": "the settings and figures in which runs differ",
     "report": "rebuild the tables and plots of run or sweep folders",
 }
 USER_CODE = ("train", "search", "eval", "export", "rerun")
@@ -39,6 +41,8 @@ examples
   nncompress rerun outputs/RUN seed=1
   nncompress eval outputs/RUN batch_sizes=[1,32]
   nncompress export outputs/RUN --format onnx
+  nncompress ls solver=nnbcd 'accuracy/test>0.95' --sort ratio/bits
+  nncompress compare outputs/RUN outputs/OTHER
   nncompress report outputs/sweeps/SWEEP
 
 often used with train
@@ -107,6 +111,10 @@ def _dispatch(arguments: list[str]) -> int:
         return _eval(rest)
     if command == "export":
         return _export(rest)
+    if command == "ls":
+        return _ls(rest)
+    if command == "compare":
+        return _compare(rest)
     if command == "report":
         return _report(rest)
     raise ConfigError(f"unknown command '{command}'; {_nearest_command(command)}")
@@ -161,19 +169,33 @@ def _export(arguments: list[str]) -> int:
     return export(arguments)
 
 
+def _ls(arguments: list[str]) -> int:
+    from nncompress.listing import list_runs
+
+    return list_runs(arguments)
+
+
+def _compare(arguments: list[str]) -> int:
+    from nncompress.comparison import compare
+
+    return compare(arguments)
+
+
 def _report(arguments: list[str]) -> int:
+    use = "nncompress report DIR..."
     if {"-h", "--help"} & set(arguments):
-        sys.stdout.write(f"usage: nncompress report DIR...\n\n{COMMANDS['report']}\n")
+        sys.stdout.write(f"usage: {use}\n\n{COMMANDS['report']}\n")
         return 0
-    flags = [word for word in arguments if word.startswith("-")]
-    if flags or not arguments:
+    folders = arguments
+    flags = [word for word in folders if word.startswith("-")]
+    if flags or not folders:
         found = f"found {flags[0]}" if flags else "found none"
-        raise ConfigError(f"report needs one or more folders of runs or sweeps, {found}: nncompress report DIR...")
+        raise ConfigError(f"report needs one or more folders of runs or sweeps, {found}: {use}")
     from pathlib import Path
 
     from nncompress.report import report
 
-    for path in report([Path(folder) for folder in arguments]):
+    for path in report([Path(folder) for folder in folders]):
         sys.stdout.write(f"{path}\n")
     return 0
 

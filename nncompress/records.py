@@ -165,7 +165,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def read_config(path: Path, key: str | None = None) -> dict[str, Any]:
     """The mapping in a YAML file, empty without one or where it is damaged, which is told in the log.
 
-    With `key` the rest of the file may be left out, which is ten times faster than to parse all of it.
+    With a dotted `key` the rest of the file may be left out, which is far faster than to parse all of it.
     """
     if not path.is_file():
         return {}
@@ -196,7 +196,7 @@ def read_last_row(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, obj: Any) -> None:
     """Write a JSON file whole or not at all (a new file, then renamed); numbers that are not finite become null."""
-    text = json.dumps(_finite(obj), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(finite(obj), indent=2, ensure_ascii=False) + "\n"
     replace_bytes(Path(path), text.encode())
 
 
@@ -222,12 +222,12 @@ def _number(value: Any) -> float | int | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _finite(obj: Any) -> Any:
-    """`obj` with every number that JSON cannot hold replaced by None, and numpy's numbers by Python's."""
+def finite(obj: Any) -> Any:
+    """The object with every number that JSON cannot hold replaced by None, and numpy's numbers by Python's."""
     if isinstance(obj, Mapping):
-        return {key: _finite(value) for key, value in obj.items()}
+        return {key: finite(value) for key, value in obj.items()}
     if isinstance(obj, list | tuple):
-        return [_finite(value) for value in obj]
+        return [finite(value) for value in obj]
     return _number(obj) if isinstance(obj, numbers.Real) else obj
 
 
@@ -275,9 +275,23 @@ def _frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _part(content: bytes, key: str) -> bytes:
-    """The lines of one top-level key of a YAML mapping in block style; everything where they are not found."""
-    found = re.search(rb"^%b:(?: .*)?\n(?:(?:[ -].*)?\n)*" % re.escape(key.encode()), content + b"\n", re.MULTILINE)
-    return found.group() if found else content
+    """The lines of a dotted key of a YAML mapping, its parents' first lines before them; of a key that is not found
+    those of its parent, none without any. A mapping in flow style (JSON) is left whole.
+    """
+    if content.lstrip().startswith(b"{"):
+        return content
+    parents, part = b"", content + b"\n"
+    for depth, word in enumerate(key.encode().split(b".")):
+        found = re.search(rb"^%b%b:(?: .*)?\n(?:(?:%b[ -].*)?\n)*" % _at(depth, word), part, re.MULTILINE)
+        if found is None:
+            return parents + part if depth else b"{}"
+        parents, part = parents + part.partition(b"\n")[0] + b"\n" if depth else b"", found.group()
+    return parents + part
+
+
+def _at(depth: int, word: bytes) -> tuple[bytes, bytes, bytes]:
+    """The indentation of a word, the word, and what the lines below it begin with."""
+    return b"  " * depth, re.escape(word), b"  " * depth
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:

@@ -11,9 +11,10 @@ import pytest
 from fake_runs import config, fake_run, texts
 
 from nncompress.errors import ConfigError
+from nncompress.outline import flatten
 from nncompress.records import read_run, write_json
 from nncompress.report import report, write_sweep_report
-from nncompress.report.collect import aggregate, failures, flatten, group_label, short_names, summaries, varied_keys
+from nncompress.report.collect import aggregate, failures, group_label, short_names, summaries, varied_keys
 from nncompress.report.pareto import pareto_front
 from nncompress.report.sweep_plots import accuracy_ratio_plot
 from nncompress.report.sweep_tables import sweep_table

@@ -6,14 +6,13 @@ from typing import Any
 
 import pandas as pd
 
+from nncompress.outline import DETAILS, GROUPS, figures_of
+from nncompress.outline import flatten as flatten
 from nncompress.rates import rate_summary
 from nncompress.records import Run
 from nncompress.report.text import setting
 
-GROUPS = ("solver", "model", "dataset", "compression")
 TARGET = "._target_"
-COPIES = ("solver.constraint",)
-"""Parts of a config that repeat others."""
 NOT_A_DIFFERENCE = {
     "seed", "data_dir", "root", "resume", "download", "checkpoint_every", "hydra", "output_dir", "sweep",
     "search", "allow", "tracking",
@@ -34,28 +33,8 @@ def choice(run: Run, group: str) -> str:
 def final(run: Run) -> dict[str, Any]:
     """The keys of summary.json; a run that has not ended is summed up by its last record. Unknown keys are absent."""
     last = {str(key): value for key, value in run.rows.iloc[-1].dropna().items()} if len(run.rows) else {}
-    kept = {key: value for key, value in last.items() if key.split("/")[0] in RECORDED}
-    named = {ends: last[key] for key, ends in FINAL_NAMES.items() if key in last}
-    known = {"seed": run.config.get("seed")} | kept | named | rate_summary(run.rows) | (run.summary or {})
+    known = {"seed": run.config.get("seed")} | figures_of(last) | rate_summary(run.rows) | (run.summary or {})
     return {key: value for key, value in known.items() if value is not None}
-
-
-RECORDED = {"loss", "accuracy", "ratio", "sparsity", "gap"}
-FINAL_NAMES = {"step": "steps", "seconds": "seconds/total", "objective": "objective/final"}
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of a config; lists become text, and the options taken stand under the bare name of their group."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if f"{prefix}{key}" in COPIES:
-            continue
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value) if isinstance(value, list) else value
-    chosen = {key.removeprefix("choices."): value for key, value in flat.items() if key.startswith("choices.")}
-    return {key: value for key, value in flat.items() if not key.startswith("choices.")} | chosen
 
 
 def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -88,7 +67,7 @@ def summaries(runs: Sequence[Run]) -> pd.DataFrame:
     done = [run for run in runs if run.status["status"] == "done"]
     rows = [{"job": run.folder.name} | setting_of(run, keys) | final(run) for run in done]
     for row in rows:
-        for key in ("tasks", "channels", "factors", "one_shot", "round_to/changed"):  # lists: for the tables of a run
+        for key in DETAILS:
             row.pop(key, None)
     return pd.DataFrame(rows, columns=None if rows else ["job", *keys]).astype(dict.fromkeys(keys, object))
 

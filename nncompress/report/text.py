@@ -49,6 +49,15 @@ def setting(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def value_text(value: Any) -> str:
+    """Any value on record on one line, its number short; what a terminal would obey is written out."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return str(value) if isinstance(value, int) or math.isinf(value) else number(value)
+    return UNKNOWN if value is None else "".join(a if a.isprintable() else repr(a)[1:-1] for a in str(value))
+
+
 def few(names: Sequence[str], most: int = 4) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
@@ -64,6 +73,11 @@ def missing(value: Any) -> bool:
     import pandas as pd
 
     return bool(pd.isna(value))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value on record is a number; a check (true, false) is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> Iterator[str]:

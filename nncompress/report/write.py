@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from nncompress.outline import GROUPS
 from nncompress.records import Run, is_run, read_run, read_runs
-from nncompress.report.collect import GROUPS, aggregate, choice, failures, group_label, setting_of, summaries, varied
+from nncompress.report.collect import aggregate, choice, failures, group_label, setting_of, summaries, varied
 from nncompress.report.one_shot import run_one_shot, sweep_one_shot
 from nncompress.report.run_plots import run_plots
 from nncompress.report.run_tables import run_tables
