@@ -35,38 +35,38 @@ PLACES = ("${data_dir}", "${data.download}")
 TARGET = "_target_"
 
 
-def check(tree: Mapping[str, Any], allow: Sequence[str], source: str, *, key: str = TARGET) -> None:
+def check(tree: Mapping[str, Any], allow: Sequence[str], source: str) -> None:
     """Refuse a tree of containers, read from `source`, that names what is neither known nor allowed.
 
-    allow: modules, with all below them, or classes. key: whose values are the names. What a name leads to must lie in
-    such a module too, so that nothing is reached through what a module imports. Nothing is imported before every name
-    is known or allowed.
+    allow: modules, with all below them, or classes. What a name leads to must lie in such a module too, so that nothing
+    is reached through what a module imports. Nothing is imported before every name is known or allowed.
 
     Raises:
-        ConfigError: with every name that is refused and what allows it; a text in the tree holds an interpolation.
+        ConfigError: with every name that is refused and what allows it; a name leads nowhere; a text in the tree holds
+            an interpolation.
     """
     allowed = [*KNOWN, *([allow] if isinstance(allow, str) else allow), *_from_environment()]
     found = _plain(tree, source)
     for text in _texts(found):
         if "${" in text and text not in PLACES:
             raise ConfigError(f"{source} must hold values, found the interpolation '{text}'; write the value there")
-    names = sorted({str(name) for name in _named(found, key)})
+    names = sorted(set(targets(found)))
     refused = {name: name for name in names if not _covered(name, allowed)}
     if not refused:
-        origins = {name: _origin(name) for name in names if name not in allowed}
+        origins = {name: _origin(name, source) for name in names if name not in allowed}
         refused = {
             name: origin
             for name, origin in origins.items()
-            if origin is not None and not (_covered(origin, allowed) and _public(name, origin))
+            if not (_covered(origin, allowed) and _public(name, origin))
         }
     if refused:
         raise ConfigError(_refusal(refused, source))
 
 
-def targets(tree: Any) -> list[str]:
-    """The dotted paths that a tree of containers gives as `_target_`."""
+def targets(tree: Any, key: str = TARGET) -> list[str]:
+    """The dotted paths that a tree of containers gives under a key, at any depth."""
     plain = OmegaConf.to_container(tree) if OmegaConf.is_config(tree) else tree
-    return [str(name) for name in _named(plain, TARGET)]
+    return [str(name) for name in _named(plain, key)]
 
 
 def given(words: Sequence[str]) -> list[str]:
@@ -123,12 +123,15 @@ def _covered(name: str, allowed: Collection[str]) -> bool:
     return any(name == each or name.startswith(f"{each}.") for each in allowed)
 
 
-def _origin(name: str) -> str | None:
-    """Where the class or function at a dotted path was made; None where nothing is found, which is told later."""
+def _origin(name: str, source: str) -> str:
+    """Where the class or function at a dotted path was made; refused when `locate` finds none, for Hydra might."""
     try:
         found = locate(name)
-    except ConfigError:
-        return None
+    except ConfigError as error:
+        raise ConfigError(
+            f"{source} names {name}, which must be importable: {error}; run where it can be imported (its folder on "
+            "PYTHONPATH, or the current one)"
+        ) from error
     named = found if inspect.isclass(found) or inspect.isroutine(found) else type(found)
     return f"{getattr(named, '__module__', None)}.{getattr(named, '__qualname__', named)}"
 
@@ -143,6 +146,6 @@ def _refusal(refused: Mapping[str, str], source: str) -> str:
     modules = list(dict.fromkeys(origin.rpartition(".")[0] or origin for origin in refused.values()))
     quoted = ", ".join(f'"{module}"' for module in modules)
     return (
-        f"{source} names {' and '.join(found)}, but only classes of {PACKAGE}, torch and the modules you allow are "
+        f"{source} names {', '.join(found)}, but only classes of {PACKAGE}, torch and the modules you allow are "
         f"imported; if you trust it, add allow=[{','.join(modules)}], or nncompress.load(path, allow=[{quoted}])"
     )

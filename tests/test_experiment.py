@@ -19,7 +19,7 @@ from torch import nn
 from nncompress.cli import main
 from nncompress.compact.artefact import load
 from nncompress.data.digits import digits
-from nncompress.errors import CheckpointError
+from nncompress.errors import CheckpointError, ConfigError
 from nncompress.interruption import Interruption
 from nncompress.metrics import evaluate
 from nncompress.solvers.nnbcd import NNBCD
@@ -175,7 +175,7 @@ def test_resuming_at_any_step_gives_the_unbroken_records(words, tmp_path, monkey
         code = train(folder, *words, "solver.num_steps=9")
         monkeypatch.setattr(solver, "step", step)
         if code:
-            assert main(["train", f"resume={folder}"]) == 0
+            assert main(["train", f"resume={folder}", "allow=[test_experiment]"]) == 0
         assert rows(folder) == rows(tmp_path / "whole")
         assert summary(folder) == summary(tmp_path / "whole")
 
@@ -369,7 +369,7 @@ def test_a_damaged_compact_network_is_named(tmp_path):
         resign(
             tmp_path / "run/model", lambda about, wrong=wrong: about["kinds"][0]["compression"].update({"class": wrong})
         )
-        with pytest.raises(CheckpointError, match=f"model.json.*found.*{wrong}|model.json.*{wrong} must be importable"):
+        with pytest.raises(ConfigError, match=rf"model.json names {wrong}, but only classes of nncompress"):
             load(tmp_path / "run/model")
         description.write_text(text.replace('"rank":', '"rank": 1'))
         with pytest.raises(CheckpointError, match=r"model\.json and model\.safetensors must be as they were written"):
@@ -433,5 +433,7 @@ def test_a_users_model_compression_and_data_are_taken_by_their_dotted_paths(tmp_
     assert train(tmp_path / "run", "--config-dir", str(tmp_path / "conf"), *words) == 0
     assert summary(tmp_path / "run")["params/dense"] == 5 * 6 + 6 + 6 * 2 + 2
     assert rows(tmp_path / "run")[-1]["sparsity"] > 0.2
-    network = load(tmp_path / "run/model")
+    with pytest.raises(ConfigError, match=r"names mine.Half, mine.Net, but .* allow=\[mine\]"):
+        load(tmp_path / "run")
+    network = load(tmp_path / "run/model", allow=["mine"])
     assert int(torch.count_nonzero(network[0].weight)) == 15

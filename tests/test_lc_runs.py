@@ -61,7 +61,7 @@ def test_a_network_of_ones_own_with_batch_norm_and_a_skip_needs_two_lines(tmp_pa
     words = [*SHORT, "solver.num_steps=4", "solver.epochs=2", "solver.growth=2", "solver.batch_size=32"]
     words += ["solver=lc", "model=mine", "compression=codebook", "compression.layers=all"]
     assert train(tmp_path / "run", "--config-dir", "my_conf", *words) == 0
-    network = load(tmp_path / "run/model")
+    network = load(tmp_path / "run/model", allow=["test_lc_runs"])
     assert all(len(p.unique()) <= 4 for p in network.parameters() if p.dim() >= 2)
     test = digits(train_size=200, test_size=100).test
     found = evaluate(network, test.to("cpu", torch.float32), nn.functional.cross_entropy).accuracy
@@ -94,7 +94,7 @@ def test_a_weight_with_two_names_is_stored_compressed(tmp_path, monkeypatch):
         *SHORT,
     ]
     assert train(tmp_path / "run", *words, "solver.num_steps=2", "solver.epochs=2", "solver.batch_size=32") == 0
-    network = load(tmp_path / "run/model")
+    network = load(tmp_path / "run/model", allow=["test_lc_runs"])
     assert network[2].weight is network[4].weight
     assert len(network[2].weight.unique()) <= 4
     test = digits(train_size=200, test_size=100).test.to("cpu", torch.float32)

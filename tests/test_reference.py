@@ -276,7 +276,7 @@ def test_an_interrupted_run_resumes_from_the_reference_it_began_with(tmp_path, m
         assert train(tmp_path / "broken", *words) == 130
     monkeypatch.chdir("/")
     monkeypatch.setattr(nncompress.reference, "run", lambda cfg, folder: pytest.fail("trained again"))
-    assert main(["train", f"resume={tmp_path / 'broken'}"]) == 0
+    assert main(["train", f"resume={tmp_path / 'broken'}", "allow=[test_reference]"]) == 0
     assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
     assert summary(tmp_path / "broken") == summary(tmp_path / "whole")
 

@@ -120,9 +120,9 @@ def open_artefact(path: Path, allow: Sequence[str] | None = ()) -> Artefact:
             "was edited, damaged or replaced; write them again (train resume=RUN), or take a whole copy"
         )
     if allow is not None:
-        named = {key: description.get(key) for key in ("architecture", "kinds")}
+        kinds = [{trusted.TARGET: name} for name in trusted.targets(description.get("kinds"), CLASS)]
+        named = {"architecture": description.get("architecture"), "kinds": kinds}
         trusted.check(named, allow, str(folder / DESCRIPTION))
-        trusted.check(named, allow, str(folder / DESCRIPTION), key=CLASS)
     with _described(folder):
         return _opened(folder, description, streams)
 
