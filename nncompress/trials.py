@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from nncompress.errors import NNCompressError, Pruned
+from nncompress.signatures import one_line
 
 if TYPE_CHECKING:
     import optuna
@@ -39,26 +40,49 @@ def storage(path: Path) -> optuna.storages.RDBStorage:
 def watch(cfg: DictConfig) -> Callable[[Mapping[str, Any]], None]:
     """What looks at every row of a run: in a trial with one objective, the search's pruner; else nothing.
 
-    It raises Pruned when the trials so far make this one hopeless.
+    It raises Pruned when the trials so far make this one hopeless. Where the study cannot be asked, the run goes on
+    without it.
     """
     objectives = [*cfg.search.maximize, *cfg.search.minimize]
     if cfg.search.trial is None or cfg.search.pruner is None or len(objectives) != 1:
-        return lambda row: None
-    import optuna
+        return _nothing
+    if not Path(cfg.search.store).is_file():
+        log.info(
+            "the run was trial %d of a search whose study is not at %s any more", cfg.search.trial, cfg.search.store
+        )
+        return _nothing
+    return _Watch(cfg, objectives[0]).look
 
-    from nncompress.config import build
 
-    study = optuna.load_study(study_name=NAME, storage=storage(Path(cfg.search.store)), pruner=build(cfg.search.pruner))
-    frozen = next(trial for trial in study.get_trials() if trial.number == cfg.search.trial)
-    trial = optuna.trial.Trial(study, frozen._trial_id)
-    (objective,) = objectives
+def _nothing(row: Mapping[str, Any]) -> None:
+    """A run that is no trial is not watched."""
 
-    def look(row: Mapping[str, Any]) -> None:
-        value, step = row.get(objective), int(row["step"])
-        if value is None or step in frozen.intermediate_values:  # a resumed trial comes by again
+
+class _Watch:
+    """One trial that is under way, and its study."""
+
+    def __init__(self, cfg: DictConfig, objective: str) -> None:
+        import optuna
+
+        from nncompress.config import build
+
+        pruner = build(cfg.search.pruner)
+        study = optuna.load_study(study_name=NAME, storage=storage(Path(cfg.search.store)), pruner=pruner)
+        frozen = next(trial for trial in study.get_trials() if trial.number == cfg.search.trial)
+        self.objective, self.known = objective, set(frozen.intermediate_values)
+        self.trial = None if frozen.state.is_finished() else optuna.trial.Trial(study, frozen._trial_id)
+
+    def look(self, row: Mapping[str, Any]) -> None:
+        """Tell the study of a row that it does not know yet, and ask whether to go on."""
+        value, step = row.get(self.objective), int(row["step"])
+        if self.trial is None or value is None or step in self.known:  # a resumed trial comes by again
             return
-        trial.report(value, step)
-        if trial.should_prune():
-            raise Pruned(f"the trials before this one were better at step {step}, found {objective} {value:.4g}")
-
-    return look
+        try:
+            self.trial.report(value, step)
+            hopeless = self.trial.should_prune()
+        except Exception as error:
+            log.warning("the trial is not watched any more: %s", one_line(error))
+            self.trial = None
+            return
+        if hopeless:
+            raise Pruned(f"the trials before this one were better at step {step}, found {self.objective} {value:.4g}")

@@ -161,3 +161,11 @@ def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert search(RATE) == 1
     assert "pip install 'nncompress[search]'" in capsys.readouterr().err
+
+
+def test_a_finished_trial_can_be_run_on_by_itself(tmp_path: Path) -> None:
+    assert search(RATE, "search.trials=1") == 0
+    assert main(["train", "resume=found/0", "solver.num_steps=4"]) == 0
+    Path("found/study.db").unlink()
+    assert main(["train", "resume=found/0", "solver.num_steps=5"]) == 0
+    assert status(Path("found/0"))["status"] == "done"
