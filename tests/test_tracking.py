@@ -206,6 +206,24 @@ def test_wrong_settings_are_refused_before_anything_runs(words, said, tmp_path, 
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("word", "names"),
+    [
+        ("tracking=mlflow", ["mlflow"]),
+        ("tracking=[tensorboard]", ["tensorboard"]),
+        ("tracking=[wandb,mlflow]", ["wandb", "mlflow"]),
+        ("tracking=[]", []),
+        ("~tracking", []),
+    ],
+)
+def test_one_tracker_several_or_none_compose_and_bind(word, names):
+    config.register()
+    with initialize_config_module("nncompress.conf", version_base="1.3"):
+        cfg = compose("config", [word])
+    config.validate(cfg)
+    assert list(cfg.tracking or {}) == names
+
+
 def test_a_name_in_place_of_the_nodes_is_refused():
     config.register()
     with initialize_config_module("nncompress.conf", version_base="1.3"):

@@ -18,8 +18,8 @@ import torch
 from omegaconf import DictConfig
 
 from nncompress import config
+from nncompress.outline import flatten
 from nncompress.records import STATUS, SUMMARY, read_json, write_json
-from nncompress.report.collect import flatten
 from nncompress.signatures import one_line
 from nncompress.tracking.base import About, Tracker
 
