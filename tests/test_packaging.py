@@ -20,7 +20,9 @@ def folders(top: str, pattern: str, package: str) -> set[str]:
 
 def test_every_folder_of_code_and_configuration_is_packaged() -> None:
     on_disk = folders("nncompress", "*.py", "nncompress") | folders("conf", "*.yaml", "nncompress.conf")
-    assert set(project()["tool"]["setuptools"]["packages"]) == on_disk
+    setup = project()["tool"]["setuptools"]
+    elsewhere = {path.replace("/", "."): name for name, path in setup["package-dir"].items()}
+    assert set(setup["packages"]) == {elsewhere.get(name, name) for name in on_disk}
 
 
 def test_every_file_of_a_package_is_of_a_kind_that_is_packaged() -> None:
