@@ -1,5 +1,6 @@
 """What every test gets: one thread, no display, no network."""
 
+import io
 import logging
 import os
 import socket
@@ -22,6 +23,25 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(f"tests have no network, found a connection to {address}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What there is to download, by its address; it fills with what the test puts there."""
+    from urllib.error import URLError
+
+    import nncompress.data.files
+
+    found: dict[str, bytes] = {}
+
+    def opened(url: str) -> io.BytesIO:
+        nncompress.data.files._check_address(url)
+        if url not in found:
+            raise URLError("Name or service not known")
+        return io.BytesIO(found[url])
+
+    monkeypatch.setattr(nncompress.data.files, "_opened", opened)
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import pickle
+import tarfile
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -90,13 +91,100 @@ def test_cifar10_names_the_missing_files(cifar_root):
         cifar10(root=str(cifar_root), download=False)
 
 
-def test_a_cifar10_download_without_network_says_so(tmp_path, monkeypatch):
-    def offline(*args, **kwargs):
-        raise URLError("Name or service not known")
-
-    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
+def test_a_cifar10_download_without_network_says_so(tmp_path, served):
     with pytest.raises(DataError, match=r"the download failed \(Name or service not known\)"):
         cifar10(root=str(tmp_path))
+
+
+def packed(root, extra=()):
+    """The archive of the batches below a folder, with more members before them."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        for member in extra:
+            archive.addfile(member, io.BytesIO(b"x" * member.size))
+        for path in sorted(root.rglob("*")):
+            archive.add(path, path.relative_to(root).as_posix(), recursive=False)
+    return content.getvalue()
+
+
+def member(name, **settings):
+    """What may be in an archive to do harm."""
+    found = tarfile.TarInfo(name)
+    found.size = 0 if settings else 3
+    for key, value in settings.items():
+        setattr(found, key, value)
+    return found
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["fetched", "at hand"])
+def test_an_archive_of_cifar10_is_checked_and_leaves_its_official_files_alone(local, cifar_root, monkeypatch, served):
+    from torchvision.datasets import CIFAR10
+
+    outside = cifar_root / "outside"
+    outside.mkdir()
+    evil = [
+        member("../evil"),
+        member(str(outside / "evil")),
+        member("cifar-10-batches-py/link", type=tarfile.SYMTYPE, linkname=str(outside)),
+        member("cifar-10-batches-py/link/evil"),
+        member("cifar-10-batches-py/more"),
+    ]
+    (cifar_root / "server").mkdir()
+    (cifar_root / "cifar-10-batches-py").rename(cifar_root / "server/cifar-10-batches-py")
+    archive = packed(cifar_root / "server", evil)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive).hexdigest())
+    root = cifar_root / "data"
+    root.mkdir()
+    if local:
+        (root / CIFAR10.filename).write_bytes(archive)
+    else:
+        served[CIFAR10.url] = archive
+    data = cifar10(root=str(root), normalise="none")
+    assert len(data.train) == 20
+    names = {path.name for path in (root / "cifar-10-batches-py").iterdir()}
+    assert names == {*(name for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]), "batches.meta"}
+    assert {path.name for path in root.iterdir()} == {"cifar-10-batches-py", *([CIFAR10.filename] if local else [])}
+    assert not list(cifar_root.rglob("evil"))
+
+
+def test_an_archive_of_cifar10_with_another_checksum_is_refused(tmp_path, served):
+    from torchvision.datasets import CIFAR10
+
+    served[CIFAR10.url] = b"something else"
+    with pytest.raises(DataError, match=r"the download failed \(.* has md5 \w+, \w+ is required\)"):
+        cifar10(root=str(tmp_path / "data"))
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+class Struck:
+    """Leaves a file when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("struck",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"data": Struck(), "labels": [0]},
+        [Struck()],
+        {"data": np.zeros((1, 3072), np.uint8), "labels": [Path("x")]},
+        {"data": np.zeros((1, 3072), np.uint8)},
+        {"data": "words", "labels": [0]},
+        3,
+    ],
+)
+def test_a_batch_with_more_than_arrays_in_it_is_refused_and_runs_nothing(content, cifar_root, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.chdir(cifar_root)
+    path = cifar_root / "cifar-10-batches-py/data_batch_2"
+    path.write_bytes(pickle.dumps(content))
+    listed = [[name, md5(path) if name == path.name else known] for name, known in CIFAR10.train_list]
+    monkeypatch.setattr(CIFAR10, "train_list", listed)
+    with pytest.raises(DataError, match="data_batch_2 is damaged: a python batch of images and labels is required"):
+        cifar10(root=str(cifar_root), download=False)
+    assert not Path("struck").exists()
 
 
 def test_cifar100_reads_the_fine_labels(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import zipfile
 from pathlib import Path
 
@@ -121,8 +122,8 @@ def test_har_names_a_damaged_file_with_its_checksum(har_root, name, damage, word
 
 
 @pytest.fixture
-def archive(tmp_path, monkeypatch):
-    """The archive as UCI serves it (a zip inside a zip), at a file:// address with its checksums declared official."""
+def archive(tmp_path, monkeypatch, served):
+    """The archive as UCI serves it (a zip inside a zip), with its checksums declared official and more in it."""
     folder = tmp_path / "server"
     folder.mkdir()
     inner, outer = folder / "inner.zip", folder / "outer.zip"
@@ -130,9 +131,14 @@ def archive(tmp_path, monkeypatch):
         for name, content in har_files().items():
             packed.writestr(f"UCI HAR Dataset/{name}", content)
         packed.writestr("../escaped.txt", "outside")
+        packed.writestr(str(tmp_path / "escaped.txt"), "outside")
+        link = zipfile.ZipInfo("UCI HAR Dataset/link")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        packed.writestr(link, str(tmp_path))
+        packed.writestr("UCI HAR Dataset/link/escaped.txt", "outside")
     with zipfile.ZipFile(outer, "w") as packed:
         packed.write(inner, "UCI HAR Dataset.zip")
-    monkeypatch.setattr(har_module, "ARCHIVE", outer.as_uri())
+    served[har_module.ARCHIVE] = outer.read_bytes()
     monkeypatch.setattr(har_module, "ARCHIVE_SHA256", hashlib.sha256(outer.read_bytes()).hexdigest())
     monkeypatch.setattr(har_module, "INNER_SHA256", hashlib.sha256(inner.read_bytes()).hexdigest())
     return outer
@@ -147,8 +153,8 @@ def test_har_downloads_checks_and_unpacks_the_official_archive(tmp_path, archive
     assert not list(tmp_path.rglob("escaped.txt"))
 
 
-def test_har_refuses_an_archive_with_another_checksum(tmp_path, archive):
-    archive.write_bytes(archive.read_bytes() + b"x")
+def test_har_refuses_an_archive_with_another_checksum(tmp_path, archive, served):
+    served[har_module.ARCHIVE] += b"x"
     with pytest.raises(DataError, match=r"the download failed \(.* has sha256 \w+, \w+ is required\)"):
         har(root=str(tmp_path / "data"))
     assert list((tmp_path / "data").iterdir()) == []

@@ -6,13 +6,16 @@ import gzip
 import hashlib
 import os
 import struct
-import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.request import Request
 
 import numpy as np
 import pytest
 import torch
 
+from nncompress.data import files, har
 from nncompress.data import mnist as mnist_module
 from nncompress.data.files import Official
 from nncompress.data.mnist import mnist
@@ -135,45 +138,80 @@ def test_missing_files_without_download_are_named_with_the_way_to_get_them(mnist
         assert word in message
 
 
-class FakeMNIST:
-    """Stands for torchvision's class: draws a bar, writes the files, or fails half way when told."""
-
-    failure = None
-
-    def __init__(self, root, download):
-        assert download
-        folder = Path(root) / "MNIST" / "raw"
-        folder.mkdir(parents=True)
-        sys.stderr.write("0%|####")
-        for name, content in mnist_files(n=7).items():
-            (folder / name).write_bytes(content)
-            if self.failure:
-                raise self.failure
+@pytest.fixture
+def server(served, monkeypatch):
+    """Packed files of 7 samples a part where MNIST is downloaded, their md5s declared official."""
+    packed = {f"{name}.gz": gzip.compress(content) for name, content in mnist_files(n=7).items()}
+    served.update({mnist_module.URL + name: content for name, content in packed.items()})
+    official = {name: hashlib.md5(content).hexdigest() for name, content in packed.items()}
+    monkeypatch.setattr(mnist_module, "ARCHIVES", official)
+    return served
 
 
-def test_a_failed_download_says_why_and_leaves_nothing_behind(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("torchvision.datasets.MNIST", FakeMNIST)
-    monkeypatch.setattr(
-        FakeMNIST, "failure", RuntimeError("Tried a, got:\n<urlopen error Name or service not known>\n")
-    )
+@pytest.mark.parametrize("there", [0, 2])
+def test_a_failed_download_says_why_and_leaves_nothing_behind(there, tmp_path, server, capfd):
+    for url in list(server)[there:]:
+        del server[url]
     with pytest.raises(DataError, match=r"the download failed \(Name or service not known\), get them from https://"):
         mnist(root=str(tmp_path / "data"))
     assert list((tmp_path / "data").iterdir()) == []
     assert capfd.readouterr().err == ""
 
 
-def test_a_download_fetches_what_is_missing_and_keeps_what_is_there(mnist_root, monkeypatch, capfd):
-    monkeypatch.setattr("torchvision.datasets.MNIST", FakeMNIST)
+def test_a_download_of_another_content_is_refused(tmp_path, server):
+    server[next(iter(server))] += b"x"
+    with pytest.raises(DataError, match=r"the download failed \(https://.* has md5 \w+, \w+ is required\)"):
+        mnist(root=str(tmp_path / "data"))
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_download_fetches_what_is_missing_and_keeps_what_is_there(mnist_root, server, capfd):
     for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
         (mnist_root / "MNIST/raw" / name).unlink()
     kept = mnist_root / "MNIST/raw/t10k-images-idx3-ubyte"
     before = kept.stat().st_mtime_ns
+    (mnist_root / ".download-killed").mkdir()  # what a killed process left
     data = mnist(root=str(mnist_root), download=True)
     assert len(data.train) == 7
     assert len(data.test) == 3
     assert kept.stat().st_mtime_ns == before
     assert [path.name for path in mnist_root.iterdir()] == ["MNIST"]
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("url", ["http://example.org/x", "file:///etc/passwd", "ftp://example.org/x"])
+def test_nothing_is_fetched_but_over_https(url, tmp_path):
+    with pytest.raises(OSError, match=f"https is required, found {url}"):
+        files.download(url, tmp_path / "x", "md5:0")
+    with pytest.raises(OSError, match=f"https is required, found {url}"):
+        files._Secure().redirect_request(Request("https://example.org"), None, 302, "", {}, url)
+    assert not (tmp_path / "x").exists()
+
+
+def test_every_address_and_checksum_of_a_data_set_is_there():
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    for url in (mnist_module.URL, har.ARCHIVE, CIFAR10.url, CIFAR100.url):
+        assert url.startswith("https://")
+    assert {len(known) for known in mnist_module.ARCHIVES.values()} == {32}
+    assert {len(known) for known in (har.ARCHIVE_SHA256, har.INNER_SHA256)} == {64}
+    assert {len(known) for known in (CIFAR10.tgz_md5, CIFAR100.tgz_md5)} == {32}
+
+
+def test_of_several_that_want_a_download_one_fetches_it(tmp_path, server, monkeypatch):
+    fetched = []
+    opened = files._opened
+
+    def counted(url):
+        fetched.append(url)
+        time.sleep(0.01)
+        return opened(url)
+
+    monkeypatch.setattr(files, "_opened", counted)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: mnist(root=str(tmp_path / "data")), range(4)))
+    assert {len(data.train) for data in found} == {7}
+    assert len(fetched) == 4
 
 
 def test_a_data_folder_that_cannot_be_written_is_an_error_of_one_sentence(tmp_path):

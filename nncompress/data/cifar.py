@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import shutil
+import tarfile
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from nncompress.data.files import Official, Source, fetch
+from nncompress.data.files import Official, Source, fetch, md5
+from nncompress.data.files import download as download_file
 from nncompress.data.npz import read_arrays, read_npz
 from nncompress.data.prepare import Preparation, prepare
 from nncompress.errors import DataError
@@ -34,8 +39,9 @@ def cifar10(
 ) -> Dataset:
     """50,000 training and 10,000 test colour images (3, 32, 32) of bytes, 10 classes.
 
-    torchvision reads `root`/cifar-10-batches-py, or downloads it when `download`; an official
-    `root`/cifar-10-python.tar.gz is used instead of the network. The other options are those of `Preparation`.
+    Reads `root`/cifar-10-batches-py, which is fetched when `download`; an official `root`/cifar-10-python.tar.gz is
+    used instead of the network. The files are pickles, of which arrays and plain values alone are read. The other
+    options are those of `Preparation`.
 
     Raises DataError for missing or altered files (official md5s), ConfigError for bad options.
     Source: A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
@@ -100,18 +106,60 @@ def _official(cls: Any, source: Source, download: bool) -> tuple[Split, Split]:
 
 
 def _download(cls: Any, source: Source, folder: Path) -> Path:
+    """The official files out of the archive in the data folder, or else fetched; no other member is written."""
     archive = source.root / cls.filename
-    if archive.is_file():
-        shutil.copy(archive, folder)  # torchvision checks its md5, and fetches it if it is not the official one
-    cls(str(folder), download=True)
-    return folder / str(cls.base_folder)
+    if not archive.is_file() or md5(archive) != cls.tgz_md5:
+        archive = folder / cls.filename
+        download_file(cls.url, archive, f"md5:{cls.tgz_md5}")
+    with tarfile.open(archive, "r:gz") as packed:
+        for name in source.files:
+            try:
+                content = packed.extractfile(f"{cls.base_folder}/{name}")
+            except KeyError:
+                content = None
+            if content is None:  # a folder or device
+                raise OSError(f"the archive holds no file {cls.base_folder}/{name}")
+            with open(folder / name, "wb") as file:
+                shutil.copyfileobj(content, file)
+    return folder
 
 
 def _read(cls: Any, source: Source, *, train: bool) -> Split:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NumPy warns of the old form in which the official pickles store a dtype
-        raw = cls(str(source.root), train=train)
-    return Split(torch.from_numpy(raw.data).permute(0, 3, 1, 2), torch.tensor(raw.targets))
+    """The batches of one part, in their order."""
+    batches = [_batch(source, name) for name, _ in (cls.train_list if train else cls.test_list)]
+    x = torch.cat([images for images, _ in batches])
+    return Split(x.reshape(-1, 3, 32, 32), torch.cat([labels for _, labels in batches]))
+
+
+def _batch(source: Source, name: str) -> tuple[Tensor, Tensor]:
+    """The images (n, 3072) as bytes and the labels of one file."""
+    try:
+        with open(source.path(name), "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy warns of the old form in which the official pickles store a dtype
+            content = _Arrays(file, encoding="latin1").load()
+        labels = torch.tensor(content["labels" if "labels" in content else "fine_labels"])
+        return torch.from_numpy(np.ascontiguousarray(content["data"])), labels
+    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise source.damaged(name, f"a python batch of images and labels is required, found {error}") from error
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads arrays, numbers, texts and containers of them: the format is pickle, but nothing else can be made by it."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return np.ndarray(0).__reduce__()[0]  # wherever this version of NumPy has it
+        admitted = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): _bytes}
+        if (module, name) not in admitted:
+            raise pickle.UnpicklingError(f"{module}.{name}, which is not admitted")
+        return admitted[module, name]
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    """How old pickles write bytes."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes as {encoding}")
+    return text.encode(encoding)
 
 
 def _repacked(path: Path) -> tuple[Split, Split]:

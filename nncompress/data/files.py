@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
-import io
 import logging
 import os
-import socket
+import shutil
+import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from nncompress.errors import DataError
 
 log = logging.getLogger(__name__)
 
 TIMEOUT = 60.0  # seconds without a byte before a download is given up
+TEMPORARY = ".download-"
+"""How the folders begin into which files are downloaded."""
 
 
 class Official(NamedTuple):
@@ -100,34 +107,82 @@ def fetch(source: Source, download: Callable[[Path], Path]) -> None:
     """Downloads the absent files of `source`; files that are there are left alone.
 
     `download` fills a temporary folder inside the data folder and returns the folder that holds the files, which are
-    then renamed into place: an interrupted download leaves nothing behind. Raises DataError when it fails.
+    then renamed into place: an interrupted download leaves nothing behind, a killed one what the next takes away. Of
+    several processes one downloads. Raises DataError when it fails.
     """
-    log.info("Downloading %s into %s", source.title, source.folder)
     try:
         source.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=source.root) as temporary:
-            with _silent():
+        with alone(source.root):
+            for left in source.root.glob(f"{TEMPORARY}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            if not source.missing():
+                return
+            log.info("Downloading %s into %s", source.title, source.folder)
+            with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=source.root) as temporary:
                 filled = download(Path(temporary))
-            for name in source.absent():
-                source.path(name).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(filled / name, source.path(name))
-    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+                for name in source.absent():
+                    source.path(name).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(filled / name, source.path(name))
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
         raise source.not_found(_few_words(error)) from error
 
 
-def _few_words(error: Exception) -> str:
-    """The last line of an error (torchvision lists what each mirror said), without urllib's brackets."""
-    lines = str(getattr(error, "reason", error)).strip().splitlines() or [type(error).__name__]
-    return lines[-1].removeprefix("<urlopen error ").removesuffix(">")
+def download(url: str, path: Path, checksum: str) -> None:
+    """Fetch a file over https into the new file `path`. checksum: `sha256:` or `md5:` and hexadecimal digits.
+
+    Raises OSError when it is not to be had, has another checksum, or the address or one it leads to is not https.
+    """
+    kind, _, expected = checksum.partition(":")
+    with _opened(url) as response, open(path, "wb") as file:
+        shutil.copyfileobj(response, file)
+    check(path, kind, expected, url)
+
+
+def check(path: Path, kind: str, expected: str, name: str) -> None:
+    """Raises OSError for a file with another checksum than the one expected; `name` is what it is called."""
+    found = md5(path) if kind == "md5" else sha256(path)
+    if found != expected:
+        raise OSError(f"{name} has {kind} {found}, {expected} is required")
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """No progress bars, which torchvision draws without asking, and no wait for ever on a dead line."""
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder: whoever else wants to waits. The hold ends with the process, and leaves no file."""
+    place = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            yield
+        with contextlib.suppress(OSError):  # a file system without locks: then several may do the same work
+            fcntl.flock(place, fcntl.LOCK_EX)
+        yield
     finally:
-        socket.setdefaulttimeout(timeout)
+        os.close(place)
+
+
+class _Secure(HTTPRedirectHandler):
+    """Follows https alone."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        _check_address(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check_address(url: str) -> None:
+    if urlsplit(url).scheme != "https":
+        raise URLError(f"https is required, found {url}")
+
+
+def _opened(url: str) -> Any:
+    """The answer to a request, which waits no longer than `TIMEOUT` for a byte."""
+    _check_address(url)
+    return build_opener(_Secure()).open(url, timeout=TIMEOUT)
+
+
+def _few_words(error: Exception) -> str:
+    """The last line of an error, without urllib's brackets."""
+    lines = str(getattr(error, "reason", error)).strip().splitlines() or [type(error).__name__]
+    return lines[-1].removeprefix("<urlopen error ").removesuffix(">")

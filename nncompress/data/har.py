@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import urllib.request
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -13,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from nncompress.data.files import TIMEOUT, Official, Source, fetch
+from nncompress.data.files import Official, Source, check, download, fetch
 from nncompress.data.prepare import Preparation, prepare
 from nncompress.errors import ConfigError
 from nncompress.problem import Dataset, Split
@@ -183,21 +181,12 @@ def _complaint(path: Path, columns: int) -> str:
 def _download(folder: Path) -> Path:
     """Fetches the archive and unpacks the tables of the archive inside it; returns the folder they are in."""
     outer, inner = folder / "outer.zip", folder / "inner.zip"
-    with urllib.request.urlopen(ARCHIVE, timeout=TIMEOUT) as response, open(outer, "wb") as file:
-        shutil.copyfileobj(response, file)
-    _check_sha256(outer, ARCHIVE_SHA256, ARCHIVE)
+    download(ARCHIVE, outer, f"sha256:{ARCHIVE_SHA256}")
     with zipfile.ZipFile(outer) as archive, archive.open(INNER) as packed, open(inner, "wb") as file:
         shutil.copyfileobj(packed, file)
-    _check_sha256(inner, INNER_SHA256, INNER)
+    check(inner, "sha256", INNER_SHA256, INNER)
     _unpack(inner, folder)
     return folder / FOLDER
-
-
-def _check_sha256(path: Path, expected: str, name: str) -> None:
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise OSError(f"{name} has sha256 {found}, {expected} is required")
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -208,4 +197,7 @@ def _unpack(archive: Path, folder: Path) -> None:
             member = str(PurePosixPath(FOLDER) / name)
             if member not in members:
                 raise OSError(f"the archive holds no {member}")
-            packed.extract(member, folder)
+            path = folder / member
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with packed.open(member) as content, open(path, "wb") as file:
+                shutil.copyfileobj(content, file)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nncompress.data.files import Official, Source, fetch
+from nncompress.data.files import Official, Source, alone, fetch
+from nncompress.data.files import download as download_file
 from nncompress.data.prepare import DIGITS, Preparation, prepare
 from nncompress.problem import Dataset, Split
 
@@ -22,6 +23,13 @@ FILES = {
     "t10k-images-idx3-ubyte": Official("2646ac647ad5339dbf082846283269ea", 7840016),
     "t10k-labels-idx1-ubyte": Official("27ae3e4e09519cfbb04c329615203637", 10008),
 }
+ARCHIVES = {
+    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+}
+"""The packed files and their md5s."""
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
 
@@ -37,8 +45,8 @@ def mnist(
 ) -> Dataset:
     """60,000 training and 10,000 test images (1, 28, 28) of bytes, 10 classes.
 
-    Reads `root`/MNIST/raw/*-ubyte, torchvision's layout; a `.gz` beside a missing file is unpacked, and torchvision
-    downloads what is missing when `download`. Smaller sets in the same format are accepted.
+    Reads `root`/MNIST/raw/*-ubyte, torchvision's layout; a `.gz` beside a missing file is unpacked, and what is missing
+    is downloaded when `download`. Smaller sets in the same format are accepted.
     The other options are those of `Preparation`.
 
     Raises DataError for missing, truncated or altered files, ConfigError for bad options.
@@ -58,25 +66,28 @@ def mnist(
 
 
 def _download(folder: Path) -> Path:
-    from torchvision.datasets import MNIST
-
-    MNIST(str(folder), download=True)
-    return folder / "MNIST" / "raw"
+    for name, official in ARCHIVES.items():
+        packed = folder / name
+        download_file(URL + name, packed, f"md5:{official}")
+        with gzip.open(packed) as file, open(packed.with_suffix(""), "wb") as out:
+            shutil.copyfileobj(file, out)
+    return folder
 
 
 def _gunzip(source: Source, name: str) -> None:
     """Unpacks `name`.gz, if it is there, under another name first, so that a broken one leaves nothing behind."""
-    packed, partial = source.path(f"{name}.gz"), source.path(f"{name}.{os.getpid()}.part")
+    packed, partial = source.path(f"{name}.gz"), source.path(f"{name}.part")
     if not packed.is_file():
         return
-    try:
-        with gzip.open(packed) as file, open(partial, "wb") as out:
-            shutil.copyfileobj(file, out)
-        os.replace(partial, source.path(name))
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise source.damaged(packed.name, f"not a whole gzip file ({error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with alone(source.folder):
+        try:
+            with gzip.open(packed) as file, open(partial, "wb") as out:
+                shutil.copyfileobj(file, out)
+            os.replace(partial, source.path(name))
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise source.damaged(packed.name, f"not a whole gzip file ({error})") from error
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _read(source: Source, part: str) -> Split:
