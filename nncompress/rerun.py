@@ -143,8 +143,9 @@ def _with_options(cfg: DictConfig, chosen: Mapping[str, str]) -> DictConfig:
         if group in chosen or options[group] != defaults[group] or (group == "constraint" and "solver" in chosen):
             node = new[group]
             cfg[group] = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
-            if group in config.CHOICES:
-                cfg.choices[group] = options[group] or "none"
+            cfg.choices.pop(group, None)
+            if group in config.CHOICES and options[group]:
+                cfg.choices[group] = options[group]
     return cfg
 
 
