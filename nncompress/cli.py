@@ -20,7 +20,7 @@ COMMANDS = {
     "export": "a compact network as safetensors, ONNX or torch.export file, compared",
     "ls": "the runs below folders, filtered and sorted",
     "compare": "the settings and figures in which runs differ",
-    "report": "rebuild the tables and plots of run or sweep folders",
+    "report": "rebuild the tables and plots of run or sweep folders; --html: one page with all of it",
 }
 USER_CODE = ("train", "search", "eval", "export", "rerun")
 """The commands that may import the user's own networks and data."""
@@ -43,7 +43,7 @@ examples
   nncompress export outputs/RUN --format onnx
   nncompress ls solver=nnbcd 'accuracy/test>0.95' --sort ratio/bits
   nncompress compare outputs/RUN outputs/OTHER
-  nncompress report outputs/sweeps/SWEEP
+  nncompress report --html outputs/sweeps/SWEEP
 
 often used with train
   seed=N                    everything random follows from it
@@ -182,11 +182,11 @@ def _compare(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    use = "nncompress report DIR..."
+    use = "nncompress report [--html] DIR..."
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(f"usage: {use}\n\n{COMMANDS['report']}\n")
         return 0
-    folders = arguments
+    folders = [word for word in arguments if word != "--html"]
     flags = [word for word in folders if word.startswith("-")]
     if flags or not folders:
         found = f"found {flags[0]}" if flags else "found none"
@@ -195,7 +195,7 @@ def _report(arguments: list[str]) -> int:
 
     from nncompress.report import report
 
-    for path in report([Path(folder) for folder in folders]):
+    for path in report([Path(folder) for folder in folders], html="--html" in arguments):
         sys.stdout.write(f"{path}\n")
     return 0
 

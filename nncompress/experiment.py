@@ -98,6 +98,7 @@ class _Execution:
         self._describe_environment()
         recorder = Recorder(self.folder / RECORDS, keep=self.rows)
         if self.restored is not None:
+            self.status["step"] = self.restored.step
             observed = read_run(self.folder).rows
             self.start, self.previous = _row_of(observed, 0), _row_of(observed, -1)
             for row in observed.to_dict("records"):
@@ -128,6 +129,8 @@ class _Execution:
 
     def _iterates(self, restored: Iterate | None) -> Iterator[Iterate]:
         """The solver's iterates with the seconds of the whole run; numerical breakdown becomes Diverged."""
+        if restored is not None and restored.finished:
+            return
         state, before = (None, 0.0) if restored is None else (restored.state, restored.seconds)
         previous = None if self.previous is None else self.previous.get("objective")
         seconds = before
@@ -228,6 +231,7 @@ class _Execution:
             "rows": recorder.count,
             "seconds": iterate.seconds,
             "step_seconds": self.step_seconds,
+            "finished": iterate.finished,
             "random": environment.random_state(self.problem.device),
             "state": checkpoint.pack(state),
         }
@@ -246,9 +250,8 @@ class _Execution:
         state = self.solver.own(self.problem, state)
         environment.restore_random_state(content["random"], self.problem.device)
         self.step_seconds = content["step_seconds"]
-        self.status["step"] = state.k
         log.info("resuming at step %d", state.k)
-        return Iterate(state.k, content["seconds"], state, None), content["rows"]
+        return Iterate(state.k, content["seconds"], state, None, content.get("finished", False)), content["rows"]
 
     def _describe_environment(self) -> None:
         """Write `environment.json`; a resumed run adds what it runs with to what it began with."""

@@ -43,7 +43,7 @@ class Recorder:
         keep: on an existing file, how many of its rows stay (those before a checkpoint); None keeps every whole row.
 
     Raises:
-        CheckpointError: the file holds fewer than `keep` rows.
+        CheckpointError: the file holds fewer than `keep` rows, or one of them is damaged.
     """
 
     def __init__(self, path: Path, keep: int | None = None) -> None:
@@ -208,7 +208,11 @@ def replace_bytes(path: Path, content: bytes | memoryview) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except FileNotFoundError:  # a run that began in this folder took it for what a killed process left
+            temporary.write_bytes(content)
+            temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)  # half of it may be what fills the disk
         raise
@@ -234,6 +238,13 @@ def finite(obj: Any) -> Any:
 def _truncate(path: Path, keep: int | None) -> int:
     """Leave the first `keep` whole rows (None: all of them) in an existing file; the number of rows left."""
     rows = list(_rows(path))
+    lines = [(number, line) for number, line in enumerate(_lines(path)[:-1], start=1) if line]
+    damaged = [number for number, line in lines[: keep or 0] if not isinstance(_parse(line), dict)]
+    if damaged:
+        raise CheckpointError(
+            f"{path}, line {damaged[0]} is damaged (no JSON row), and the checkpoint was written after it: put the row "
+            "back from a copy, or start the run again"
+        )
     if keep is not None and len(rows) < keep:
         raise CheckpointError(
             f"The checkpoint was written after {keep} records, but {path} holds {len(rows)}: "
@@ -247,7 +258,7 @@ def _truncate(path: Path, keep: int | None) -> int:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """The whole rows of a records file, none when it does not exist; each other line is named in the log."""
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    lines = _lines(path)
     for number, line in enumerate(lines, start=1):
         row = _parse(line)
         if isinstance(row, dict):
@@ -256,6 +267,11 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             log.warning("%s, line %d: ignored, the run ended while writing it.", path, number)
         elif line:
             log.warning("%s, line %d: ignored, it is damaged (no JSON row).", path, number)
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a file, the last one without a line end."""
+    return path.read_bytes().split(b"\n") if path.exists() else []
 
 
 def _parse(line: bytes) -> Any:

@@ -36,7 +36,8 @@ def claimed(folder: Path, resumed: bool) -> Iterator[None]:
                 f"continue that one with resume={folder}, or give another hydra.run.dir"
             )
         for left in folder.rglob(".*.tmp"):  # by a process that was killed while it wrote
-            left.unlink(missing_ok=True)
+            if left.is_file():  # an export makes folders
+                left.unlink(missing_ok=True)
         yield
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -25,7 +26,8 @@ def check_free(path: Path, option: str) -> None:
 def whole(path: Path, option: str) -> Iterator[Path]:
     """A path of the same name in a new folder beside `path`: what is made there is moved to `path` at the end.
 
-    So is what lies beside it. When anything is raised within, an interruption included, nothing is left.
+    So is what lies beside it. When anything is raised within, an interruption included, nothing is left; what a killed
+    process left is taken away by the next one.
 
     Raises:
         ConfigError: `path` is taken; NNCompressError: it cannot be written. `option` gives another.
@@ -35,8 +37,10 @@ def whole(path: Path, option: str) -> Iterator[Path]:
     missing = [folder for folder in path.absolute().parents if not folder.exists()]
     apart = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _terminable():
+        with _terminable(), ExitStack() as held:
+            _remove_left(path.parent)
             apart.mkdir(parents=True)
+            held.callback(os.close, _hold(apart))
             yield apart / path.name
             for made in sorted(apart.iterdir()):
                 check_free(path.with_name(made.name), option)
@@ -52,6 +56,26 @@ def whole(path: Path, option: str) -> Iterator[Path]:
                 f"cannot write {shown}: {error.strerror or error}; give another place with {option}"
             ) from error
         raise
+
+
+def _hold(folder: Path) -> int:
+    """Open a folder and lock it until it is closed, where the file system has locks."""
+    place = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return place
+
+
+def _remove_left(parent: Path) -> None:
+    """Remove the new folders in which nobody is at work any more."""
+    for left in parent.glob(".*.tmp"):
+        with suppress(OSError):  # held by another process, or it is no folder
+            place = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(place)
 
 
 def _concerns(error: OSError, apart: Path) -> bool:

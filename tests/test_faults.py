@@ -15,8 +15,10 @@ import pytest
 
 from nncompress import experiment
 from nncompress.cli import main
-from nncompress.records import read_run
+from nncompress.errors import CheckpointError
+from nncompress.records import Recorder, read_run, replace_bytes
 from nncompress.run_folder import claimed
+from nncompress.whole import whole
 from tests.runs import rows, status, summary, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* multi-threaded, use of fork:DeprecationWarning")
@@ -26,6 +28,18 @@ LC = [
     *("solver=lc", "model=mlp", "model.widths=[8]", "compression=codebook", "solver.num_steps=4", "solver.epochs=1"),
     *("reference_training.num_steps=3", "checkpoint_every=1"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def bare(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tables and plots, most of so small a run's time, but where they are asked for."""
+    if "reports" not in request.fixturenames:
+        monkeypatch.setattr(experiment, "write_run_report", lambda folder: [])
+
+
+@pytest.fixture
+def reports() -> None:
+    """The tables and plots of runs."""
 
 
 def in_child(work: Callable[[], int]) -> int:
@@ -92,20 +106,17 @@ def survives(words: list[str], kills: int, tmp_path: Path, seed: int) -> int:
 
 
 @pytest.mark.parametrize("words", [NNBCD, LC], ids=["nnbcd", "lc"])
-def test_runs_that_are_killed_end_as_an_unbroken_one(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(experiment, "write_run_report", lambda folder: [])  # most of so small a run's time
+def test_runs_that_are_killed_end_as_an_unbroken_one(words: list[str], tmp_path: Path) -> None:
     survives(words, 6, tmp_path, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [NNBCD, LC], ids=["nnbcd", "lc"])
-def test_fifty_kills_of_runs_and_their_reports_lose_nothing(words: list[str], tmp_path: Path) -> None:
+def test_fifty_kills_of_runs_and_their_reports_lose_nothing(words: list[str], tmp_path: Path, reports: None) -> None:
     survives(words, 50, tmp_path, seed=1)
 
 
-def test_a_report_that_is_killed_leaves_no_half_file(tmp_path: Path) -> None:
+def test_a_report_that_is_killed_leaves_no_half_file(tmp_path: Path, reports: None) -> None:
     assert train(tmp_path / "run", *NNBCD) == 0
     files = {path: path.read_bytes() for path in (tmp_path / "run").glob("*s/*.*") if path.suffix != ".pt"}
     chance = random.Random(0)
@@ -114,8 +125,7 @@ def test_a_report_that_is_killed_leaves_no_half_file(tmp_path: Path) -> None:
         assert {path: path.read_bytes() for path in files} == files
 
 
-def test_a_run_without_a_checkpoint_is_resumed_from_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "write_run_report", lambda folder: [])
+def test_a_run_without_a_checkpoint_is_resumed_from_its_start(tmp_path: Path) -> None:
     assert train(tmp_path / "whole", *NNBCD) == 0
     broken = tmp_path / "broken"
     assert train(broken, *NNBCD) == 0
@@ -152,12 +162,77 @@ def test_a_damaged_line_before_the_checkpoint_is_named_and_not_passed_over(
     assert main(["train", f"resume={folder}", "solver.num_steps=8"]) == 1
     told = capsys.readouterr()
     assert "line 3: ignored, it is damaged" in told.out + told.err
-    assert "the records were cut or belong to another run" in told.err
+    assert "records.jsonl, line 3 is damaged (no JSON row), and the checkpoint was written after it" in told.err
     assert len(path.read_text().splitlines()) == len(lines)
+    assert status(folder)["status"] == "done"
+    path.write_text("\n".join(lines) + "\n")
+    assert main(["train", f"resume={folder}", "solver.num_steps=8"]) == 0
+
+
+def test_rows_behind_the_checkpoint_do_not_stand_in_for_a_damaged_one(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"step": 0}\n{"st\n{"step": 2}\n{"step": 3}\n{"step": 4}\n')
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"records.jsonl, line 2 is damaged"):
+        Recorder(path, keep=3)
+    assert path.read_bytes() == before
+    with Recorder(path, keep=1) as recorder:
+        assert recorder.count == 1
+    assert path.read_text() == '{"step": 0}\n'
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[*NNBCD, "solver.tolerance=0.99"], [*LC, "solver.tolerance=0.9", "solver.num_steps=6"]],
+    ids=["nnbcd", "lc"],
+)
+def test_a_run_that_ended_by_its_tolerance_stays_so_when_it_is_resumed(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train(tmp_path / "whole", *words) == 0
+    assert len(rows(tmp_path / "whole")) < 6
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    for name in ("summary.json", "model/model.json"):  # killed behind its last checkpoint
+        (tmp_path / "killed" / name).unlink()
+    assert main(["train", f"resume={tmp_path / 'killed'}"]) == 0
+    assert left(tmp_path / "killed") == left(tmp_path / "whole")
+
+
+def test_what_killed_processes_left_is_taken_away(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert train(folder, *NNBCD, "solver.num_steps=1") == 0
+    for name in (".config.yaml.1.tmp", "tables/.accuracy.csv.2.tmp", "export/.onnx.3.tmp/onnx/half"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("half")
+    assert main(["train", f"resume={folder}"]) == 0
+    assert [path.name for path in folder.rglob(".*.tmp")] == [".onnx.3.tmp"]  # an export may be at work there
+    assert main(["export", str(folder), "--output", str(folder / "export/safetensors")]) == 0
+    assert not list(folder.rglob(".*.tmp"))
+    with whole(folder / "export/a", "") as one:
+        one.write_text("")
+        with whole(folder / "export/b", "") as other:
+            other.write_text("")
+    assert {path.name for path in (folder / "export").iterdir()} == {"safetensors", "a", "b"}
+
+
+def test_a_file_that_is_written_while_a_run_begins_beside_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def begins(file: int) -> None:
+        sync(file)
+        with claimed(tmp_path, resumed=True):
+            pass
+
+    monkeypatch.setattr(os, "fsync", begins)
+    replace_bytes(tmp_path / "table.csv", b"1,2")
+    assert (tmp_path / "table.csv").read_bytes() == b"1,2"
+    assert {path.name for path in tmp_path.iterdir()} == {"table.csv", "run.lock"}
 
 
 def test_a_clock_that_goes_backwards_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "write_run_report", lambda folder: [])
     assert train(tmp_path / "whole", *NNBCD) == 0
     clock = iter(range(2_000_000_000, 0, -1000))
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
@@ -196,7 +271,7 @@ ROOT = str(Path(__file__).parent.parent)
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
-    tmp_path: Path, mount: Callable[[str], "subprocess.CompletedProcess[str]"], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, mount: Callable[[str], "subprocess.CompletedProcess[str]"], reports: None
 ) -> None:
     place, kept = tmp_path / "small", tmp_path / "kept"
     place.mkdir()

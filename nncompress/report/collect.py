@@ -6,8 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from nncompress.outline import DETAILS, GROUPS, figures_of
-from nncompress.outline import flatten as flatten
+from nncompress.outline import DETAILS, GROUPS, figures_of, flatten
 from nncompress.rates import rate_summary
 from nncompress.records import Run
 from nncompress.report.text import setting
@@ -33,7 +32,9 @@ def choice(run: Run, group: str) -> str:
 def final(run: Run) -> dict[str, Any]:
     """The keys of summary.json; a run that has not ended is summed up by its last record. Unknown keys are absent."""
     last = {str(key): value for key, value in run.rows.iloc[-1].dropna().items()} if len(run.rows) else {}
-    known = {"seed": run.config.get("seed")} | figures_of(last) | rate_summary(run.rows) | (run.summary or {})
+    summary = run.summary or {}
+    rates = {} if "rate/slope" in summary else rate_summary(run.rows)
+    known = {"seed": run.config.get("seed")} | figures_of(last) | rates | summary
     return {key: value for key, value in known.items() if value is not None}
 
 

@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from nncompress.outline import GROUPS
-from nncompress.records import Run, is_run, read_run, read_runs
+from nncompress.records import Run, is_run, read_run, read_runs, replace_bytes
 from nncompress.report.collect import aggregate, choice, failures, group_label, setting_of, summaries, varied
+from nncompress.report.html import run_page, sweep_page
 from nncompress.report.one_shot import run_one_shot, sweep_one_shot
 from nncompress.report.run_plots import run_plots
 from nncompress.report.run_tables import run_tables
@@ -23,6 +24,8 @@ from nncompress.report.tables import Table, write_table
 
 log = logging.getLogger(__name__)
 
+PAGE = "report.html"
+
 
 @dataclass(frozen=True)
 class SweepReport:
@@ -33,8 +36,22 @@ class SweepReport:
     failed: pd.DataFrame
 
 
-def report(folders: Iterable[Path]) -> list[Path]:
+@dataclass(frozen=True)
+class _Written:
+    """The tables of a report, and the files of its tables and plots."""
+
+    tables: list[Table]
+    paths: list[Path]
+
+    @property
+    def plots(self) -> list[Path]:
+        return [path for path in self.paths if path.parent.name == "plots"]
+
+
+def report(folders: Iterable[Path], html: bool = False) -> list[Path]:
     """Rebuild the report of each folder: a run's own; below any other folder, that of each run and their aggregate.
+
+    With `html` also write one page, report.html, into each folder.
 
     Raises:
         ConfigError: a folder does not exist or holds no run.
@@ -42,11 +59,19 @@ def report(folders: Iterable[Path]) -> list[Path]:
     paths: list[Path] = []
     for folder in map(Path, folders):
         if is_run(folder):
-            paths += write_run_report(folder)
-            continue
-        for run in read_runs([folder]):
-            paths += _write_run(run)
-        paths += write_sweep_report(folder).paths
+            run = read_run(folder)
+            written = _write_run(run)
+            page = run_page(run, written.tables, written.plots) if html else None
+        else:
+            runs = read_runs([folder])
+            for run in runs:
+                paths += _write_run(run).paths
+            written = _write_sweep(folder, runs, summaries(runs), failures(runs))
+            page = sweep_page(folder, runs, written.tables, written.plots) if html else None
+        paths += written.paths
+        if page is not None:
+            replace_bytes(folder / PAGE, page.encode())
+            paths.append(folder / PAGE)
     return paths
 
 
@@ -56,7 +81,7 @@ def write_run_report(folder: Path) -> list[Path]:
     Raises:
         ConfigError: the folder is not a run's.
     """
-    return _write_run(read_run(folder))
+    return _write_run(read_run(folder)).paths
 
 
 def write_sweep_report(folder: Path) -> SweepReport:
@@ -65,27 +90,31 @@ def write_sweep_report(folder: Path) -> SweepReport:
     Raises:
         ConfigError: the folder holds no run.
     """
-    folder = Path(folder)
     runs = read_runs([folder])
-    keys, title = varied(runs), _in_common(runs)
     done, failed = summaries(runs), failures(runs)
+    return SweepReport(_write_sweep(Path(folder), runs, done, failed).paths, len(done), failed)
+
+
+def _write_sweep(folder: Path, runs: Sequence[Run], done: pd.DataFrame, failed: pd.DataFrame) -> _Written:
+    keys, title = varied(runs), _in_common(runs)
     groups = aggregate(done, keys)
-    paths = write_table(sweep_table(groups, keys, failed, title), folder / "tables")
-    paths.append(write_frame(done, folder / "tables" / "runs.csv"))
-    paths.append(write_frame(failed, folder / "tables" / "failures.csv"))
     tables, studies = _studies(runs, keys, title)
     found = trials_of(folder)
     if found is not None:
         tables.insert(0, search_table(*found, title))
         studies["search"] = search_plot(*found, title)
-    paths += [path for table in tables for path in write_table(table, folder / "tables")]
+    tables.insert(0, sweep_table(groups, keys, failed, title))
+    paths = [path for table in tables for path in write_table(table, folder / "tables")]
+    paths.append(write_frame(done, folder / "tables" / "runs.csv"))
+    paths.append(write_frame(failed, folder / "tables" / "failures.csv"))
     figures = {
         "accuracy_ratio": accuracy_ratio_plot(groups, keys, title),
         "accuracy_bits": accuracy_ratio_plot(groups, keys, title, of="bits"),
         "objective": objectives_plot([(group_label(setting_of(run, keys), keys), run.rows) for run in runs], title),
     }
     paths += save_sweep_plots(figures | studies, folder / "plots")
-    return SweepReport(paths, len(done), failed)
+    tables[0] = sweep_table(groups, keys, failed.iloc[:0], title)  # a page has a table of the jobs that are not done
+    return _Written(tables, paths)
 
 
 def _studies(runs: Sequence[Run], keys: Sequence[str], title: str) -> tuple[list[Table], dict[str, Figure | None]]:
@@ -102,13 +131,15 @@ def _studies(runs: Sequence[Run], keys: Sequence[str], title: str) -> tuple[list
     return tables if grid is None else [sensitivity_table(grid, title), *tables], figures | one_shot
 
 
-def _write_run(run: Run) -> list[Path]:
+def _write_run(run: Run) -> _Written:
     if run.rows.empty:
         log.warning("%s: no tables or plots, the run ended before its first record.", run.folder)
-        return []
-    tables, figures = run_one_shot(run)
-    paths = [path for table in [*run_tables(run), *tables] for path in write_table(table, run.folder / "tables")]
-    return paths + run_plots(run, run.folder / "plots") + save_sweep_plots(figures, run.folder / "plots")
+        return _Written([], [])
+    more, figures = run_one_shot(run)
+    tables = [*run_tables(run), *more]
+    paths = [path for table in tables for path in write_table(table, run.folder / "tables")]
+    paths += run_plots(run, run.folder / "plots") + save_sweep_plots(figures, run.folder / "plots")
+    return _Written(tables, paths)
 
 
 def _in_common(runs: Sequence[Run]) -> str:

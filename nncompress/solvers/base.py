@@ -31,12 +31,16 @@ class Slimmed(NamedTuple):
 
 
 class Iterate(NamedTuple):
-    """The state after `step` steps and the seconds spent in `init` and `step`; observed or not."""
+    """The state after `step` steps and the seconds spent in `init` and `step`; observed or not.
+
+    finished: `Solver.finished` says that it is the last one.
+    """
 
     step: int
     seconds: float
     state: Any
     observation: Observation | None
+    finished: bool = False
 
 
 class Solver(ABC, Generic[State]):
@@ -126,10 +130,11 @@ class Solver(ABC, Generic[State]):
             with clock:
                 state = self.step(problem, state)
             seen = self.observe(problem, state) if state.k % every == 0 or state.k == num_steps else None
-            yield Iterate(state.k, clock.seconds, state, seen)
+            finished = seen is not None and self.finished(previous, seen.terms)
+            yield Iterate(state.k, clock.seconds, state, seen, finished)
+            if finished:
+                return
             if seen is not None:
-                if self.finished(previous, seen.terms):
-                    return
                 previous = seen.terms.get("objective")
 
 
