@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -24,6 +25,8 @@ COMMANDS = {
 }
 USER_CODE = ("train", "search", "eval", "export", "rerun")
 """The commands that may import the user's own networks and data."""
+NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""What keeps a file from being written, and is told in a sentence whichever file it is."""
 USAGE = """\
 nncompress {version}: compress neural networks by optimisation
 
@@ -78,6 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NNCompressError as error:
         _complain(str(error))
         return error.exit_code
+    except OSError as error:
+        if error.errno not in NO_WRITING:
+            raise
+        _complain(f"cannot write {error.filename or 'a file'}: {error.strerror}")
+        return 1
     return code
 
 

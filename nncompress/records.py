@@ -13,6 +13,7 @@ import numbers
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -214,7 +215,8 @@ def replace_bytes(path: Path, content: bytes | memoryview) -> None:
             temporary.write_bytes(content)
             temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)  # half of it may be what fills the disk
+        with suppress(OSError):  # half of it may be what fills the disk
+            temporary.unlink(missing_ok=True)
         raise
 
 

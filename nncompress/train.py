@@ -104,6 +104,8 @@ def _hydra(prepared: Callable[[], tuple[TaskFunction, list[str]]], more: Sequenc
     except KeyboardInterrupt:
         return 130
     except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if isinstance(error.__cause__, OSError):  # of the log file
+            raise _unwritable(error.__cause__) from error
         raise ConfigError(sentence(error, arguments)) from error
     except BrokenPipeError:
         raise

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from runs import rows, status, summary, train
 
 from nncompress import experiment
 from nncompress.cli import main
@@ -19,7 +20,6 @@ from nncompress.errors import CheckpointError
 from nncompress.records import Recorder, read_run, replace_bytes
 from nncompress.run_folder import claimed
 from nncompress.whole import whole
-from tests.runs import rows, status, summary, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* multi-threaded, use of fork:DeprecationWarning")
 
@@ -105,9 +105,9 @@ def survives(words: list[str], kills: int, tmp_path: Path, seed: int) -> int:
     return runs
 
 
-@pytest.mark.parametrize("words", [NNBCD, LC], ids=["nnbcd", "lc"])
-def test_runs_that_are_killed_end_as_an_unbroken_one(words: list[str], tmp_path: Path) -> None:
-    survives(words, 6, tmp_path, seed=0)
+@pytest.mark.parametrize(("words", "kills"), [(NNBCD, 6), (LC, 4)], ids=["nnbcd", "lc"])
+def test_runs_that_are_killed_end_as_an_unbroken_one(words: list[str], kills: int, tmp_path: Path) -> None:
+    survives(words, kills, tmp_path, seed=0)
 
 
 @pytest.mark.slow
@@ -305,3 +305,20 @@ def test_a_read_only_folder_is_told(tmp_path: Path, mount: Callable[[str], "subp
     assert "cannot write the output folder" in ended.stderr
     assert "Read-only file system" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["train resume=", "report "])
+def test_a_run_in_a_read_only_folder_stays_as_it_is(
+    command: str, tmp_path: Path, mount: Callable[[str], "subprocess.CompletedProcess[str]"]
+) -> None:
+    folder = tmp_path / "run"
+    assert train(folder, *NNBCD, "solver.num_steps=1") == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    ended = mount(
+        f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} || exit 99; "
+        f"exec {sys.executable} -m nncompress {command}{folder}"
+    )
+    assert ended.returncode == 1
+    assert "Read-only file system" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
