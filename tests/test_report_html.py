@@ -29,18 +29,31 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ranks 4, 8 and 16 with two seeds each, one failed and one killed job; with its page."""
+    """Ranks 4, 8 and 16 with two seeds each, one that failed at once, a killed one; the page, no plots of jobs."""
     folder = tmp_path_factory.mktemp("sweep")
+    said = {"said": EVIL}
     for job, (rank, seed) in enumerate(product((8, 4, 16), (10, 20))):
-        fake_run(folder / str(job), config(seed, rank) | {"said": EVIL}, n=8)
-    fake_run(folder / "6", config(10, 32), n=2, status="failed", reason=f"no memory {EVIL}")
-    write_json(
-        folder / "6/status.json",
-        {"status": "failed", "reason": f"no memory {EVIL}", "traceback": f"MemoryError: {EVIL}", "step": 2},
-    )
-    fake_run(folder / "7", config(20, 32), n=2, status="running")
-    assert folder / "report.html" in report([folder], html=True)
+        fake_run(folder / str(job), config(seed, rank) | said, n=8)
+    fake_run(folder / "6", config(10, 32) | said, n=2, status="failed")
+    ended = {"status": "failed", "reason": f"no memory {EVIL}", "traceback": f"MemoryError: {EVIL}", "step": 2}
+    write_json(folder / "6/status.json", ended)
+    (folder / "6/records.jsonl").unlink()
+    fake_run(folder / "7", config(20, 32) | said, n=2, status="running")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nncompress.report.write.run_plots", lambda run, folder: [])
+        assert folder / "report.html" in report([folder], html=True)
     return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots stay as they are on disk."""
+
+    def on_disk(figures: object, folder: Path) -> list[Path]:
+        return sorted(folder.glob("*"))
+
+    monkeypatch.setattr("nncompress.report.write.run_plots", lambda run, folder: [])
+    monkeypatch.setattr("nncompress.report.write.save_sweep_plots", on_disk)
 
 
 class Reader(HTMLParser):
@@ -99,10 +112,11 @@ def test_everything_is_within_the_page_and_escaped(sweep: Path) -> None:
     assert re.search(r"script-src 'sha256-[\w+/]+='$", str(policy))
 
 
-def test_the_page_is_the_same_each_time_and_jobs_get_none(sweep: Path) -> None:
-    before = (sweep / "report.html").read_bytes()
+def test_the_page_is_the_same_each_time_and_jobs_get_none(sweep: Path, drawn: None) -> None:
     assert report([sweep], html=True)[-1] == sweep / "report.html"
-    assert (sweep / "report.html").read_bytes() == before
+    first = (sweep / "report.html").read_bytes()
+    report([sweep], html=True)
+    assert (sweep / "report.html").read_bytes() == first
     assert not list(sweep.glob("*/report.html"))
 
 
@@ -241,12 +255,13 @@ def test_a_click_on_a_heading_sorts_up_then_down_with_the_empty_last(page: Any) 
     head.locator("button").click()
     assert column(page, "summary", "rank") == ["16", "8", "4"]
     assert head.get_attribute("aria-sort") == "descending"
-    sizes = page.locator("#jobs th", has_text=re.compile("^bytes|^ratio of MACs$"))
+    accuracy = page.locator("#jobs th", has_text=re.compile("^test accuracy"))
     for up in (True, False):
-        sizes.first.locator("button").click()
-        values = column(page, "jobs", "ratio of MACs")
-        assert values[6:] == ["–", "–"]
-        assert [float(value) for value in values[:6]] == sorted(map(float, values[:6]), reverse=not up)
+        accuracy.locator("button").click()
+        *values, last = column(page, "jobs", "test accuracy (%)")
+        assert last == "–"
+        assert len(set(values)) > 3
+        assert [float(value) for value in values] == sorted(map(float, values), reverse=not up)
     assert page.locator("#summary th[aria-sort]").count() == 1
 
 
@@ -267,24 +282,24 @@ def test_text_of_a_run_is_shown_and_not_run(page: Any) -> None:
     assert drawn is True
 
 
-def test_settings_are_filtered_by_words(page: Any) -> None:
-    page.locator("#settings summary").click()
-    keys = "key of config.yaml"
-    page.evaluate("document.querySelector('#settings .tools') || document.title")
-    assert "compression.rank" in column(page, "settings", keys)
+def test_settings_open_from_the_keyboard(page: Any) -> None:
+    page.locator("#settings summary").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#settings td", has_text="compression.rank").is_visible()
 
 
-def test_a_page_of_many_jobs_is_filtered(browser: Any, tmp_path: Path) -> None:
+def test_a_page_of_many_jobs_is_filtered_dark_and_printed_light(browser: Any, drawn: None, tmp_path: Path) -> None:
     for job in range(40):
-        fake_run(tmp_path / "s" / str(job), config(job, 4 if job % 2 else 8), n=1)
+        status, reason = ("failed", "Out Of memory") if job == 13 else ("done", None)
+        fake_run(tmp_path / "s" / str(job), config(job, 4), n=1, status=status, reason=reason)
     report([tmp_path / "s"], html=True)
     context = browser.new_context(color_scheme="dark")
     page = context.new_page()
     page.goto((tmp_path / "s/report.html").as_uri())
     field = page.get_by_label("Filter: All 40 jobs")
-    field.fill("DONE 39")
-    assert column(page, "jobs", "job") == ["39"]
-    assert page.locator("#jobs output").inner_text() == "1 rows"
+    field.fill("FAILED 13")
+    assert column(page, "jobs", "job") == ["13"]
+    assert page.locator("#jobs output").inner_text() == "1 of 40 rows"
     field.fill("")
     assert len(column(page, "jobs", "job")) == 40
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 30)"

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from nncompress import __version__
 from nncompress.outline import state
 from nncompress.records import Run
 from nncompress.report.collect import name, varied
@@ -92,7 +91,7 @@ def _page(title: str, lead: Iterable[str], sections: Iterable[Section]) -> str:
     links = [f'<a href="#{escape(s.name)}">{escape(text)}</a>' for s, text in zip(found, short, strict=True)]
     return PAGE.substitute(
         title=escape(title), lead="\n".join(lead), links="".join(links), sections="\n".join(map(_section, found)),
-        style=STYLE, script=SCRIPT, script_hash=_hash(SCRIPT), version=escape(__version__),
+        style=STYLE, script=SCRIPT, script_hash=_hash(SCRIPT),
     )  # fmt: skip
 
 

@@ -88,13 +88,14 @@ function sort(head) {  // ascending, then descending; what is empty comes last
 
 function filter(tools) {  // rows that hold every word
   const words = tools.querySelector("input").value.toLowerCase().split(/\\s+/);
+  const rows = tools.parentNode.querySelector("tbody").rows;
   let shown = 0;
-  for (const row of tools.parentNode.querySelector("tbody").rows) {
+  for (const row of rows) {
     const text = [...row.cells].map(cell => cell.textContent).join(" ").toLowerCase();
     row.hidden = !words.every(word => text.includes(word));
     shown += !row.hidden;
   }
-  tools.querySelector("output").textContent = shown + " rows";
+  tools.querySelector("output").textContent = shown + " of " + rows.length + " rows";
 }
 
 for (const head of document.querySelectorAll("th"))
@@ -119,7 +120,7 @@ PAGE = Template("""\
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
 script-src '$script_hash'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="nncompress $version">
+<meta name="generator" content="nncompress">
 <title>$title</title>
 <link rel="icon" href="data:,">
 <style>
