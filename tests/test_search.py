@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from runs import status
 
 from nncompress import jobs
 from nncompress.cli import main
@@ -12,7 +13,6 @@ from nncompress.errors import ConfigError
 from nncompress.records import SEARCH
 from nncompress.search import distribution
 from nncompress.trials import NAME, STORE, storage
-from tests.runs import status
 
 optuna = pytest.importorskip("optuna")
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
+from runs import status, summary
 
 from nncompress import config, experiment, jobs, records
 from nncompress.cli import main
 from nncompress.errors import ConfigError
 from nncompress.manifest import STOPPED, held, key_of, read_manifest
 from nncompress.sweeper import combinations
-from tests.runs import status, summary
 
 QUICK = ["solver=sgd", "model=mlp", "model.widths=[8]", "solver.num_steps=1"]
 RUN = [sys.executable, "-m", "nncompress"]
