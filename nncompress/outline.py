@@ -52,8 +52,8 @@ class Outline:
 
     @cached_property
     def choices(self) -> dict[str, Any]:
-        """The options taken from the groups, from the configuration alone."""
-        return flatten(read_config(self.folder / CONFIG, CHOICES))
+        """The options taken from the groups, from the configuration; and the seed, which is asked for as often."""
+        return flatten(read_config(self.folder / CONFIG, CHOICES, "seed"))
 
     @cached_property
     def date(self) -> str | None:

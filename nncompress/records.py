@@ -12,7 +12,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +119,7 @@ def run_folders(folders: Iterable[Path], required: bool = False) -> list[Path]:
     Raises:
         ConfigError: a folder does not exist, or has no run in it where one is `required`.
     """
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for folder in map(Path, folders):
         runs = sorted(_run_folders(folder), key=_natural)
         if not runs and (required or not folder.is_dir()):
@@ -127,8 +127,9 @@ def run_folders(folders: Iterable[Path], required: bool = False) -> list[Path]:
                 f"A folder with at least one run (one that holds {STATUS}) is required; {folder} {_holds(folder)}: "
                 "check the path."
             )
+        whole = os.path.realpath(folder)  # nothing below it is reached through a link
         for path in runs:
-            found.setdefault(path.resolve(), path)
+            found.setdefault(os.path.join(whole, *path.parts[len(folder.parts) :]), path)
     return list(found.values())
 
 
@@ -154,26 +155,28 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None without one, which is told in the log where the file is damaged."""
-    if not path.is_file():
+    try:
+        content = _parse(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
-    content = _parse(path.read_bytes())
     if isinstance(content, dict):
         return content
     log.warning("%s: ignored, it is damaged (no JSON object).", path)
     return None
 
 
-def read_config(path: Path, key: str | None = None) -> dict[str, Any]:
+def read_config(path: Path, *keys: str) -> dict[str, Any]:
     """The mapping in a YAML file, empty without one or where it is damaged, which is told in the log.
 
-    With a dotted `key` the rest of the file may be left out, which is far faster than to parse all of it.
+    With `keys`, one dotted key or several without dots, the rest of the file may be left out, which is far faster than
+    to parse all of it.
     """
-    if not path.is_file():
-        return {}
-    content = path.read_bytes()
     try:
-        found = yaml.load(content if key is None else _part(content, key), Loader=LOADER)
-    except yaml.YAMLError:
+        content = path.read_bytes()
+        found = yaml.load(_parts(content, keys) if keys else content, Loader=LOADER)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return {}
+    except (yaml.YAMLError, ValueError):  # the latter of a date that there is not
         found = None
     if isinstance(found, dict):
         return found
@@ -292,17 +295,20 @@ def _frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame({key: pd.to_numeric(frame[key], errors="coerce").astype(float) for key in frame})
 
 
-def _part(content: bytes, key: str) -> bytes:
-    """The lines of a dotted key of a YAML mapping, its parents' first lines before them; of a key that is not found
-    those of its parent, none without any. A mapping in flow style (JSON) is left whole.
-    """
+def _parts(content: bytes, keys: Sequence[str]) -> bytes:
+    """The lines of these keys of a YAML mapping in block style; one in flow style (JSON) is left whole."""
     if content.lstrip().startswith(b"{"):
         return content
-    parents, part = b"", content + b"\n"
+    return b"".join(_part(content + b"\n", key) for key in keys) or b"{}"
+
+
+def _part(content: bytes, key: str) -> bytes:
+    """The lines of a dotted key behind the first of each parent; of a key that is not found those of its parent."""
+    parents, part = b"", content
     for depth, word in enumerate(key.encode().split(b".")):
         found = re.search(rb"^%b%b:(?: .*)?\n(?:(?:%b[ -].*)?\n)*" % _at(depth, word), part, re.MULTILINE)
         if found is None:
-            return parents + part if depth else b"{}"
+            return parents + part if depth else b""
         parents, part = parents + part.partition(b"\n")[0] + b"\n" if depth else b"", found.group()
     return parents + part
 
@@ -313,8 +319,8 @@ def _at(depth: int, word: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    for path, below, _ in os.walk(folder):
-        if is_run(Path(path)):
+    for path, below, files in os.walk(folder):
+        if STATUS in files or (CONFIG in files and RECORDS in files):
             below.clear()
             yield Path(path)
 

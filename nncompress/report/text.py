@@ -55,7 +55,8 @@ def value_text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return str(value) if isinstance(value, int) or math.isinf(value) else number(value)
-    return UNKNOWN if value is None else "".join(a if a.isprintable() else repr(a)[1:-1] for a in str(value))
+    text = UNKNOWN if value is None else str(value)
+    return text if text.isprintable() else "".join(a if a.isprintable() else repr(a)[1:-1] for a in text)
 
 
 def few(names: Sequence[str], most: int = 4) -> str:
