@@ -356,7 +356,7 @@ def test_resume_of_a_damaged_configuration_says_so(stopped: Path, capsys: pytest
 def test_report_prints_what_it_wrote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written = SimpleNamespace(report=lambda folders: [folder / "table.md" for folder in folders])
+    written = SimpleNamespace(report=lambda folders, html: [folder / "table.md" for folder in folders])
     monkeypatch.setitem(sys.modules, "nncompress.report", written)
     assert main(["report", "a", "b"]) == 0
     assert capsys.readouterr().out == "a/table.md\nb/table.md\n"
