@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nncompress import config, processes
 from nncompress.errors import ConfigError, NNCompressError
 from nncompress.manifest import ENDED, STOPPED, standing
+from nncompress.records import CONFIG, LOCK, STATUS, write_json
 from nncompress.signatures import one_line
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def of_sweep(cfg: DictConfig, folder: Path, sweep: Path) -> None:
     if processes.agreed(lambda: not _may_begin(folder, sweep)):
         return
     for left in range(retries, -1, -1):
-        begun = processes.agreed(lambda: str(folder) if _begun(folder) else None)
+        begun = processes.agreed(lambda: str(folder) if (folder / CONFIG).is_file() else None)
         cfg.resume = begun
         failure = attempt(cfg, folder if begun is None else Path(begun))
         if failure is None:
@@ -56,8 +57,6 @@ def of_sweep(cfg: DictConfig, folder: Path, sweep: Path) -> None:
         if left:
             log.info("job %s is tried again, %d of %d times", short(folder), retries - left + 1, retries)
     if on_error == "stop" and processes.first():
-        from nncompress.records import write_json
-
         write_json(sweep / STOPPED, {"job": folder.name, "reason": str(failure)})
 
 
@@ -91,19 +90,13 @@ def _may_begin(folder: Path, sweep: Path) -> bool:
     if (sweep / STOPPED).exists():
         log.info("job %s is not started, another one failed and sweep.on_error is stop", short(folder))
         return False
-    with open(folder / "run.lock", "a", encoding="utf-8") as lock:
+    with open(folder / LOCK, "a", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             log.info("waiting for the process that still runs job %s", short(folder))
             fcntl.flock(lock, fcntl.LOCK_EX)
     return standing(folder) not in ENDED
-
-
-def _begun(folder: Path) -> bool:
-    from nncompress.records import CONFIG
-
-    return (folder / CONFIG).is_file()
 
 
 def _prepared(cfg: DictConfig, folder: Path) -> Callable[[], Any]:
@@ -125,8 +118,6 @@ def _prepared(cfg: DictConfig, folder: Path) -> Callable[[], Any]:
 
 def _not_started(cfg: DictConfig, folder: Path, status: str, reason: str) -> None:
     """Leave the configuration and why there is no run; one that is resumed has its own."""
-    from nncompress.records import CONFIG, STATUS, write_json
-
     if not (folder / STATUS).exists():
         saved = cfg.copy()
         with suppress(OmegaConfBaseException):  # else it stays as it was written
