@@ -285,7 +285,7 @@ def test_xi_starts_near_the_scaling_factors():
 @pytest.mark.parametrize("kind", PENALTIES)
 def test_f_is_the_sum_of_its_terms(kind):
     p, method = small(), solver(2, penalty=kind)
-    state, (model, _, terms) = last_of(method, p)[2:]
+    state, (model, _, terms) = last_of(method, p)[2:4]
     gamma, xi = Scales.of(model).gamma(), state.xi
     assert terms["term/loss"] == evaluate(model, p.data.train, p.loss).loss
     each = {L1Penalty: xi.abs(), L0Penalty: (xi != 0).double(), LHalfPenalty: xi.abs().sqrt()}
