@@ -242,7 +242,15 @@ def test_a_sweep_goes_on_behind_a_failed_job_in_one_folder(together):
     sweep = together["folder"] / "two" / "sweep"
     assert together["codes"]["sweep"] == (1, 0)
     assert [status(sweep / job) for job in "012"] == ["diverged", "done", "done"]
-    assert {path.name for path in sweep.iterdir()} == {"0", "1", "2", "multirun.yaml", "sweep.json", "sweep.lock", "tables"}
+    assert {path.name for path in sweep.iterdir()} == {
+        "0",
+        "1",
+        "2",
+        "multirun.yaml",
+        "sweep.json",
+        "sweep.lock",
+        "tables",
+    }
     assert [len(rows(sweep / job)) for job in "12"] == [2, 2]
 
 
