@@ -8,23 +8,43 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
 
 from nncompress import __version__
 from nncompress.errors import ConfigError, NNCompressError
 from nncompress.options import groups
 
+
+class Command(NamedTuple):
+    """One of the commands: what it does in a line, where its function is, whether it may import the user's own code."""
+
+    about: str
+    module: str
+    function: str
+    own_code: bool = False
+
+
 COMMANDS = {
-    "train": "one run; with -m a sweep over comma-separated values",
-    "search": "the best settings by Optuna: keys with several values are searched",
-    "rerun": "the configuration of a run anew, with changes, compared with that run",
-    "eval": "accuracy, sizes and latency of a compact network beside the dense one",
-    "export": "a compact network as safetensors, ONNX or torch.export file, compared",
-    "ls": "the runs below folders, filtered and sorted",
-    "compare": "the settings and figures in which runs differ",
-    "report": "rebuild the tables and plots of run or sweep folders; --html: one page with all of it",
+    "train": Command("one run; with -m a sweep over comma-separated values", "train", "train", own_code=True),
+    "search": Command(
+        "the best settings by Optuna: keys with several values are searched", "train", "search", own_code=True
+    ),
+    "rerun": Command(
+        "the configuration of a run anew, with changes, compared with that run", "rerun", "rerun", own_code=True
+    ),
+    "eval": Command(
+        "accuracy, sizes and latency of a compact network beside the dense one", "eval", "evaluate", own_code=True
+    ),
+    "export": Command(
+        "a compact network as safetensors, ONNX or torch.export file, compared", "export", "export", own_code=True
+    ),
+    "ls": Command("the runs below folders, filtered and sorted", "listing", "list_runs"),
+    "compare": Command("the settings and figures in which runs differ", "comparison", "compare"),
+    "report": Command(
+        "rebuild the tables and plots of run or sweep folders; --html: one page with all of it", "reporting", "rebuild"
+    ),
 }
-USER_CODE = ("train", "search", "eval", "export", "rerun")
-"""The commands that may import the user's own networks and data."""
 NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 """What keeps a file from being written, and is told in a sentence whichever file it is."""
 USAGE = """\
@@ -107,31 +127,15 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if command in ("-sc", "--shell-completion"):
         return _complete(rest)
-    if command in USER_CODE:
-        _with_own_code()
-    if command == "train":
-        return _train(rest)
-    if command == "search":
-        return _search(rest)
-    if command == "rerun":
-        return _rerun(rest)
-    if command == "eval":
-        return _eval(rest)
-    if command == "export":
-        return _export(rest)
-    if command == "ls":
-        return _ls(rest)
-    if command == "compare":
-        return _compare(rest)
-    if command == "report":
-        return _report(rest)
+    if command in COMMANDS:
+        return _run(COMMANDS[command], rest)
     raise ConfigError(f"unknown command '{command}'; {_nearest_command(command)}")
 
 
-def _with_own_code() -> None:
-    """Let modules in the current folder be imported: a console script does not see it."""
-    if "" not in sys.path[:1] and os.getcwd() not in sys.path[:1]:
-        sys.path.insert(0, os.getcwd())
+def _run(command: Command, words: list[str]) -> int:
+    if command.own_code and "" not in sys.path[:1] and os.getcwd() not in sys.path[:1]:
+        sys.path.insert(0, os.getcwd())  # a console script does not see the current folder
+    return int(getattr(import_module(f"nncompress.{command.module}"), command.function)(words))
 
 
 def _nearest_command(word: str) -> str:
@@ -143,77 +147,12 @@ def _nearest_command(word: str) -> str:
     return f"did you mean `nncompress {match[0]}`?" if match else "`nncompress --help` lists the commands"
 
 
-def _train(arguments: list[str]) -> int:
-    from nncompress.train import train
-
-    return train(arguments)
-
-
-def _search(arguments: list[str]) -> int:
-    from nncompress.train import train
-    from nncompress.trials import missing
-
-    missing()
-    if any(word.startswith("sweep.resume=") for word in arguments):  # the rest is on record
-        return train(arguments)
-    return train(["-m", "hydra/sweeper=nncompress_search", "validation=0.1", *arguments])
-
-
-def _rerun(arguments: list[str]) -> int:
-    from nncompress.rerun import rerun
-
-    return rerun(arguments)
-
-
-def _eval(arguments: list[str]) -> int:
-    from nncompress.eval import evaluate
-
-    return evaluate(arguments)
-
-
-def _export(arguments: list[str]) -> int:
-    from nncompress.export import export
-
-    return export(arguments)
-
-
-def _ls(arguments: list[str]) -> int:
-    from nncompress.listing import list_runs
-
-    return list_runs(arguments)
-
-
-def _compare(arguments: list[str]) -> int:
-    from nncompress.comparison import compare
-
-    return compare(arguments)
-
-
-def _report(arguments: list[str]) -> int:
-    use = "nncompress report [--html] DIR..."
-    if {"-h", "--help"} & set(arguments):
-        sys.stdout.write(f"usage: {use}\n\n{COMMANDS['report']}\n")
-        return 0
-    folders = [word for word in arguments if word != "--html"]
-    flags = [word for word in folders if word.startswith("-")]
-    if flags or not folders:
-        found = f"found {flags[0]}" if flags else "found none"
-        raise ConfigError(f"report needs one or more folders of runs or sweeps, {found}: {use}")
-    from pathlib import Path
-
-    from nncompress.report import report
-
-    for path in report([Path(folder) for folder in folders], html="--html" in arguments):
-        sys.stdout.write(f"{path}\n")
-    return 0
-
-
 def _complete(arguments: list[str]) -> int:
     """Answer the shell's completion function, which calls the program without its command."""
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
     if not any(word.startswith("query=") for word in arguments) or not words:
-        return _train(["-sc", *arguments])
+        return _run(COMMANDS["train"], ["-sc", *arguments])
     if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
         typed = words[1] if len(words) == 2 else ""
         sys.stdout.write(" ".join(command for command in COMMANDS if command.startswith(typed)) + "\n")
@@ -221,12 +160,12 @@ def _complete(arguments: list[str]) -> int:
         os.environ["COMP_LINE"] = line.replace(" train", "", 1)
         # A half-typed line may be wrong in any way: that is no message for somebody pressing TAB.
         with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(NNCompressError):
-            _train(["-sc", *arguments])
+            _run(COMMANDS["train"], ["-sc", *arguments])
     return 0
 
 
 def usage() -> str:
     """The text of `nncompress --help`, the groups' options read from the packaged configuration."""
-    commands = [f"  {name:<8}{text}" for name, text in COMMANDS.items()]
+    commands = [f"  {name:<8}{command.about}" for name, command in COMMANDS.items()]
     listed = [f"  {name:<13}{' '.join(options)}" for name, options in groups().items()]
     return USAGE.format(version=__version__, commands="\n".join(commands), groups="\n".join(listed))

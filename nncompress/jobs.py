@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import traceback
@@ -15,10 +14,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nncompress import config, processes
+from nncompress import config, locks, processes
 from nncompress.errors import ConfigError, NNCompressError
 from nncompress.manifest import ENDED, STOPPED, standing
-from nncompress.records import CONFIG, LOCK, STATUS, write_json
+from nncompress.records import CONFIG, LOCK, STATUS, replace_bytes, write_json
 from nncompress.signatures import one_line
 
 log = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ def of_sweep(cfg: DictConfig, folder: Path, sweep: Path) -> None:
     """
     retries, on_error = cfg.sweep.retries, cfg.sweep.on_error
     cfg.sweep.resume = None
-    if processes.agreed(lambda: not _may_begin(folder, sweep)):
+    if not processes.agreed(lambda: _may_begin(folder, sweep)):
         return
     for left in range(retries, -1, -1):
         begun = processes.agreed(lambda: str(folder) if (folder / CONFIG).is_file() else None)
@@ -90,13 +89,8 @@ def _may_begin(folder: Path, sweep: Path) -> bool:
     if (sweep / STOPPED).exists():
         log.info("job %s is not started, another one failed and sweep.on_error is stop", short(folder))
         return False
-    with open(folder / LOCK, "a", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for the process that still runs job %s", short(folder))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-    return standing(folder) not in ENDED
+    with locks.held(folder / LOCK, lambda: log.info("waiting for the process that still runs job %s", short(folder))):
+        return standing(folder) not in ENDED
 
 
 def _prepared(cfg: DictConfig, folder: Path) -> Callable[[], Any]:
@@ -122,7 +116,7 @@ def _not_started(cfg: DictConfig, folder: Path, status: str, reason: str) -> Non
         saved = cfg.copy()
         with suppress(OmegaConfBaseException):  # else it stays as it was written
             OmegaConf.resolve(saved)
-        OmegaConf.save(saved, folder / CONFIG)
+        replace_bytes(folder / CONFIG, OmegaConf.to_yaml(saved).encode())
         write_json(folder / STATUS, {"status": status, "reason": reason, "traceback": None, "step": None})
 
 

@@ -5,11 +5,10 @@ How a job stands is told by the `status.json` in its own folder alone. Imports n
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nncompress import locks
 from nncompress.errors import ConfigError
-from nncompress.records import STATUS, is_run, write_json
+from nncompress.records import STATUS, is_run, read_json, write_json
 
 SWEEP, LOCK, STOPPED = "sweep.json", "sweep.lock", "stopped.json"
 FORMAT = 1
@@ -84,6 +84,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise ConfigError(f"{path} is damaged ({error!r}); start the sweep again in another folder") from error
     if found != FORMAT:
         raise ConfigError(f"{path} has format {found}, this version reads format {FORMAT}; start the sweep again")
+    for job in manifest.jobs:
+        if Path(job.folder).is_absolute() or ".." in Path(job.folder).parts:
+            raise ConfigError(f"{path} must name folders of the sweep, found '{job.folder}'; start the sweep again")
     return manifest
 
 
@@ -100,10 +103,10 @@ def held(folder: Path, resumed: bool) -> Iterator[None]:
         ConfigError: another process holds it, or a new sweep would mix with what is there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "w", encoding="utf-8") as lock:
+    with ExitStack() as claim:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            claim.enter_context(locks.held(folder / LOCK))
+        except BlockingIOError as error:
             raise ConfigError(
                 f"a sweep needs a folder of its own, found another process running one in {folder}; wait for it, or "
                 "give another hydra.sweep.dir"
@@ -132,11 +135,7 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
 
 def standing(folder: Path) -> str:
     """The status of the job in `folder`; `pending` before its first."""
-    try:
-        content = json.loads((folder / STATUS).read_bytes())
-    except (OSError, ValueError):
-        return "pending"
-    return str(content.get("status")) if isinstance(content, dict) else "pending"
+    return str((read_json(folder / STATUS) or {}).get("status", "pending"))
 
 
 def _plain(cfg: DictConfig, key: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -13,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nncompress import config, parallel
+from nncompress import config, locks, parallel
 from nncompress.building import build
 from nncompress.errors import ConfigError, NNCompressError, Unsupported
 from nncompress.experiment import run
@@ -130,12 +129,7 @@ def _alone(folder: Path) -> Iterator[None]:
             f"reference_dir must be a folder that can be written, found {folder.parent} ({error.strerror}); give "
             "another one"
         ) from error
-    with open(path, "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for the process that trains the reference in %s", folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with locks.held(path, lambda: log.info("waiting for the process that trains the reference in %s", folder)):
         yield
 
 

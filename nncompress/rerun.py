@@ -23,8 +23,8 @@ from nncompress.hydra_errors import sentence
 from nncompress.jobs import short
 from nncompress.records import SUMMARY
 from nncompress.saved import approved, changed, read_saved
-from nncompress.sweeps import quoted
 from nncompress.train import retarget, stamp, under_hydra
+from nncompress.words import quoted
 
 log = logging.getLogger(__name__)
 

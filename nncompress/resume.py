@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from nncompress.errors import ConfigError
 from nncompress.saved import approved, changed, read_saved
+from nncompress.words import named_folder, quoted
 
 ALLOWED = ("solver.num_steps", "eval_every", "checkpoint_every", "device", "compress_at", "recalibrate", "allow")
 
@@ -21,21 +22,17 @@ def resumed(arguments: list[str], run: Callable[[DictConfig, Path], None]) -> tu
         ConfigError: something beside `resume` that may not change, or a class is named that is not allowed.
         CheckpointError: the folder is not that of a run.
     """
-    folders = [word.partition("=")[2].strip("'\"") for word in arguments if word.startswith("resume=")]
-    if not folders or folders[-1] == "null":
+    folder = named_folder(arguments, "resume", "a run")
+    if folder is None:
         return None
-    if not folders[-1]:
-        raise ConfigError("resume= needs the folder of a run, found nothing; give it, or leave resume out")
     changes = [word for word in arguments if not word.startswith("resume=")]
     refused = [word for word in changes if word.partition("=")[0] not in ALLOWED]
     if refused:
         raise ConfigError(f"beside resume= only {', '.join(ALLOWED)} may be given, found {', '.join(refused)}")
-    folder = Path(folders[-1]).absolute()
     cfg = approved(changed(read_saved(folder), [*changes, f"resume={folder}"]), changes, folder)
 
     def resume_job(_: DictConfig) -> None:
         run(cfg, folder)
 
     # Hydra's own record of the first command stays: no output_subdir.
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return resume_job, [f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
+    return resume_job, [f"hydra.run.dir={quoted(str(folder))}", "hydra.output_subdir=null"]

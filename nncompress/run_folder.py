@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from nncompress import locks
 from nncompress.errors import ConfigError, Diverged, NNCompressError, Pruned, Unsupported
 from nncompress.records import CONFIG, LOCK, RECORDS, STATUS, read_run, write_json
 
@@ -22,10 +22,10 @@ CHECKPOINT = Path("checkpoints") / "last.pt"
 @contextmanager
 def claimed(folder: Path, resumed: bool) -> Iterator[None]:
     """Hold the folder: a second process that wants to run in it is refused. The claim ends with the process."""
-    with open(folder / LOCK, "w", encoding="utf-8") as lock:
+    with ExitStack() as claim:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            claim.enter_context(locks.held(folder / LOCK))
+        except BlockingIOError as error:
             raise ConfigError(
                 f"a run needs a folder of its own, found another process running in {folder}; wait for it, or give "
                 "another hydra.run.dir"
@@ -42,15 +42,8 @@ def claimed(folder: Path, resumed: bool) -> Iterator[None]:
 
 
 def running(folder: Path) -> bool:
-    """Whether a process holds the folder, or may: a file system without locks does not tell. Writes nothing."""
-    try:
-        with open(folder / LOCK, "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask do not take each other for a run
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+    """Whether a process holds the folder, or may."""
+    return locks.taken(folder / LOCK)
 
 
 @contextmanager

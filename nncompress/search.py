@@ -10,13 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from nncompress import processes
@@ -25,8 +20,9 @@ from nncompress.errors import ConfigError, NNCompressError
 from nncompress.manifest import ENDED, Job, Manifest, standing, write_manifest
 from nncompress.records import SEARCH, SUMMARY, write_json
 from nncompress.signatures import nearest
-from nncompress.sweeps import begun, launched, quoted, with_job
+from nncompress.sweeps import SweepOfJobs
 from nncompress.trials import NAME, STORE, missing, storage
+from nncompress.words import quoted
 
 if TYPE_CHECKING:
     import optuna
@@ -39,7 +35,7 @@ FOLDER = "folder"
 """The attribute of a trial that names its job."""
 
 
-class Search(Sweeper):
+class Search(SweepOfJobs):
     """Hydra's sweeper of `nncompress search`: batches of `search.parallel` trials until there are `search.trials`.
 
     A key with several values is searched: `a,b,c` any of them, `range(1,9)` whole numbers, `interval(0.1,1)` numbers,
@@ -48,58 +44,38 @@ class Search(Sweeper):
 
     __module__ = SEARCHER.rpartition(".")[0]
 
-    def __init__(self) -> None:
-        self.config: DictConfig
-        self.hydra_context: HydraContext
-        self.launcher: Launcher
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before `sweep`."""
-        self.hydra_context, self.config = hydra_context, config
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
-
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Try settings until there are enough trials; what each left is in its folder, the study in `study.db`.
-
-        Raises:
-            ConfigError: the folder is not free, nothing is searched, or another study is in the folder.
-        """
+        """Try settings until there are enough trials; raises ConfigError also where another study is in the folder."""
         missing()
         if processes.several():
             raise ConfigError("search runs in one process, found several (torchrun); start it without torchrun")
-        folder = Path(self.config.hydra.sweep.dir).absolute()
-        parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
-        space = {override.get_key_element(): distribution(override) for override in parsed if is_searched(override)}
-        fixed = [f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in parsed if not is_searched(o)]
+        parsed = self.parsed(arguments)
+        space = {o.get_key_element(): distribution(o) for o in parsed if o.is_sweep_override()}
+        fixed = [f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in parsed if not o.is_sweep_override()]
         if not space:
             raise ConfigError(
                 "search needs at least one key with several values (a,b,c, range(1,9), interval(0.1,1), "
                 "tag(log,interval(1e-4,1))), found none"
             )
         with ExitStack() as claim:
-            manifest = begun(self.config, folder, claim)
-            write_manifest(folder, manifest)
-            return self._searched(folder, manifest, Study(self.config, folder, space), fixed)
+            manifest = self.begun(claim)
+            write_manifest(self.folder, manifest)
+            return self._searched(manifest, Study(self.config, self.folder, space), fixed)
 
-    def _searched(
-        self, folder: Path, manifest: Manifest, study: Study, fixed: Sequence[str]
-    ) -> list[Sequence[JobReturn]]:
+    def _searched(self, manifest: Manifest, study: Study, fixed: Sequence[str]) -> list[Sequence[JobReturn]]:
         """Batch after batch, each closed before the next is proposed."""
         results = []
         while batch := study.batch():
             jobs: dict[str, Job] = {}
             for number, chosen in batch.items():
-                manifest, job = with_job(manifest, [*fixed, *chosen], self.config, self.hydra_context)
+                manifest, job = self.with_job(manifest, [*fixed, *chosen])
                 study.place(number, job.folder)
-                if standing(folder / job.folder) not in ENDED:
-                    own = [f"search.trial={number}", f"search.store={quoted(str(folder / STORE))}"]
+                if standing(self.folder / job.folder) not in ENDED:
+                    own = [f"search.trial={number}", f"search.store={quoted(str(self.folder / STORE))}"]
                     jobs.setdefault(job.folder, replace(job, overrides=[*job.overrides, *own]))
-            write_manifest(folder, manifest)
+            write_manifest(self.folder, manifest)
             if jobs:
-                first = [job.folder for job in manifest.jobs].index(next(iter(jobs)))
-                results.append(launched(self.launcher, list(jobs.values()), first))
+                results.append(self.launched(list(jobs.values()), manifest))
             study.close(list(batch))
         return results
 
@@ -218,11 +194,6 @@ class Study:
             if trial.state.is_finished()
         ]
         write_json(self.folder / SEARCH, {"objectives": self.objectives, "trials": rows})
-
-
-def is_searched(override: Override) -> bool:
-    """Whether an override gives several values."""
-    return bool(override.is_sweep_override())
 
 
 def distribution(override: Override) -> optuna.distributions.BaseDistribution:

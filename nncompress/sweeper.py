@@ -6,28 +6,22 @@ import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, ListConfig
+from omegaconf import ListConfig
 
 from nncompress import processes
 from nncompress.config import SWEEPER
 from nncompress.errors import ConfigError
-from nncompress.manifest import ENDED, Job, standing, write_manifest
-from nncompress.sweeps import begun, launched, with_job
+from nncompress.manifest import ENDED, Job, Manifest, standing, write_manifest
+from nncompress.sweeps import SweepOfJobs
 
 log = logging.getLogger(__name__)
 
 
-class Jobs(Sweeper):
+class Jobs(SweepOfJobs):
     """Hydra's sweeper of `nncompress train -m`: the product of all values, or side by side those of `sweep.zip`.
 
     `max_batch_size` and `params` are those of Hydra's own sweeper.
@@ -37,48 +31,31 @@ class Jobs(Sweeper):
 
     def __init__(self, max_batch_size: int | None = None, params: Mapping[str, Any] | None = None) -> None:
         self.max_batch_size, self.params = max_batch_size, dict(params or {})
-        self.config: DictConfig
-        self.hydra_context: HydraContext
-        self.launcher: Launcher
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before `sweep`."""
-        self.hydra_context, self.config = hydra_context, config
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Run every job that has not ended; what each left is in its folder.
-
-        Raises:
-            ConfigError: the folder is not free, or the values cannot be combined.
-        """
-        folder = Path(self.config.hydra.sweep.dir).absolute()
+        """Run every job that has not ended; raises ConfigError as `SweepOfJobs.sweep` says."""
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(words)
-        crossed = combinations(_values(parsed), self.config.sweep.zip)
+        crossed = combinations(_values(self.parsed(words)), self.config.sweep.zip)
         with ExitStack() as claim:
-            waiting, first = processes.agreed(lambda: self._waiting(folder, crossed, claim))
+            waiting, manifest = processes.agreed(lambda: self._waiting(crossed, claim))
             size = self.max_batch_size or max(1, len(waiting))
             batches = [waiting[start : start + size] for start in range(0, len(waiting), size)]
-            return [launched(self.launcher, batch, first) for batch in batches]
+            return [self.launched(batch, manifest) for batch in batches]
 
-    def _waiting(self, folder: Path, crossed: Sequence[list[str]], claim: ExitStack) -> tuple[list[Job], int]:
-        """The jobs to run, once the folder is claimed and its manifest written, and the number of the first."""
-        manifest = begun(self.config, folder, claim)
+    def _waiting(self, crossed: Sequence[list[str]], claim: ExitStack) -> tuple[list[Job], Manifest]:
+        """The jobs to run, once the folder is claimed and its manifest written; and that."""
+        manifest = self.begun(claim)
         asked: dict[str, Job] = {}
         for overrides in crossed:
-            manifest, job = with_job(manifest, overrides, self.config, self.hydra_context)
+            manifest, job = self.with_job(manifest, overrides)
             if job.key in asked:
                 log.warning("%s is the same job as %s, it is run once", " ".join(overrides), job.folder)
             asked[job.key] = job
-        write_manifest(folder, manifest)
-        waiting = [job for job in asked.values() if standing(folder / job.folder) not in ENDED]
-        folders = [job.folder for job in manifest.jobs]
+        write_manifest(self.folder, manifest)
+        waiting = [job for job in asked.values() if standing(self.folder / job.folder) not in ENDED]
         if self.config.sweep.resume is not None:
             log.info("%d of %d jobs have ended, %d are to run", len(asked) - len(waiting), len(asked), len(waiting))
-        return waiting, min(map(folders.index, (job.folder for job in waiting)), default=0)
+        return waiting, manifest
 
 
 def combinations(values: Mapping[str, list[str]], zipped: Sequence[Any]) -> list[list[str]]:

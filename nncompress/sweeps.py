@@ -5,20 +5,25 @@ from __future__ import annotations
 import itertools
 import logging
 import sys
+from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nncompress import trusted
-from nncompress.errors import ConfigError
 from nncompress.manifest import STOPPED, SWEEP, Job, Manifest, held, key_of, read_manifest, settings_of
+from nncompress.words import named_folder, quoted
 
 log = logging.getLogger(__name__)
 
@@ -26,51 +31,80 @@ SWEPT: list[Path] = []
 """The folder of the sweep that this process ran: Hydra hands it to nobody."""
 WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
 """Hydra's flags that are followed by a word of their own."""
-FOLLOWED = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweep.", "hydra.sweeper.params.")
+FOLLOWED = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.params.", "hydra.sweep.")
 """Words for Hydra itself that a resumed sweep takes over."""
 
 
-def begun(config: DictConfig, folder: Path, claim: ExitStack) -> Manifest:
-    """The manifest of the sweep in the folder, as it was left or empty, once `claim` holds the folder.
+class SweepOfJobs(Sweeper):
+    """A sweeper of Hydra whose jobs are in a manifest; which jobs, its `sweep` says."""
 
-    Raises:
-        ConfigError: the folder is not free.
-    """
-    resumed = config.sweep.resume is not None
-    claim.enter_context(held(folder, resumed))
-    SWEPT.append(folder)
-    (folder / STOPPED).unlink(missing_ok=True)
-    OmegaConf.save(config, folder / "multirun.yaml")
-    manifest = read_manifest(folder) if resumed else Manifest([], [])
-    return replace(manifest, command=sys.argv[1:])
+    config: DictConfig
+    hydra_context: HydraContext
+    launcher: Launcher
 
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before `sweep`."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
-def with_job(
-    manifest: Manifest, overrides: Sequence[str], config: DictConfig, hydra_context: HydraContext
-) -> tuple[Manifest, Job]:
-    """The manifest with the job of these overrides, which keeps its folder if it was there; and that job.
+    @abstractmethod
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Run the jobs that the words describe and that have not ended; what each left is in its folder.
 
-    Raises:
-        ConfigError: another job has the same folder, or a resumed sweep names a class that is not allowed.
-    """
-    cfg = hydra_context.config_loader.load_sweep_config(config, list(overrides))
-    if config.sweep.resume is not None:
-        trusted.check(settings_of(cfg), list(cfg.allow), str(Path(config.hydra.sweep.dir) / SWEEP))
-    job = manifest.find(key_of(cfg))
-    if job is None:
-        own = [word for word in overrides if not word.startswith(("sweep.", "search.", "launcher="))]
-        job = Job(_subdir(cfg, len(manifest.jobs)), key_of(cfg), own)
-        manifest = manifest.with_job(job)
-    return manifest, replace(job, overrides=list(overrides))
+        Raises:
+            ConfigError: the folder is not free, or the words describe no jobs.
+        """
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the sweep."""
+        return Path(self.config.hydra.sweep.dir).absolute()
 
-def launched(launcher: Launcher, jobs: Sequence[Job], first: int) -> Sequence[JobReturn]:
-    """Run the jobs in their folders; what a job could not record itself is raised."""
-    overrides = [[*job.overrides, f"hydra.sweep.subdir={quoted(job.folder)}"] for job in jobs]
-    results = launcher.launch(overrides, initial_job_idx=first)
-    for result in results:
-        _ = result.return_value
-    return results
+    def parsed(self, words: Sequence[str]) -> list[Override]:
+        """The words as Hydra understands them."""
+        return OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(list(words))
+
+    def begun(self, claim: ExitStack) -> Manifest:
+        """The manifest of the sweep in the folder, as it was left or empty, once `claim` holds the folder.
+
+        Raises:
+            ConfigError: the folder is not free.
+        """
+        resumed = self.config.sweep.resume is not None
+        claim.enter_context(held(self.folder, resumed))
+        SWEPT.append(self.folder)
+        (self.folder / STOPPED).unlink(missing_ok=True)
+        OmegaConf.save(self.config, self.folder / "multirun.yaml")
+        manifest = read_manifest(self.folder) if resumed else Manifest([], [])
+        return replace(manifest, command=sys.argv[1:])
+
+    def with_job(self, manifest: Manifest, overrides: Sequence[str]) -> tuple[Manifest, Job]:
+        """The manifest with the job of these overrides, which keeps its folder if it was there; and that job.
+
+        Raises:
+            ConfigError: another job has the same folder, or a resumed sweep names a class that is not allowed.
+        """
+        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        if self.config.sweep.resume is not None:
+            trusted.check(settings_of(cfg), list(cfg.allow), str(self.folder / SWEEP))
+        key = key_of(cfg)
+        job = manifest.find(key)
+        if job is None:
+            own = [word for word in overrides if not word.startswith(("sweep.", "search.", "launcher="))]
+            job = Job(_subdir(cfg, len(manifest.jobs)), key, own)
+            manifest = manifest.with_job(job)
+        return manifest, replace(job, overrides=list(overrides))
+
+    def launched(self, jobs: Sequence[Job], manifest: Manifest) -> Sequence[JobReturn]:
+        """Run the jobs in their folders; what a job could not record itself is raised."""
+        folders = [job.folder for job in manifest.jobs]
+        overrides = [[*job.overrides, f"hydra.sweep.subdir={quoted(job.folder)}"] for job in jobs]
+        results = self.launcher.launch(overrides, initial_job_idx=folders.index(jobs[0].folder))
+        for result in results:
+            _ = result.return_value
+        return results
 
 
 def resumed_sweep(arguments: list[str]) -> list[str]:
@@ -81,15 +115,12 @@ def resumed_sweep(arguments: list[str]) -> list[str]:
     Raises:
         ConfigError: the folder holds no sweep.
     """
-    folders = [word.partition("=")[2].strip("'\"") for word in arguments if word.startswith("sweep.resume=")]
-    if not folders or folders[-1] == "null":
+    folder = named_folder(arguments, "sweep.resume", "a sweep")
+    if folder is None:
         return arguments
-    if not folders[-1]:
-        raise ConfigError("sweep.resume= needs the folder of a sweep, found nothing; give it, or leave it out")
-    folder = Path(folders[-1]).absolute()
     left, recorded = _split(read_manifest(folder).command)
     flags, given = _split(arguments)
-    dropped = [*(flag for flag in left if flag != "-m"), *(word for key, word in recorded.items() if not _kept(word))]
+    dropped = [*(flag for flag in left if flag != "-m"), *(word for word in recorded.values() if not _kept(word))]
     for word in dropped:
         log.warning("%s of %s is not taken over; give it again if it is needed", word, folder / SWEEP)
     words = {
@@ -117,12 +148,6 @@ def _subdir(cfg: DictConfig, number: int) -> str:
         return str(cfg.hydra.sweep.subdir)
     finally:
         HydraConfig.instance().cfg = before
-
-
-def quoted(text: str) -> str:
-    """A value for Hydra's grammar."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def _split(words: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:

@@ -29,11 +29,13 @@ from nncompress.errors import ConfigError, NNCompressError
 from nncompress.hydra_errors import sentence
 from nncompress.jobs import short
 from nncompress.manifest import ENDED, read_manifest, standing
+from nncompress.records import SEARCH, run_folders
 from nncompress.resume import resumed
 from nncompress.search import Search
 from nncompress.signatures import Target, locate
 from nncompress.sweeper import Jobs
 from nncompress.sweeps import SWEPT, resumed_sweep
+from nncompress.trials import missing
 
 if TYPE_CHECKING:
     from nncompress.report import SweepReport
@@ -66,6 +68,18 @@ def train(arguments: list[str]) -> int:
         return resumed(words, jobs.single) or (job, words)
 
     return under_hydra(prepared)
+
+
+def search(arguments: list[str]) -> int:
+    """Run the words after `search` as those of a sweep whose jobs Optuna proposes; as `train`.
+
+    Raises:
+        NNCompressError: Optuna is not installed, or as with `under_hydra`.
+    """
+    missing()
+    if any(word.startswith("sweep.resume=") for word in arguments):  # the rest is on record
+        return train(arguments)
+    return train(["-m", "hydra/sweeper=nncompress_search", "validation=0.1", *arguments])
 
 
 def under_hydra(prepared: Callable[[], tuple[TaskFunction, list[str]]]) -> int:
@@ -155,9 +169,7 @@ def _taken(node: DictConfig, place: str, given: Sequence[str]) -> dict[str, Any]
 
 def _finish_sweep(folder: Path, code: int) -> int:
     """Write the aggregated tables and plots of whatever the sweep has left; the sweep's exit code."""
-    from nncompress.records import SEARCH, is_run
-
-    if not any(is_run(path) for path in folder.rglob("*") if path.is_dir()):
+    if not run_folders([folder]):
         return code
     from nncompress.report import write_sweep_report
 
@@ -177,8 +189,7 @@ def _finish_sweep(folder: Path, code: int) -> int:
 
 def _table(report: SweepReport) -> str:
     """The jobs that are not done, what set them apart, and what each ended with."""
-    said = report.failed[["traceback", "reason"]].fillna("").to_numpy()
-    ends = [traceback if reason not in traceback else reason for traceback, reason in said]
+    ends = report.failed["traceback"].fillna(report.failed["reason"])
     shown = report.failed.drop(columns=["traceback", "reason"]).assign(ended=ends).dropna(axis=1, how="all")
     return str(shown.to_markdown(index=False))
 

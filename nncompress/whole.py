@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from nncompress import locks
 from nncompress.errors import ConfigError, NNCompressError
 
 
@@ -40,7 +41,7 @@ def whole(path: Path, option: str) -> Iterator[Path]:
         with _terminable(), ExitStack() as held:
             _remove_left(path.parent)
             apart.mkdir(parents=True)
-            held.callback(os.close, _hold(apart))
+            held.enter_context(locks.held(apart))
             yield apart / path.name
             for made in sorted(apart.iterdir()):
                 check_free(path.with_name(made.name), option)
@@ -56,14 +57,6 @@ def whole(path: Path, option: str) -> Iterator[Path]:
                 f"cannot write {shown}: {error.strerror or error}; give another place with {option}"
             ) from error
         raise
-
-
-def _hold(folder: Path) -> int:
-    """Open a folder and lock it until it is closed, where the file system has locks."""
-    place = os.open(folder, os.O_RDONLY)
-    with suppress(OSError):
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return place
 
 
 def _remove_left(parent: Path) -> None:

@@ -134,9 +134,9 @@ def read(form: Any, sizes: Any, streams: dict[str, Tensor], kind: type[Any] | No
 
 
 def located(path: str) -> type[Any]:
-    from nncompress.compact.artefact import _located
+    from nncompress.compact.objects import located
 
-    return _located(path)
+    return located(path)
 
 
 def through(theta: Any, kind: type[Any] | None = None) -> Any:

@@ -1,11 +1,13 @@
 """Sweeps: which jobs there are, which run again, what failures do, and which engines run them."""
 
 import csv
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from runs import status, summary
 
-from nncompress import config, experiment, jobs, records
+from nncompress import config, experiment, jobs, locks, records
 from nncompress.cli import main
 from nncompress.errors import ConfigError
 from nncompress.manifest import STOPPED, held, key_of, read_manifest
@@ -342,3 +344,24 @@ def test_a_manifest_imports_nothing_that_is_not_allowed(
     out = capsys.readouterr()
     assert said in out.err + out.out
     assert code == (2 if "model" in word else 0)
+
+
+def test_a_manifest_names_no_folder_outside_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(*QUICK, "seed=0") == 0
+    path = Path("sweep/sweep.json")
+    path.write_text(path.read_text().replace('"folder": "0"', '"folder": "../0"'))
+    assert main(["train", "sweep.resume=sweep"]) == 2
+    assert "must name folders of the sweep, found '../0'" in capsys.readouterr().err
+
+
+def test_a_glance_does_not_refuse_who_comes_next(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    path.touch()
+    asker = threading.Timer(locks.GLANCE / 2, lambda: place.close())
+    with path.open("rb") as place:
+        fcntl.flock(place, fcntl.LOCK_SH)
+        asker.start()
+        with locks.held(path):
+            assert locks.taken(path)
+    assert not locks.taken(path)
+    asker.join()

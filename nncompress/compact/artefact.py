@@ -9,7 +9,6 @@ order of the network's state. Both files are needed, and a checksum over both sa
 from __future__ import annotations
 
 import copy
-import dataclasses
 import hashlib
 import json
 import zlib
@@ -29,8 +28,9 @@ from torch import Tensor, nn
 
 from nncompress import config, trusted
 from nncompress.channels import is_reshaped
-from nncompress.compact.encoding import Reader, Writer, decode, encode, path_of, put_plain, take_plain
+from nncompress.compact.encoding import Reader, Writer, decode, encode, put_plain, take_plain
 from nncompress.compact.layers import PLANS, compacted
+from nncompress.compact.objects import CLASS, Missing, located, restored_object, stored_object
 from nncompress.compact.removal import reshape, structure
 from nncompress.compact.theta import HeldTheta
 from nncompress.compressions.base import Compression
@@ -39,14 +39,14 @@ from nncompress.compressions.views import View
 from nncompress.errors import CheckpointError, ConfigError
 from nncompress.problem import Problem
 from nncompress.records import STATUS, replace_bytes
-from nncompress.signatures import locate, one_line
+from nncompress.signatures import one_line
 
 if TYPE_CHECKING:
     from nncompress.solvers.base import Observation
 
 FORMAT = 3
 MODEL, TENSORS, DESCRIPTION = "model", "model.safetensors", "model.json"
-CHECKSUM, TIED, CLASS = "checksum", "tied", "class"
+CHECKSUM, TIED = "checksum", "tied"
 READ_AT_ONCE = 1 << 20
 
 
@@ -148,7 +148,7 @@ def save_compact(
         sizes: list[Any] = []
         form = encode(theta, writer, sizes)
         kind = kinds.index(
-            {"compression": _stored_object(task.compression), "view": _stored_object(task.view), "theta": form}
+            {"compression": stored_object(task.compression), "view": stored_object(task.view), "theta": form}
         )
         tasks.append({"params": list(task.params), "kind": kind, "sizes": sizes})
     tied = _ties(network)
@@ -193,10 +193,6 @@ def stored_bytes(folder: Path) -> dict[str, int]:
     return {f"bytes/{name}": size for name, size in sizes.items()}
 
 
-class _Missing(Exception):
-    """A class that the description names cannot be imported."""
-
-
 @contextmanager
 def _described(folder: Path) -> Iterator[None]:
     """Within it tensors are made on the CPU, and what goes wrong is a CheckpointError that names the description."""
@@ -205,7 +201,7 @@ def _described(folder: Path) -> Iterator[None]:
             yield
     except CheckpointError as error:
         raise CheckpointError(f"{folder / DESCRIPTION} must describe what {TENSORS} holds: {error}") from error
-    except _Missing as error:
+    except Missing as error:
         raise CheckpointError(f"{folder / DESCRIPTION}: {error}") from error
     except Exception as error:  # what it names may raise anything
         raise CheckpointError(
@@ -320,11 +316,11 @@ def _opened(folder: Path, description: Mapping[str, Any], streams: Mapping[str, 
     tasks, theta = [], []
     for task in description["tasks"]:
         kind, sizes = description["kinds"][task["kind"]], iter(task["sizes"])
-        compression, view = _restored_object(kind["compression"]), _restored_object(kind["view"])
+        compression, view = restored_object(kind["compression"]), restored_object(kind["view"])
         if not isinstance(compression, Compression) or not isinstance(view, View):
             raise CheckpointError(f"a task is a compression and a view, found {compression} and {view}")
         tasks.append(Task(tuple(task["params"]), view, compression))
-        theta.append(decode(kind["theta"], reader, sizes, _located))
+        theta.append(decode(kind["theta"], reader, sizes, located))
         if list(sizes):
             raise CheckpointError(f"a Θ has more sizes than tensors and values, of {', '.join(task['params'])}")
     parameters = dict(template.named_parameters())
@@ -344,12 +340,12 @@ def _constructed(description: Mapping[str, Any]) -> nn.Module:
                 node, input_shape=tuple(description["input_shape"]), num_classes=description["num_classes"]
             )
         except ConfigError as error:
-            raise _Missing(
+            raise Missing(
                 f"the network's class {node.get('_target_')} must be importable and take the described settings: "
                 f"{error}; run where it can be imported (its folder on PYTHONPATH, or the current one)"
             ) from error
     if not isinstance(made, nn.Module):
-        raise _Missing(f"the architecture must give a torch.nn.Module, found {type(made).__name__}")
+        raise Missing(f"the architecture must give a torch.nn.Module, found {type(made).__name__}")
     return made.float()
 
 
@@ -386,47 +382,3 @@ def _filled(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 def _output_shape(network: nn.Module, x: Tensor) -> list[int]:
     """Of one sample."""
     return list(copy.deepcopy(network).eval()(x).shape[1:])
-
-
-def _stored_object(value: Any) -> Any:
-    """Plain values as they are; a frozen dataclass as its class by dotted path and its fields."""
-    if isinstance(value, tuple | list):
-        return [_stored_object(item) for item in value]
-    if isinstance(value, Mapping):
-        raise CheckpointError(f"a compression and a view have no mappings among their fields, found {value}")
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return value
-    fields = {field.name: _stored_object(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return {CLASS: path_of(type(value))} | fields
-
-
-def _restored_object(stored: Any) -> Any:
-    """The value of `_stored_object`, whatever its constructor takes; fields that are not stored have their default."""
-    if isinstance(stored, list):
-        return tuple(_restored_object(item) for item in stored)
-    if not isinstance(stored, dict):
-        return stored
-    kind = _located(stored[CLASS])
-    names = [field.name for field in dataclasses.fields(kind)]
-    wrong = {*stored} - {CLASS, *names} | {name for name in names if name not in stored and not hasattr(kind, name)}
-    if wrong:
-        raise CheckpointError(f"{stored[CLASS]} has the fields {', '.join(names)}, found otherwise {min(wrong)}")
-    value = object.__new__(kind)
-    for field, content in stored.items():
-        if field != CLASS:
-            object.__setattr__(value, field, _restored_object(content))
-    return value
-
-
-def _located(path: str) -> type[Any]:
-    """The dataclass or NamedTuple at a dotted path; CheckpointError for anything else."""
-    try:
-        found = locate(path)
-    except ConfigError as error:
-        raise _Missing(
-            f"the class {path} must be importable: {error}; run where it can be imported (its folder on "
-            "PYTHONPATH, or the current one)"
-        ) from error
-    if not isinstance(found, type) or not (dataclasses.is_dataclass(found) or issubclass(found, tuple)):
-        raise CheckpointError(f"a compact model is made of compressions, views and their Θ, found {path}")
-    return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -12,7 +10,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from nncompress.errors import DataError
+from nncompress.locks import held
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +111,7 @@ def fetch(source: Source, download: Callable[[Path], Path]) -> None:
     """
     try:
         source.root.mkdir(parents=True, exist_ok=True)
-        with alone(source.root):
+        with held(source.root, lambda: log.info("waiting for the process that fetches files into %s", source.root)):
             for left in source.root.glob(f"{TEMPORARY}*"):
                 shutil.rmtree(left, ignore_errors=True)
             if not source.missing():
@@ -149,18 +148,6 @@ def sha256(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder: whoever else wants to waits. The hold ends with the process, and leaves no file."""
-    place = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks: then several may do the same work
-            fcntl.flock(place, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(place)
 
 
 class _Secure(HTTPRedirectHandler):

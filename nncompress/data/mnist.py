@@ -12,9 +12,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nncompress.data.files import Official, Source, alone, fetch
+from nncompress.data.files import Official, Source, fetch
 from nncompress.data.files import download as download_file
 from nncompress.data.prepare import DIGITS, Preparation, prepare
+from nncompress.locks import held
 from nncompress.problem import Dataset, Split
 
 FILES = {
@@ -79,7 +80,7 @@ def _gunzip(source: Source, name: str) -> None:
     packed, partial = source.path(f"{name}.gz"), source.path(f"{name}.part")
     if not packed.is_file():
         return
-    with alone(source.folder):
+    with held(source.folder, lambda: None):
         try:
             with gzip.open(packed) as file, open(partial, "wb") as out:
                 shutil.copyfileobj(file, out)

@@ -6,12 +6,13 @@ from typing import Any
 
 import pandas as pd
 
-from nncompress.outline import DETAILS, GROUPS, figures_of, flatten
+from nncompress.outline import DETAILS, GROUPS, figures_of, flatten, state
 from nncompress.rates import rate_summary
 from nncompress.records import Run
 from nncompress.report.text import setting
 
 TARGET = "._target_"
+OWN = "nncompress.errors."
 NOT_A_DIFFERENCE = {
     "seed", "data_dir", "root", "resume", "download", "checkpoint_every", "hydra", "output_dir", "sweep",
     "search", "allow", "tracking",
@@ -76,13 +77,28 @@ def summaries(runs: Sequence[Run]) -> pd.DataFrame:
 def failures(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per run that is not done: job, the varied keys, status, last step, reason, the traceback's last line."""
     keys = varied(runs)
-    ends = ("status", "step", "reason", "traceback")
-    unfinished = (run for run in runs if run.status["status"] != "done")
     rows = [
-        {"job": run.folder.name} | setting_of(run, keys) | {end: run.status.get(end) for end in ends}
-        for run in unfinished
+        {"job": run.folder.name, "status": state(run.folder, run.status)}
+        | setting_of(run, keys)
+        | {"step": run.status["step"], "reason": reason(run), "traceback": last_line(run)}
+        for run in runs
+        if run.status["status"] != "done"
     ]
-    return pd.DataFrame(rows, columns=["job", *keys, *ends], dtype=object)
+    return pd.DataFrame(rows, columns=["job", "status", *keys, "step", "reason", "traceback"], dtype=object)
+
+
+def reason(run: Run) -> str | None:
+    """Why a run is not done."""
+    said = run.status["reason"]
+    if said is None and state(run.folder, run.status) == "killed":
+        return "the process ended before it could tell why: killed, or the machine stopped"
+    return None if said is None else str(said)
+
+
+def last_line(run: Run) -> str | None:
+    """The last line of the traceback; None where it is but the reason with the class of our own error before it."""
+    line = run.status["traceback"]
+    return None if line is None or str(line).startswith(OWN) else str(line)
 
 
 def aggregate(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

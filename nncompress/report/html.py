@@ -15,15 +15,13 @@ import pandas as pd
 
 from nncompress.outline import state
 from nncompress.records import Run
-from nncompress.report.collect import name, varied
+from nncompress.report.collect import last_line, name, reason, varied
 from nncompress.report.page import PAGE, SCRIPT, STYLE
 from nncompress.report.page_tables import (
     counts,
     environment_table,
     failures_table,
     jobs_table,
-    last_line,
-    reason,
     settings_table,
 )
 from nncompress.report.tables import Table

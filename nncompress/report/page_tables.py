@@ -9,13 +9,12 @@ import pandas as pd
 
 from nncompress.outline import flatten, state
 from nncompress.records import Run, read_json
-from nncompress.report.collect import final, setting_of, short_names
+from nncompress.report.collect import failures, final, setting_of, short_names
 from nncompress.report.sweep_tables import MEASURES
 from nncompress.report.tables import Table, known
 from nncompress.report.text import number, setting, value_text
 
 MOST_VALUES = 3
-OWN = "nncompress.errors."
 
 
 def jobs_table(folder: Path, runs: Sequence[Run], keys: Sequence[str]) -> Table:
@@ -40,32 +39,12 @@ def jobs_table(folder: Path, runs: Sequence[Run], keys: Sequence[str]) -> Table:
 
 def failures_table(folder: Path, runs: Sequence[Run], keys: Sequence[str]) -> Table | None:
     """The jobs that are not done and why; None when all are."""
-    names = short_names(keys)
-    raw = [
-        {"job": str(run.folder.relative_to(folder)), "status": state(run.folder, run.status)}
-        | {names[key]: value for key, value in setting_of(run, keys).items()}
-        | {"step": run.status["step"], "reason": reason(run), "traceback, last line": last_line(run)}
-        for run in runs
-        if run.status["status"] != "done"
-    ]
-    if not raw:
+    frame = failures(runs)
+    if frame.empty:
         return None
-    frame = pd.DataFrame(raw, dtype=object)
-    return Table("failures", f"Not done: {len(raw)} of {len(runs)} jobs", frame, known(frame.map(setting)))
-
-
-def reason(run: Run) -> str:
-    """Why a run is not done."""
-    said = run.status["reason"]
-    if said is None and state(run.folder, run.status) == "killed":
-        return "the process ended before it could tell why: killed, or the machine stopped"
-    return "" if said is None else str(said)
-
-
-def last_line(run: Run) -> str | None:
-    """The last line of the traceback; None where it is but the reason with the class of our own error before it."""
-    line = run.status["traceback"]
-    return None if line is None or str(line).startswith(OWN) else str(line)
+    jobs = [str(run.folder.relative_to(folder)) for run in runs if run.status["status"] != "done"]
+    shown = frame.assign(job=jobs).rename(columns=short_names(keys) | {"traceback": "traceback, last line"})
+    return Table("failures", f"Not done: {len(frame)} of {len(runs)} jobs", frame, known(shown.map(setting)))
 
 
 def settings_table(runs: Sequence[Run]) -> Table | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import time
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nncompress import locks
 from nncompress.tracking.base import About, Tracker, final
 
 if TYPE_CHECKING:
@@ -133,8 +133,7 @@ def _alone(uri: str) -> Iterator[None]:
         return
     path = Path(uri.removeprefix(SQLITE).partition("?")[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f"{path.name}.lock"), "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locks.held(path.with_name(f"{path.name}.lock"), lambda: None):
         yield
 
 
