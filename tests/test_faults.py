@@ -270,6 +270,7 @@ def mount(tmp_path: Path) -> Callable[[str], "subprocess.CompletedProcess[str]"]
 ROOT = str(Path(__file__).parent.parent)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
     tmp_path: Path, mount: Callable[[str], "subprocess.CompletedProcess[str]"], reports: None
 ) -> None:

@@ -89,28 +89,28 @@ def test_hopeless_trials_are_pruned_and_named_so() -> None:
 
 
 def test_an_interrupted_search_ends_as_an_unbroken_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [RATE, "search.trials=5"]
+    words = [RATE, "search.trials=3"]
     assert search(*words) == 0
     attempt = jobs.attempt
     tried: list[float] = []
 
     def interrupted(cfg, folder):
         tried.append(cfg.solver.lr)
-        if len(tried) == 3:
+        if len(tried) == 2:
             raise SystemExit(143)
         return attempt(cfg, folder)
 
     monkeypatch.setattr(jobs, "attempt", interrupted)
     assert search(*words, folder="broken") == 143
     monkeypatch.setattr(jobs, "attempt", attempt)
-    assert len(trials("broken")) == 2
+    assert len(trials("broken")) == 1
     assert main(["search", "sweep.resume=broken"]) == 0
     assert trials("broken") == trials()
-    assert main(["search", "sweep.resume=broken", "search.trials=6"]) == 0
-    assert trials("broken")[:5] == [
+    assert main(["search", "sweep.resume=broken", "search.trials=4"]) == 0
+    assert trials("broken")[:3] == [
         trial | {"best": there["best"]} for trial, there in zip(trials(), trials("broken"), strict=False)
     ]
-    assert len(trials("broken")) == 6
+    assert len(trials("broken")) == 4
 
 
 def test_a_trial_that_was_killed_while_it_was_proposed_is_dropped() -> None:

@@ -263,6 +263,7 @@ def slowly(tmp_path: Path) -> None:
     return
 
 
+@pytest.mark.slow
 def test_a_pre_empted_job_writes_its_checkpoint_and_is_queued_again(slowly: None) -> None:
     words = [*QUICK, "seed=0", "model._target_=slow_nets.Slow", "solver.num_steps=40", "checkpoint_every=1000"]
     assert sweep(*words, "hydra.sweep.dir=here") == 0

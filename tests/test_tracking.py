@@ -405,6 +405,7 @@ def test_tensorboard_gives_each_run_a_folder_in_a_common_one(tmp_path):
 # Weights & Biases: in a process of its own, since it talks to one through a socket
 
 
+@pytest.mark.slow
 def test_wandb_offline_leaves_files_to_sync_and_keeps_its_id(tmp_path, plain):
     folder = tmp_path / "run"
     words = [*WORDS, "solver.num_steps=3", "tracking=wandb", f"hydra.run.dir={folder}"]
