@@ -50,7 +50,7 @@ def of_sweep(cfg: DictConfig, folder: Path, sweep: Path) -> None:
         failure = attempt(cfg, folder if begun is None else Path(begun))
         if failure is None:
             return
-        log.error("job %s is %s: %s", short(folder), standing(folder), "; ".join(str(failure).splitlines()))
+        log.error("job %s: %s", short(folder), "; ".join(str(failure).splitlines()))
         if isinstance(failure, ConfigError) or processes.agreed(lambda: standing(folder) in ENDED):
             break
         if left:

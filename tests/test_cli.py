@@ -283,7 +283,7 @@ def test_a_sweep_of_real_runs_ends_with_its_tables(
     words = ["solver.num_steps=1", "dataset.train_size=100", "compression=tt", "compression.rank=0,2"]
     assert main(["train", "-m", *words, "hydra.sweep.dir=there"]) == 1
     out, err = capsys.readouterr()
-    assert "job there/0 is failed: compression: rank must be at least 1, found 0" in out
+    assert "job there/0: compression: rank must be at least 1, found 0" in out
     assert "wrote there/tables/summary.md" in out
     assert err == ""
 
