@@ -2,7 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint format bench clean
+.PHONY: help venv demo test test-slow reproduce-paper lint format bench clean
+SCALE ?= cpu
+PAPER ?= all
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/; s/\$$\$$/$$/' | sort | awk -F '\t' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -25,6 +27,9 @@ test: lint ## lint, then the tests, a process for each core
 test-slow: venv ## the tests on real data, found under $$NNCOMPRESS_DATA
 	@test -n "$$NNCOMPRESS_DATA" || { echo "test-slow needs NNCOMPRESS_DATA: the folder that holds the real data sets"; exit 2; }
 	$(BIN)/pytest -m slow
+
+reproduce-paper: venv ## the papers' experiments beside their published figures (SCALE=smoke|cpu|gpu, PAPER=nnbcd|slimming|sparsefw|lc|cross)
+	$(BIN)/nncompress reproduce $(PAPER) --scale $(SCALE)
 
 lint: venv ## formatting, lint, types and the import contracts
 	$(BIN)/ruff format --check

@@ -33,6 +33,11 @@ COMMANDS = {
     "rerun": Command(
         "the configuration of a run anew, with changes, compared with that run", "rerun", "rerun", own_code=True
     ),
+    "reproduce": Command(
+        "the papers' experiments, resumed where they were stopped, beside the published figures",
+        "reproduce.command",
+        "reproduce",
+    ),
     "eval": Command(
         "accuracy, sizes and latency of a compact network beside the dense one", "eval", "evaluate", own_code=True
     ),
@@ -62,6 +67,7 @@ examples
   nncompress search solver=nnbcd model=tt_mlp 'compression.rank=range(2,17)' search.minimize=[ratio/params]
   nncompress train resume=outputs/RUN solver.num_steps=100
   nncompress rerun outputs/RUN seed=1
+  nncompress reproduce nnbcd --scale smoke
   nncompress eval outputs/RUN batch_sizes=[1,32]
   nncompress export outputs/RUN --format onnx
   nncompress ls solver=nnbcd 'accuracy/test>0.95' --sort ratio/bits
@@ -166,6 +172,6 @@ def _complete(arguments: list[str]) -> int:
 
 def usage() -> str:
     """The text of `nncompress --help`, the groups' options read from the packaged configuration."""
-    commands = [f"  {name:<8}{command.about}" for name, command in COMMANDS.items()]
+    commands = [f"  {name:<10}{command.about}" for name, command in COMMANDS.items()]
     listed = [f"  {name:<13}{' '.join(options)}" for name, options in groups().items()]
     return USAGE.format(version=__version__, commands="\n".join(commands), groups="\n".join(listed))

@@ -44,11 +44,24 @@ def with_reference(cfg: DictConfig) -> DictConfig:
         NNCompressError: the network cannot be trained, or not be kept.
         SystemExit: the training was interrupted (130, 143); the same configuration continues it.
     """
-    if cfg.reference is None and not getattr(locate(str(cfg.solver._target_)), "from_reference", False):
+    if cfg.reference is None and not _needs_one(cfg):
         return cfg
     found = cfg.copy()
     found.reference = str(_trained(cfg) if cfg.reference is None else Path(cfg.reference).absolute())
     return found
+
+
+def reference_of(cfg: DictConfig) -> tuple[str, int] | None:
+    """The folder of the reference that would be trained for this configuration, and its epochs; None: there is none."""
+    if cfg.reference is not None or not _needs_one(cfg):
+        return None
+    training = _training(cfg)
+    return str(Path(cfg.reference_dir).absolute() / _name(training)), int(training.solver.num_steps)
+
+
+def _needs_one(cfg: DictConfig) -> bool:
+    """Whether the solver starts from a trained network."""
+    return bool(getattr(locate(str(cfg.solver._target_)), "from_reference", False))
 
 
 def _trained(cfg: DictConfig) -> Path:

@@ -35,7 +35,7 @@ class Jobs(SweepOfJobs):
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Run every job that has not ended; raises ConfigError as `SweepOfJobs.sweep` says."""
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        crossed = combinations(_values(self.parsed(words)), self.config.sweep.zip)
+        crossed = combinations(values_of(self.parsed(words)), self.config.sweep.zip)
         with ExitStack() as claim:
             waiting, manifest = processes.agreed(lambda: self._waiting(crossed, claim))
             size = self.max_batch_size or max(1, len(waiting))
@@ -91,8 +91,12 @@ def _groups(zipped: Sequence[Any], values: Mapping[str, list[str]]) -> list[list
     return groups
 
 
-def _values(overrides: Sequence[Override]) -> dict[str, list[str]]:
-    """Each key with the values it takes, as they are typed; a key that is given twice takes those given last."""
+def values_of(overrides: Sequence[Override]) -> dict[str, list[str]]:
+    """Each key with the values it takes, as they are typed; a key that is given twice takes those given last.
+
+    Raises:
+        ConfigError: a key takes an interval.
+    """
     values: dict[str, list[str]] = {}
     for override in overrides:
         if not override.is_sweep_override():

@@ -71,6 +71,12 @@ def sweep_page(folder: Path, runs: Sequence[Run], tables: Sequence[Table], plots
     return _page(title, lead, _sections([*tables, *given], plots, shut))
 
 
+def reproduction_page(title: str, words: Sequence[str], tables: Sequence[Table], plots: Sequence[Path]) -> str:
+    """The page of a paper's experiments: their tables and plots below some words, such as the command."""
+    lead = [f'<p class="dim"><code>{escape(line)}</code></p>' for line in words]
+    return _page(title, lead, _sections(tables, plots, []))
+
+
 def _sections(tables: Sequence[Table], plots: Sequence[Path], shut: Sequence[Table]) -> Iterator[Section]:
     """The first table, the plots, the other tables, then those that are shut at first."""
     for table in tables[:1]:

@@ -13,6 +13,7 @@ from nncompress.records import Run, is_run, read_run, read_runs, replace_bytes
 from nncompress.report.collect import aggregate, choice, failures, group_label, setting_of, summaries, varied
 from nncompress.report.html import run_page, sweep_page
 from nncompress.report.one_shot import run_one_shot, sweep_one_shot
+from nncompress.report.reproduction import REPRODUCTION, write_reproduction
 from nncompress.report.run_plots import run_plots
 from nncompress.report.run_tables import run_tables
 from nncompress.report.searches import search_plot, search_table, trials_of
@@ -62,6 +63,9 @@ def report(folders: Iterable[Path], html: bool = False) -> list[Path]:
             run = read_run(folder)
             written = _write_run(run)
             page = run_page(run, written.tables, written.plots) if html else None
+        elif (folder / REPRODUCTION).is_file():
+            paths += write_reproduction(folder)
+            continue
         else:
             runs = read_runs([folder])
             for run in runs:

@@ -1,0 +1,140 @@
+"""Published figures and what our runs make of them: ours, the difference, the verdict, and the circumstances."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import pandas as pd
+
+from nncompress.outline import flatten
+from nncompress.records import STATUS, SUMMARY, Run, read_json
+from nncompress.report.collect import failures
+from nncompress.report.figures import METRICS, figure, measured
+from nncompress.reproduce.protocol import Claim, Protocol, Selection, Study
+from nncompress.reproduce.published import CLAIM, Published
+
+PASS, FAIL, NOT_MEASURED, NOT_COMPARABLE = "PASS", "FAIL", "not measured", "not comparable"
+
+Found = Mapping[str, Sequence[Run]]
+"""The runs of each study."""
+
+
+def _chosen(found: Found, selection: Selection) -> list[Run]:
+    """The finished runs of a study whose settings are the selected ones."""
+    wanted = selection.where
+    done = [run for run in found.get(selection.study, ()) if run.status["status"] == "done"]
+    return [run for run in done if all(_is(flatten(run.config).get(key), value) for key, value in wanted.items())]
+
+
+def _is(value: Any, wanted: Any) -> bool:
+    """Whether a setting has the wanted value, numbers as numbers."""
+    try:
+        return float(value) == float(wanted)
+    except (TypeError, ValueError):
+        return str(value) == str(wanted)
+
+
+def beside(protocol: Protocol, published: Sequence[Published], found: Found, record: Mapping[str, Any]) -> pd.DataFrame:
+    """One row for each published figure: ours, and how it compares."""
+    rows = [_row(protocol, each, found, record) for each in published if each.metric != CLAIM]
+    return pd.DataFrame(rows, columns=None if rows else ["row", "verdict"])
+
+
+def _row(protocol: Protocol, published: Published, found: Found, record: Mapping[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "row": published.row, "setting": published.setting, "source": published.source, "metric": published.metric,
+        "published": published.number, "note": published.note, "ours": None, "std": None, "n": 0, "seeds": "",
+        "difference": None, "tolerance": None, "verdict": NOT_MEASURED, "why": "", "deviations": "", "hardware": "",
+        "seconds": None, "date": "", "command": "",
+    }  # fmt: skip
+    selection, metric = protocol.selection(published.row), METRICS.get(published.metric)
+    study = None if selection is None else protocol.study(selection.study)
+    if selection is None or study is None:
+        return row | {"why": protocol.why_absent(published.row)}
+    if metric is None:
+        return row | {"why": "not a figure that a run records"}
+    runs = _chosen(found, selection)
+    key = selection.keys.get(published.metric)
+    values = [(run, measured(run, metric, selection.step, key)) for run in runs]
+    kept = [(run, value) for run, value in values if value is not None]
+    if not kept:
+        return row | {"why": _why_not(study, found[study.name], record)}
+    numbers = pd.Series([value for _, value in kept])
+    ours, tolerance = float(numbers.mean()), protocol.tolerances.get(published.metric, metric.tolerance)
+    difference = None if published.number is None else ours - published.number
+    row |= {
+        "ours": ours, "std": float(numbers.std(ddof=1)) if len(numbers) > 1 else None, "n": len(numbers),
+        "seeds": " ".join(str(run.config.get("seed")) for run, _ in kept), "difference": difference,
+        "tolerance": tolerance, "verdict": verdict(difference, metric.better, tolerance, study.judged),
+        "deviations": "; ".join(deviations(study, record)),
+        "command": command_of(record, study),
+    }  # fmt: skip
+    return row | circumstances([run for run, _ in kept])
+
+
+def verdict(difference: float | None, better: int, tolerance: float, judged: bool) -> str:
+    if difference is None or not judged:
+        return NOT_COMPARABLE
+    worse = abs(difference) if better == 0 else -better * difference
+    return PASS if worse <= tolerance + 1e-12 else FAIL
+
+
+def _why_not(study: Study, runs: Sequence[Run], record: Mapping[str, Any]) -> str:
+    missing = (record["studies"].get(study.name) or {}).get("missing")
+    if missing:
+        return str(missing)
+    frame = failures(runs)
+    return "not run yet" if frame.empty else f"not done: {'; '.join(dict.fromkeys(map(str, frame['reason'])))}"
+
+
+def deviations(study: Study, record: Mapping[str, Any]) -> list[str]:
+    """How a study departs from the paper, with the data that were at hand."""
+    instead = (record["studies"].get(study.name) or {}).get("instead")
+    return [*study.deviations, *([study.instead.deviation] if instead and study.instead is not None else [])]
+
+
+def command_of(record: Mapping[str, Any], study: Study) -> str:
+    """The command that runs the study alone."""
+    words = (record["studies"].get(study.name) or {}).get("words") or study.words
+    return shlex.join(["nncompress", "train", "-m", *words])
+
+
+def circumstances(runs: Sequence[Run]) -> dict[str, Any]:
+    """Hardware, median seconds in the solver and the last date of some runs."""
+    found = [read_json(run.folder / "environment.json") or {} for run in runs]
+    names = [f"{each.get('device_name')}, {each.get('threads')} threads" for each in found if each]
+    times = pd.Series([run.summary["seconds/total"] for run in runs if run.summary is not None], dtype=float)
+    return {
+        "hardware": "; ".join(dict.fromkeys(names)),
+        "seconds": float(times.median()) if len(times) else None,
+        "date": max((_date(run) for run in runs), default=""),
+    }
+
+
+def _date(run: Run) -> str:
+    path = run.folder / (SUMMARY if (run.folder / SUMMARY).exists() else STATUS)
+    return datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d")
+
+
+def claim_row(protocol: Protocol, claim: Claim, found: Found) -> dict[str, Any]:
+    ours = _values(found, claim.ours, claim.figure)
+    against = [claim.than] if isinstance(claim.than, float) else _values(found, claim.than, claim.figure)
+    studies = [protocol.study(each.study) for each in (claim.ours, claim.than) if isinstance(each, Selection)]
+    row: dict[str, Any] = {"claim": claim.says, "published": claim.published, "figure": claim.figure}
+    for name, values in (("ours", ours), ("against", against)):
+        numbers = pd.Series(values, dtype=float)
+        row |= {name: float(numbers.mean()) if values else None}
+        row |= {"std" if name == "ours" else "against std": float(numbers.std(ddof=1)) if len(values) > 1 else None}
+    row |= {"n": len(ours), "verdict": NOT_MEASURED}
+    if row["ours"] is not None and row["against"] is not None:
+        judged = all(study is not None and study.judged for study in studies)
+        holds = claim.better * (row["ours"] - row["against"]) > claim.by
+        equal = isinstance(claim.than, float) and row["ours"] == row["against"]
+        row["verdict"] = (PASS if holds or equal else FAIL) if judged else NOT_COMPARABLE
+    return row
+
+
+def _values(found: Found, selection: Selection, key: str) -> list[float]:
+    values = [figure(run, key, selection.step) for run in _chosen(found, selection)]
+    return [value for value in values if value is not None]

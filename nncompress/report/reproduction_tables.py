@@ -1,0 +1,124 @@
+"""The tables of a paper's experiments: published and ours, claims, all that was run, what was not, the commands."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from nncompress.records import Run
+from nncompress.report.collect import aggregate, group_label, summaries, varied
+from nncompress.report.reproduction_rows import (
+    NOT_MEASURED,
+    Found,
+    circumstances,
+    claim_row,
+    command_of,
+    deviations,
+)
+from nncompress.report.tables import Table, known
+from nncompress.report.text import UNKNOWN, number, percent, spread
+from nncompress.reproduce.protocol import Protocol
+
+
+def published_table(beside: pd.DataFrame, protocol: Protocol) -> Iterator[Table]:
+    """The published figures that have ones of ours."""
+    if "ours" not in beside:
+        return
+    ours = beside[beside["verdict"] != NOT_MEASURED]
+    numbers: dict[str, int] = {}
+    shown = []
+    for _, row in ours.iterrows():
+        marks = [numbers.setdefault(each, len(numbers) + 1) for each in row["deviations"].split("; ") if each]
+        shown.append({
+            "setting": row["setting"], "metric": row["metric"], "published": number(row["published"]),
+            "ours": spread(number(row["ours"]), number(row["std"])), "n": str(row["n"]), "seeds": row["seeds"],
+            "difference": _signed(row["difference"]), "tolerance": number(row["tolerance"]), "verdict": row["verdict"],
+            "seconds": number(row["seconds"]), "deviations": " ".join(map(str, marks)) or UNKNOWN,
+        })  # fmt: skip
+    notes = [
+        "Ours: mean ± standard deviation over the seeds (n − 1 in the denominator; none for n = 1). PASS: not worse "
+        "than the published figure by more than the tolerance (sizes: equal within it).",
+        *(f"Deviation {mark}: {text}" for text, mark in numbers.items()),
+    ]
+    yield Table("published", f"{protocol.title}: published and ours", ours, known(pd.DataFrame(shown)), notes)
+
+
+def absent_table(beside: pd.DataFrame, protocol: Protocol) -> Iterator[Table]:
+    """The published figures without one of ours, and why."""
+    absent = beside[beside["verdict"] == NOT_MEASURED]
+    if len(absent):
+        shown = absent[["setting", "metric", "published", "verdict", "why"]].copy()
+        shown["published"] = [number(value) if value == value else "not available" for value in absent["published"]]
+        yield Table("not_measured", f"{protocol.title}: published, not measured here", absent, shown)
+
+
+def claims_table(protocol: Protocol, found: Found) -> Iterator[Table]:
+    if not protocol.claims:
+        return
+    raw = [claim_row(protocol, claim, found) for claim in protocol.claims]
+    shown = [
+        {
+            "claim": row["claim"], "figure": row["figure"], "ours": spread(number(row["ours"]), number(row["std"])),
+            "against": spread(number(row["against"]), number(row["against std"])), "n": str(row["n"]),
+            "verdict": row["verdict"],
+        }
+        for row in raw
+    ]  # fmt: skip
+    notes = ["PASS: the mean of the first is beyond that of the second, in the direction that the claim has."]
+    yield Table("claims", f"{protocol.title}: claims", pd.DataFrame(raw), pd.DataFrame(shown), notes)
+
+
+def measured_table(found: Found, protocol: Protocol) -> Iterator[Table]:
+    """What every setting of every study ended with."""
+    raw, shown = [], []
+    for study in protocol.studies:
+        runs = found[study.name]
+        if not runs:
+            continue
+        keys = varied(runs)
+        for _, group in aggregate(summaries(runs), keys).iterrows():
+            label = group_label(group, keys)
+            raw.append({"study": study.name, "setting": label} | {str(key): group[key] for key in group.index})
+            shown.append({"study": study.name, "setting": label} | _ends(group))
+    if raw:
+        title = f"{protocol.title}: every setting that was run"
+        notes = [
+            "Ratios: compressed over dense of the whole network (smaller is more compression). Seconds: in the solver."
+        ]
+        yield Table("measured", title, pd.DataFrame(raw), known(pd.DataFrame(shown)), notes)
+
+
+def _ends(group: "pd.Series[Any]") -> dict[str, str]:
+    def of(key: str, form: Any) -> str:
+        return spread(form(group.get(key)), form(group.get(f"{key} std")))
+
+    return {
+        "n": str(group["n"]), "test accuracy (%)": of("accuracy/test", percent),
+        "dense (%)": of("accuracy/dense_test", percent), "parameters left": of("ratio/params", number),
+        "bits left": of("ratio/bits", number), "MACs left": of("ratio/macs", number),
+        "seconds": of("seconds/total", number), "slope": of("rate/slope", number),
+        "decrease": UNKNOWN if pd.isna(group.get("rate/decrease_ok")) else str(bool(group["rate/decrease_ok"])),
+    }  # fmt: skip
+
+
+def studies_table(protocol: Protocol, found: Found, record: Mapping[str, Any]) -> Table:
+    raw = []
+    for study in protocol.studies:
+        runs, planned = found[study.name], (record["studies"].get(study.name) or {})
+        done = [run for run in runs if run.status["status"] == "done"]
+        row = {"study": study.name, "what": study.about, "runs": len(planned.get("keys", [])), "done": len(done)}
+        row |= circumstances(done) | {"total seconds": _total(done), "missing": planned.get("missing") or ""}
+        raw.append(row | {"deviations": "; ".join(deviations(study, record)), "command": command_of(record, study)})
+    frame = pd.DataFrame(raw)
+    shown = frame.drop(columns=["seconds"]).map(
+        lambda cell: number(cell) if isinstance(cell, int | float) else cell or UNKNOWN
+    )
+    return Table("studies", f"{protocol.title}: studies and their commands", frame, known(shown))
+
+
+def _total(runs: Sequence[Run]) -> float:
+    return float(sum(run.summary["seconds/total"] for run in runs if run.summary is not None))
+
+
+def _signed(value: Any) -> str:
+    return UNKNOWN if value is None or value != value else f"{float(value):+.4g}".replace("-", "−")

@@ -1,0 +1,263 @@
+"""`nncompress reproduce`: the plan of the papers' experiments, their sweeps, the tables beside them."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nncompress.errors import ConfigError
+from nncompress.jobs import short
+from nncompress.manifest import SWEEP
+from nncompress.options import groups
+from nncompress.records import read_json, write_json
+from nncompress.report.reproduction import REPRODUCTION, write_reproduction
+from nncompress.report.text import columns
+from nncompress.reproduce import planning
+from nncompress.reproduce.latencies import measure_latencies
+from nncompress.reproduce.planning import Plan, on_record, planned
+from nncompress.reproduce.protocol import PAPERS, SCALES, Protocol, read_protocol
+from nncompress.train import train
+
+log = logging.getLogger(__name__)
+
+OUT = Path("outputs/reproduce")
+USAGE = """\
+usage: nncompress reproduce PAPER... [--scale SCALE] [--study NAME,...] [--launcher NAME] [--plan] [--tables]
+                            [KEY=VALUE ...]
+
+Runs the experiments of papers as sweeps, and writes their figures beside the published ones. The same command goes on
+where it was stopped.
+
+  PAPER                     nnbcd, slimming, sparsefw, lc; cross: every solver with every compression; all
+  --scale SCALE             smoke: minutes, on the embedded digits; cpu (default): hours on two cores, on real data;
+                            gpu: the published protocols
+  --study NAME,...          these studies alone
+  --launcher NAME           of the sweeps: local (default), joblib, ray, slurm
+  --plan                    shows what would be run, how long it may take, and what data are missing; runs nothing
+  --tables                  writes the tables and plots anew from what is there; runs nothing
+  --out FOLDER              where everything goes (default: outputs/reproduce)
+  KEY=VALUE                 seed=0,1,2, device=..., data_dir=..., data.download=..., reference_dir=...,
+                            hydra.launcher.KEY=..., sweep.retries=...
+"""
+FREE = ("seed", "device", "data_dir", "data.download", "reference_dir", "checkpoint_every")
+"""Keys that change no protocol; beside them all of the launcher and of the sweep."""
+FLAGS = ("--scale", "--study", "--launcher", "--out")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the words of the command ask for."""
+
+    papers: Sequence[str]
+    scale: str
+    studies: Sequence[str]
+    launcher: Sequence[str]
+    plan: bool
+    tables: bool
+    out: Path
+    words: Sequence[str]
+
+    def folder(self, paper: str) -> Path:
+        """Where a paper's studies and tables go."""
+        return self.out / paper / self.scale
+
+
+def reproduce(arguments: Sequence[str]) -> int:
+    """Run what the words ask for; 0, 1 when a job failed or data are missing, 130 or 143 when it was stopped.
+
+    Raises:
+        ConfigError: a word is wrong.
+    """
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(USAGE)
+        return 0
+    asked = _read(arguments)
+    protocols = [read_protocol(paper, asked.scale) for paper in asked.papers]
+    _check_studies(asked, protocols)
+    if asked.tables:
+        return max([_tables(asked, protocol) for protocol in protocols])
+    plans = {protocol.paper: _plans(asked, protocol) for protocol in protocols}
+    sys.stdout.write("\n".join(_told(asked, protocols, plans)) + "\n")
+    sys.stdout.flush()
+    if asked.plan:
+        return 0
+    codes = []
+    for protocol in protocols:
+        codes.append(_run(asked, protocol, plans[protocol.paper], arguments))
+        if codes[-1] >= 128:
+            log.error("go on with: nncompress reproduce %s", shlex.join(arguments))
+            break
+    return max(codes)
+
+
+def _plans(asked: Asked, protocol: Protocol) -> list[Plan]:
+    folder = asked.folder(protocol.paper)
+    before = (read_json(folder / REPRODUCTION) or {}).get("studies", {})
+    chosen = [study for study in protocol.studies if not asked.studies or study.name in asked.studies]
+    return [planned(study, asked.words, folder / study.name, before.get(study.name) or {}) for study in chosen]
+
+
+def _run(asked: Asked, protocol: Protocol, plans: Sequence[Plan], arguments: Sequence[str]) -> int:
+    """Run the studies of one paper and write its tables; the exit code."""
+    folder = asked.folder(protocol.paper)
+    _write_record(folder, protocol, plans, arguments)
+    codes = [0]
+    for plan in plans:
+        if plan.missing:
+            log.error("%s %s is not run: %s", protocol.paper, plan.study.name, plan.missing)
+            codes.append(1)
+            continue
+        if plan.left():
+            codes.append(_sweep(asked, plan, folder / plan.study.name))
+        if codes[-1] < 128 and plan.study.latency:
+            measure_latencies(folder / plan.study.name)
+        if codes[-1] >= 128:
+            break
+    codes.append(_tables(asked, protocol))
+    return max(codes)
+
+
+def _sweep(asked: Asked, plan: Plan, folder: Path) -> int:
+    """Run or go on with a study's sweep; its exit code."""
+    words = [*plan.words, *asked.launcher]
+    log.info("%s: %s", short(folder), plan.study.about)
+    if (folder / SWEEP).exists():
+        return train([f"sweep.resume={folder}", *words])
+    return train(["-m", *words, f"hydra.sweep.dir={folder}"])
+
+
+def _tables(asked: Asked, protocol: Protocol) -> int:
+    folder = asked.folder(protocol.paper)
+    if not (folder / REPRODUCTION).is_file():
+        raise ConfigError(
+            f"--tables needs what was run, found no {REPRODUCTION} in {folder}; run it first, without --tables"
+        )
+    for path in write_reproduction(folder):
+        if path.suffix in (".md", ".html"):
+            sys.stdout.write(f"wrote {short(path.absolute())}\n")
+    return 0
+
+
+def _write_record(folder: Path, protocol: Protocol, plans: Sequence[Plan], arguments: Sequence[str]) -> None:
+    """What the tables need to know beside the runs; studies that are not asked for this time stay on record."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before = (read_json(folder / REPRODUCTION) or {}).get("studies", {})
+    content = {
+        "paper": protocol.paper,
+        "scale": protocol.scale,
+        "command": ["nncompress", "reproduce", *arguments],
+        "studies": before | {plan.study.name: on_record(plan) for plan in plans},
+    }
+    write_json(folder / REPRODUCTION, content)
+
+
+def _told(asked: Asked, protocols: Sequence[Protocol], plans: dict[str, list[Plan]]) -> Iterator[str]:
+    """The plan as lines of text."""
+    everything = [plan for each in plans.values() for plan in each]
+    rows = [("paper", "study", "runs", "done", "time", "disk", "data", "what")]
+    for protocol in protocols:
+        for plan in plans[protocol.paper]:
+            left = len(plan.left())
+            data = "missing" if plan.missing else plan.study.data + (" (*)" if plan.instead else "")
+            rows.append((
+                protocol.paper, plan.study.name, str(len(plan.jobs)), str(len(plan.ended)),
+                _time(planning.seconds([plan])) if left else "–", _size(planning.size([plan])) if left else "–",
+                data, plan.study.about,
+            ))  # fmt: skip
+    yield from columns(rows, [False, False, True, True, True, True, False, False])
+    free = shutil.disk_usage(_existing(asked.out)).free
+    runs = sum(len(plan.left()) for plan in everything)
+    yield (
+        f"{runs} runs to do; one after the other on this machine about {_time(planning.seconds(everything))} (from one "
+        f"measured step of a study's first run); {_size(planning.size(everything))} of {_size(free)} free in {asked.out}"
+    )
+    if planning.size(everything) > free:
+        yield "The disk is too small: free some space, or give another folder with --out."
+    for plan in everything:
+        if plan.missing:
+            yield f"{plan.study.name}: {plan.missing}"
+        elif plan.instead and plan.study.instead is not None:
+            yield f"(*) {plan.study.name}: {plan.study.instead.deviation}"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "not measured"
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{seconds / 3600:.1f} h"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count > 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder that there is."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+
+
+def _read(arguments: Sequence[str]) -> Asked:
+    given, papers, words, plain = dict.fromkeys(FLAGS, ""), [], [], []
+    rest = iter(arguments)
+    for word in rest:
+        flag, is_given, value = word.partition("=")
+        if flag in FLAGS:
+            given[flag] = value if is_given else next(rest, "")
+            if not given[flag]:
+                raise ConfigError(f"{flag} needs a value, found none; `nncompress reproduce --help` lists them")
+        elif word.startswith("-"):
+            plain.append(word)
+        elif is_given:
+            words.append(word)
+        else:
+            papers.append(word)
+    scale = given["--scale"] or "cpu"
+    _check(papers, plain, words, scale, given["--launcher"])
+    launcher = [f"launcher={given['--launcher']}"] if given["--launcher"] else []
+    launcher += [word for word in words if _of_launcher(word)]
+    return Asked(
+        papers=list(PAPERS) if "all" in papers else list(dict.fromkeys(papers)),
+        scale=scale,
+        studies=[name for name in given["--study"].split(",") if name],
+        launcher=launcher,
+        plan="--plan" in plain,
+        tables="--tables" in plain,
+        out=Path(given["--out"] or OUT),
+        words=[word for word in words if not _of_launcher(word)],
+    )
+
+
+def _check(papers: Sequence[str], plain: Sequence[str], words: Sequence[str], scale: str, launcher: str) -> None:
+    wrong = [paper for paper in papers if paper not in (*PAPERS, "all")]
+    if wrong or not papers:
+        found = wrong[0] if wrong else "none"
+        raise ConfigError(f"reproduce needs one or more of {', '.join(PAPERS)} or all, found {found}")
+    for flag in plain:
+        if flag not in ("--plan", "--tables"):
+            raise ConfigError(f"reproduce has no option {flag}; `nncompress reproduce --help` lists those there are")
+    if scale not in SCALES:
+        raise ConfigError(f"--scale must be one of {', '.join(SCALES)}, found {scale}")
+    if launcher and launcher not in groups()["launcher"]:
+        raise ConfigError(f"--launcher must be one of {', '.join(groups()['launcher'])}, found {launcher}")
+    for word in words:
+        if word.partition("=")[0] not in FREE and not _of_launcher(word):
+            raise ConfigError(
+                f"{word.partition('=')[0]} would change what is reproduced, found {word}; give only {', '.join(FREE)}, "
+                "hydra.launcher.* and sweep.*, or run the experiment itself with nncompress train"
+            )
+
+
+def _of_launcher(word: str) -> bool:
+    return word.lstrip("+").startswith(("hydra.launcher.", "sweep."))
+
+
+def _check_studies(asked: Asked, protocols: Sequence[Protocol]) -> None:
+    there = [study.name for protocol in protocols for study in protocol.studies]
+    for name in asked.studies:
+        if name not in there:
+            raise ConfigError(f"--study must be one of {', '.join(there)}, found {name}")

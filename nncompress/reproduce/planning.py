@@ -1,0 +1,222 @@
+"""What a study has to do: its jobs, how many have ended, and how long the others may take, from one step of one job."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from nncompress import config
+from nncompress.errors import ConfigError, DataError, NNCompressError
+from nncompress.hydra_errors import sentence
+from nncompress.manifest import ENDED, SWEEP, key_of, read_manifest, standing
+from nncompress.records import SUMMARY, read_json
+from nncompress.reference import reference_of
+from nncompress.reproduce.protocol import Study
+from nncompress.sweeper import combinations, values_of
+from nncompress.train import QUIET, train
+
+ONE_STEP = {"num_steps": 1, "epochs": 1, "first_epochs": 1}
+"""The keys of a solver that set how much it does, and their values when one step of it is measured."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study: its key in the sweep's manifest, its words, its steps (epochs, where a step has several).
+
+    reference: the folder of the trained network it starts from, and the epochs of that training; None without one.
+    """
+
+    key: str
+    overrides: tuple[str, ...]
+    steps: int
+    reference: tuple[str, int] | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one step of one job took: seconds of the step, seconds of all else of a job, bytes that a job leaves.
+
+    epoch: seconds of an epoch of the reference's training.
+    """
+
+    step: float
+    rest: float
+    size: int
+    epoch: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study as it stands.
+
+    words: those of the study, or of its alternative data too. instead: whether these are taken. missing: why it cannot
+    be run. ended: the keys of the jobs that have. cost: None where nothing is left to run or it could not be measured.
+    """
+
+    study: Study
+    words: tuple[str, ...]
+    jobs: tuple[Job, ...]
+    ended: frozenset[str]
+    instead: bool = False
+    missing: str | None = None
+    cost: Cost | None = None
+
+    def left(self) -> Sequence[Job]:
+        """The jobs to run."""
+        return [] if self.missing else [job for job in self.jobs if job.key not in self.ended]
+
+
+def jobs_of(words: Sequence[str]) -> list[Job]:
+    """The jobs of `nncompress train -m` with these words.
+
+    Raises:
+        ConfigError: a word is wrong.
+    """
+    config.register()
+    try:
+        with initialize_config_module("nncompress.conf", version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(words))
+            crossed = combinations(values_of(parsed), [])
+            return [_job(overrides, compose("config", overrides)) for overrides in crossed]
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(sentence(error, words)) from error
+
+
+def planned(study: Study, more: Sequence[str], folder: Path, before: Mapping[str, Any]) -> Plan:
+    """The plan of a study whose sweep is in `folder`, `more` being words that all studies get.
+
+    before: what was found out when this was planned the last time (`on_record`); what is missing is looked for again.
+    """
+    words = (*study.words, *more)
+    if study.instead is not None and before.get("instead"):
+        return _plan(study, (*words, *study.instead.words), folder, before, instead=True)
+    plan = _plan(study, words, folder, before)
+    if plan.missing and study.instead is not None:
+        other = _plan(study, (*words, *study.instead.words), folder, before, instead=True)
+        return plan if other.missing else other
+    return plan
+
+
+def on_record(plan: Plan) -> dict[str, Any]:
+    """What `planned` need not find out again, and what the tables need to know of a study."""
+    return {
+        "words": list(plan.words),
+        "instead": plan.instead,
+        "missing": plan.missing,
+        "keys": [job.key for job in plan.jobs],
+        "cost": None if plan.cost is None else vars(plan.cost),
+    }
+
+
+def seconds(plans: Sequence[Plan]) -> float | None:
+    """What is left to do, one job after the other; None when a study could not be measured."""
+    total, references = 0.0, set[str]()
+    for plan in plans:
+        for job in plan.left():
+            if plan.cost is None:
+                return None
+            total += plan.cost.rest + job.steps * plan.cost.step
+            if job.reference is not None and job.reference[0] not in references:
+                references.add(job.reference[0])
+                trained = (Path(job.reference[0]) / SUMMARY).exists()
+                total += 0.0 if trained else job.reference[1] * plan.cost.epoch
+    return total
+
+
+def size(plans: Sequence[Plan]) -> int:
+    """Bytes that what is left to do will write, as far as known."""
+    return sum(len(plan.left()) * plan.cost.size for plan in plans if plan.cost is not None)
+
+
+def _job(overrides: Sequence[str], cfg: DictConfig) -> Job:
+    solver = cfg.solver
+    steps = int(solver.get("num_steps") or 0)
+    if solver.get("epochs") is not None:
+        first = solver.get("first_epochs")
+        steps = int((2 * solver.epochs if first is None else first) + (steps - 1) * solver.epochs)
+    return Job(key_of(cfg), tuple(overrides), steps, reference_of(cfg))
+
+
+def _plan(study: Study, words: tuple[str, ...], folder: Path, before: Mapping[str, Any], instead: bool = False) -> Plan:
+    jobs = tuple(jobs_of(words))
+    ended = _ended(folder, {job.key for job in jobs})
+    cost = before.get("cost") if before.get("words") == list(words) else None
+    if len(ended) == len(jobs):
+        return Plan(study, words, jobs, ended, instead)
+    if cost is not None:
+        return Plan(study, words, jobs, ended, instead, cost=Cost(**cost))
+    try:
+        return Plan(study, words, jobs, ended, instead, cost=_measured(jobs[0]))
+    except DataError as error:
+        return Plan(study, words, jobs, ended, instead, missing=str(error))
+    except NNCompressError:  # the run itself will tell
+        return Plan(study, words, jobs, ended, instead)
+
+
+def _ended(folder: Path, keys: set[str]) -> frozenset[str]:
+    if not (folder / SWEEP).exists():
+        return frozenset()
+    return frozenset(
+        job.key for job in read_manifest(folder).jobs if job.key in keys and standing(folder / job.folder) in ENDED
+    )
+
+
+def _measured(job: Job) -> Cost:
+    """Run one step of the job where it leaves nothing.
+
+    Raises:
+        NNCompressError: it does not run.
+    """
+    with TemporaryDirectory() as place:
+        run, references = Path(place, "run"), Path(place, "references")
+        words = [
+            *job.overrides, *(f"++solver.{key}={value}" for key, value in ONE_STEP.items() if _has(job, key)),
+            "reference_training.num_steps=1", f"reference_dir={references}", f"hydra.run.dir={run}", *QUIET,
+        ]  # fmt: skip
+        begin = time.perf_counter()
+        with _silence():
+            code = train(words)
+        wall = time.perf_counter() - begin
+        if code >= 128:
+            raise SystemExit(code)
+        summary = read_json(run / SUMMARY) or {}
+        trained = [read_json(path) or {} for path in references.glob(f"*/{SUMMARY}")]
+        epoch = sum(each["seconds/total"] for each in trained)
+        step = summary.get("seconds/total", wall)
+        return Cost(step, max(0.0, wall - step - epoch), _bytes(run), epoch)
+
+
+def _has(job: Job, key: str) -> bool:
+    with initialize_config_module("nncompress.conf", version_base="1.3"):
+        return key in compose("config", list(job.overrides)).solver
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing of the run that is measured is shown."""
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.disable(before)

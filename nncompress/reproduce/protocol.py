@@ -1,0 +1,169 @@
+"""What is run for a paper: studies (each a sweep), which published rows they measure, which claims they test.
+
+Read from `papers/<paper>.yaml` beside this module, for one scale. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import yaml
+
+PAPERS = ("nnbcd", "slimming", "sparsefw", "lc", "cross")
+SCALES = ("smoke", "cpu", "gpu")
+FOLDER = "papers"
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """The words of a study where its official data are not at hand, and how that departs from the paper."""
+
+    words: tuple[str, ...]
+    deviation: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A sweep: `nncompress train -m` with these words.
+
+    data: the data set it needs. deviations: how it departs from what was published. judged: whether its figures may be
+    held against the published ones. latency: whether the latency of its networks is measured afterwards.
+    """
+
+    name: str
+    about: str
+    data: str
+    words: tuple[str, ...]
+    deviations: tuple[str, ...] = ()
+    judged: bool = True
+    instead: Alternative | None = None
+    latency: bool = False
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The runs of a study whose settings have these values, at their end or at a step.
+
+    keys: figures of the run that take the place of those that a metric usually means.
+    """
+
+    study: str
+    where: Mapping[str, Any] = field(default_factory=dict)
+    step: int | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says in words, as a comparison of means: `figure` of some runs, and of others or a number.
+
+    It holds where the first is larger (`better` 1) or smaller (−1) than the second, by more than `by`.
+    """
+
+    published: str
+    says: str
+    figure: str
+    ours: Selection
+    than: Selection | float
+    better: int = 1
+    by: float = 0.0
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A paper's studies at one scale, and what they are held against.
+
+    rows: by a pattern of published rows; what its stars match are the values of keys. absent: patterns of the rows that
+    no study measures, and why. tolerances: by metric. other: at which scales each study is.
+    """
+
+    paper: str
+    scale: str
+    title: str
+    studies: Sequence[Study]
+    rows: Mapping[str, tuple[Selection, Sequence[str]]]
+    claims: Sequence[Claim]
+    absent: Mapping[str, str]
+    tolerances: Mapping[str, float]
+    other: Mapping[str, Sequence[str]]
+
+    def study(self, name: str) -> Study | None:
+        """The study of this name; None where this scale has none."""
+        return next((study for study in self.studies if study.name == name), None)
+
+    def selection(self, row: str) -> Selection | None:
+        """The runs that measure a published row; None where no study does."""
+        for pattern, (selection, each) in self.rows.items():
+            found = re.fullmatch("([^/]*)".join(map(re.escape, pattern.split("*"))), row)
+            if found:
+                named = dict(_named(key, value) for key, value in zip(each, found.groups(), strict=True))
+                return replace(selection, where={**selection.where, **named})
+        return None
+
+    def why_absent(self, row: str) -> str:
+        """Why a published row is not measured at this scale."""
+        selection = self.selection(row)
+        if selection is not None:
+            scales = " and ".join(f"--scale {scale}" for scale in self.other.get(selection.study, ()))
+            return f"not at this scale; measured by {scales}"
+        return next((why for pattern, why in self.absent.items() if fnmatchcase(row, pattern)), "no experiment here")
+
+
+def read_protocol(paper: str, scale: str) -> Protocol:
+    """The packaged protocol of one of `PAPERS` at one of `SCALES`."""
+    content = yaml.safe_load(importlib.resources.files(__package__).joinpath(FOLDER, f"{paper}.yaml").read_text())
+    studies = content.get("studies") or {}
+    return Protocol(
+        paper=paper,
+        scale=scale,
+        title=content["title"],
+        studies=[_study(name, node, scale) for name, node in studies.items() if scale in node["scales"]],
+        rows={row: (_selection(node), node.get("each") or ()) for row, node in (content.get("rows") or {}).items()},
+        claims=[_claim(node) for node in content.get("claims") or []],
+        absent=content.get("not_measured") or {},
+        tolerances=content.get("tolerances") or {},
+        other={name: list(node["scales"]) for name, node in studies.items()},
+    )
+
+
+def _named(each: str, value: str) -> tuple[str, str]:
+    """A key and its value from KEY or KEY=FORM, where a star in the form stands for what was found."""
+    key, _, form = each.partition("=")
+    return key, (form or "*").replace("*", value)
+
+
+def _study(name: str, node: Mapping[str, Any], scale: str) -> Study:
+    here = node["scales"][scale] or {}
+    instead = node.get("instead")
+    return Study(
+        name=name,
+        about=node["about"],
+        data=node["data"],
+        words=(*node.get("words", ()), *here.get("words", ())),
+        deviations=(*node.get("deviations", ()), *here.get("deviations", ())),
+        judged=here.get("judged", node.get("judged", True)),
+        instead=None if instead is None else Alternative(tuple(instead["words"]), instead["deviation"]),
+        latency=node.get("latency", False),
+    )
+
+
+def _selection(node: Mapping[str, Any]) -> Selection:
+    return Selection(node["study"], node.get("where") or {}, node.get("step"), node.get("keys") or {})
+
+
+def _claim(node: Mapping[str, Any]) -> Claim:
+    than = node["than"]
+    return Claim(
+        published=node["published"],
+        says=node["says"],
+        figure=node["figure"],
+        ours=_selection(node["ours"]),
+        than=float(than) if isinstance(than, int | float) else _selection(than),
+        better=node.get("better", 1),
+        by=node.get("by", 0.0),
+    )

@@ -1,0 +1,320 @@
+"""The papers' experiments: their protocols fit the published figures, run, go on, and are told beside them."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_runs import config, fake_run
+
+import nncompress.reproduce.command as command
+from nncompress.cli import main
+from nncompress.errors import ConfigError
+from nncompress.hydra_errors import sentence
+from nncompress.records import read_json, read_run, write_json
+from nncompress.report import report
+from nncompress.report.cross import cross_frame, cross_tables
+from nncompress.report.figures import METRICS, figure, measured
+from nncompress.report.reproduction_rows import FAIL, NOT_COMPARABLE, PASS, verdict
+from nncompress.reproduce.planning import jobs_of
+from nncompress.reproduce.protocol import (
+    PAPERS,
+    SCALES,
+    Alternative,
+    Claim,
+    Protocol,
+    Selection,
+    Study,
+    read_protocol,
+)
+from nncompress.reproduce.published import CLAIM, NOT_AVAILABLE, Published, read_published
+
+PROTOCOLS = [read_protocol(paper, scale) for paper in PAPERS for scale in SCALES]
+STUDIES = {study.words: study for protocol in PROTOCOLS for study in protocol.studies}
+
+
+def test_every_published_figure_is_named_once_and_is_a_number_a_claim_or_not_available() -> None:
+    found = read_published()
+    keys = [(each.paper, each.row, each.metric) for each in found]
+    assert len(keys) == len(set(keys)) > 1000
+    for each in found:
+        assert each.source
+        assert each.setting
+        assert each.metric == CLAIM or each.value == NOT_AVAILABLE or np.isfinite(float(each.value))
+
+
+@pytest.mark.parametrize(
+    ("paper", "row", "metric", "value"),
+    [
+        ("nnbcd", "har4/orthogonal", "test accuracy (%)", 96.81),
+        ("nnbcd", "cnn/rank40_at500", "test accuracy (%)", 96.6),
+        ("nnbcd", "har5_grid/gamma5_rho1", "test accuracy (%)", 96.57),
+        ("slimming", "ns_code/cifar10_vgg19_70", "test accuracy fine-tuned (%)", 93.78),
+        ("slimming", "counts/resnet164_cifar10", "parameters", 1703258),
+        ("lc", "toolkit/quantize_all", "test error (%)", 2.56),
+        ("sparsefw", "counts/resnet18", "MACs", 555422720),
+    ],
+)
+def test_published_figures_are_those_of_their_sources(paper: str, row: str, metric: str, value: float) -> None:
+    (found,) = [each for each in read_published(paper) if (each.row, each.metric) == (row, metric)]
+    assert found.number == value
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda each: f"{each.paper}-{each.scale}")
+def test_a_protocol_measures_published_rows_alone_and_says_why_it_leaves_one_out(protocol: Protocol) -> None:
+    rows = {each.row for each in read_published(protocol.paper) if each.metric != CLAIM}
+    names = {each.row for each in read_published(protocol.paper)}
+    for pattern, (selection, _) in protocol.rows.items():
+        assert selection.study in protocol.other, pattern
+    for claim in protocol.claims:
+        assert claim.published in names
+        assert claim.ours.study in protocol.other
+        assert not isinstance(claim.than, Selection) or claim.than.study in protocol.other
+    for row in rows:
+        selection = protocol.selection(row)
+        if selection is None or protocol.study(selection.study) is None:
+            assert protocol.why_absent(row) != "no experiment here", row
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=[study.name for study in STUDIES.values()])
+def test_the_first_run_of_every_study_is_a_valid_configuration(study: Study) -> None:
+    from hydra import compose, initialize_config_module
+
+    from nncompress import config as configuration
+
+    words = [word.split(",")[0] if "[" not in word else word for word in study.words]
+    (job,) = jobs_of(words)
+    with initialize_config_module("nncompress.conf", version_base="1.3"):
+        cfg = compose("config", list(job.overrides))
+    configuration.validate(cfg)
+    assert job.steps >= 0
+    assert (job.reference is None) == (cfg.solver._target_.rpartition(".")[2] not in FROM_REFERENCE)
+
+
+FROM_REFERENCE = ("LC", "IDC", "DCRetrain", "Distillation", "DirectCompression")
+
+
+def test_stars_of_a_row_are_the_values_of_keys() -> None:
+    protocol = read_protocol("nnbcd", "gpu")
+    grid = protocol.selection("har5_grid/gamma0.5_rho10")
+    assert grid is not None
+    assert dict(grid.where) == {"solver.gamma": "0.5", "solver.rho": "10"}
+    at = protocol.selection("cnn/rank40_at500")
+    assert at is not None
+    assert (dict(at.where), at.step) == ({"compression.rank": "40"}, 500)
+    row = read_protocol("lc", "cpu").selection("toolkit/prune")
+    assert row is not None
+    assert dict(row.where) == {"experiment": "lc/prune"}
+    assert protocol.selection("prune_solar_flare/orthogonal") is None
+
+
+@pytest.mark.parametrize(
+    ("difference", "better", "tolerance", "judged", "expected"),
+    [
+        (-0.4, 1, 0.5, True, PASS), (-0.6, 1, 0.5, True, FAIL), (3.0, 1, 0.5, True, PASS),
+        (0.4, -1, 0.5, True, PASS), (0.6, -1, 0.5, True, FAIL), (-3.0, -1, 0.5, True, PASS),
+        (0.01, 0, 0.0, True, FAIL), (0.0, 0, 0.0, True, PASS), (-0.01, 0, 0.02, True, PASS),
+        (3.0, 1, 0.5, False, NOT_COMPARABLE), (None, 1, 0.5, True, NOT_COMPARABLE),
+    ],
+)  # fmt: skip
+def test_a_figure_passes_unless_it_is_worse_by_more_than_the_tolerance(
+    difference: float | None, better: int, tolerance: float, judged: bool, expected: str
+) -> None:
+    assert verdict(difference, better, tolerance, judged) == expected
+
+
+def test_figures_are_taken_at_the_end_at_a_step_and_before_fine_tuning(tmp_path: Path) -> None:
+    settings = config()
+    settings["solver"] |= {"num_steps": 30, "fine_tune": None}
+    run = read_run(fake_run(tmp_path / "run", settings, n=30))
+    accuracy = run.rows.set_index("step")["accuracy/test"]
+    assert measured(run, METRICS["test error (%)"]) == pytest.approx(100 * (1 - accuracy[30]))
+    assert measured(run, METRICS["test accuracy (%)"], step=10) == pytest.approx(100 * accuracy[10])
+    assert measured(run, METRICS["test accuracy pruned (%)"]) == pytest.approx(100 * accuracy[15])
+    assert measured(run, METRICS["test accuracy (%)"], step=31) is None
+    assert figure(run, "no/such") is None
+    without = replace(run, config=run.config | {"solver": {"num_steps": 30, "fine_tune": 0}})
+    assert measured(without, METRICS["test accuracy with sparsity (%)"]) == pytest.approx(
+        100 * run.rows["accuracy/dense_test"].iloc[-1]
+    )
+
+
+def test_a_one_shot_figure_is_the_mean_over_the_parts_taken_away(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", n=3)
+    rows = [
+        {"method": "filters", "part": part, "recalibrated": again, "accuracy/test": accuracy}
+        for part, again, accuracy in [(0.0, False, 0.9), (0.5, False, 0.8), (0.9, False, 0.4), (0.9, True, 0.7)]
+    ]
+    write_json(folder / "summary.json", (read_json(folder / "summary.json") or {}) | {"one_shot": rows})
+    run = read_run(folder)
+    assert figure(run, "one_shot/filters") == pytest.approx(0.6)
+    assert figure(run, "one_shot/filters/recalibrated") == pytest.approx(0.7)
+    assert figure(run, "one_shot/weights") is None
+
+
+def test_the_best_at_each_size_is_the_most_accurate_that_is_small_enough(tmp_path: Path) -> None:
+    made = [("lc", 0.1, 0.95, 2.0), ("idc", 0.1, 0.9, 4.0), ("idc", 0.3, 0.97, 1.0)]
+    for job, (solver, ratio, accuracy, speedup) in enumerate(made):
+        folder = fake_run(tmp_path / str(job), config(rank=job + 1, solver=solver, compression=f"c{ratio}"), n=3)
+        ends = {"accuracy/test": accuracy, "ratio/bits": ratio, "ratio/macs": ratio, "steps": 10}
+        write_json(folder / "summary.json", (read_json(folder / "summary.json") or {}) | ends)
+        row = {"batch_size": 64, "network": "compact", "speedup": speedup, "device": "cpu"}
+        write_json(folder / "latency.json", {"latency": [row]})
+    frame = cross_frame([read_run(tmp_path / str(job)) for job in range(3)])
+    assert list(frame["front/bits"]) == [True, False, True]
+    assert list(frame["front/latency"]) == [True, True, True]
+    assert list(frame["latency"]) == [0.5, 0.25, 1.0]
+    best = next(iter(cross_tables(frame, "x"))).raw
+    bits = best[best["measure"] == "bits left"]
+    assert list(bits["up to"]) == ["0.1", "0.5"]
+    assert list(bits["solver"]) == ["lc", "idc"]
+    assert list(bits["behind it"]) == ["idc c0.1 (5.00)", "lc c0.1 (2.00)"]
+
+
+WORDS = ("model.widths=[8]", "solver.num_steps=2", "device=cpu", "compression=l0", "compression.keep=0.5,0.1")
+
+
+def tiny(paper: str, scale: str) -> Protocol:
+    """Two runs for each seed; a study whose official data are missing, and one without any data."""
+    study = Study("kept", "two parts kept", "digits", (*WORDS, "seed=0"), ("a small network",))
+    elsewhere = Study(
+        "elsewhere", "other data", "npz", ("dataset=npz", "dataset.path=none.npz", *WORDS[:3], "seed=0"),
+        instead=Alternative(("dataset=digits", "~dataset.path"), "digits in place of points"),
+    )  # fmt: skip
+    nothing = replace(elsewhere, name="nothing", instead=None)
+    claims = [
+        Claim("claims/1", "more weights are more accurate", "accuracy/test", Selection("kept", {"compression.keep": 0.5}),
+              Selection("kept", {"compression.keep": 0.1})),
+    ]  # fmt: skip
+    rows = {"table/keep*": (Selection("kept"), ("compression.keep",))}
+    there = {"kept": ("cpu",), "elsewhere": ("cpu",), "nothing": ("cpu",)}
+    return Protocol(paper, scale, "Tiny", [study, nothing], rows, claims, {"table/*": "no such data"}, {}, there)
+
+
+PUBLISHED = [
+    Published("lc", "table/keep0.5", "Table 1", "half", "test accuracy (%)", "5", ""),
+    Published("lc", "table/keep0.1", "Table 1", "a tenth", "test accuracy (%)", "100", ""),
+    Published("lc", "table/keep0.1", "Table 1", "a tenth", "objective", "3", ""),
+    Published("lc", "table/other", "Table 2", "other", "test error (%)", "2", ""),
+    Published("lc", "claims/1", "abstract", "all", CLAIM, "better", ""),
+]
+
+
+@pytest.fixture
+def tiny_paper(apart: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The paper `lc` is the tiny one; where its experiments go."""
+    monkeypatch.setattr(command, "read_protocol", tiny)
+    monkeypatch.setattr("nncompress.report.reproduction.read_protocol", tiny)
+    monkeypatch.setattr("nncompress.report.reproduction.read_published", lambda paper: PUBLISHED)
+    monkeypatch.setattr("nncompress.train.write_sweep_report", lambda folder: None, raising=False)
+    return Path("outputs/reproduce/lc/cpu")
+
+
+def test_the_plan_tells_runs_time_and_missing_data_and_runs_nothing(
+    tiny_paper: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", "lc", "--plan", "seed=0,1"]) == 0
+    told = capsys.readouterr().out
+    assert "kept" in told
+    assert "4 runs to do" in told
+    assert "missing" in told
+    assert "none.npz" in told
+    assert not tiny_paper.exists()
+
+
+def test_studies_run_are_judged_and_are_not_run_again(tiny_paper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "lc"]) == 1  # a study has no data
+    table = pd.read_csv(tiny_paper / "tables" / "published.csv")
+    assert list(table["row"]) == ["table/keep0.5", "table/keep0.1"]
+    assert list(table["verdict"]) == [PASS, FAIL]
+    accuracy = [read_run(tiny_paper / "kept" / job).summary["accuracy/test"] for job in ("0", "1")]  # type: ignore[index]
+    assert table["ours"].to_list() == pytest.approx([100 * each for each in accuracy])
+    assert list(table["deviations"]) == ["a small network"] * 2
+    assert table["command"][0].startswith("nncompress train -m 'model.widths=[8]'")
+    absent = pd.read_csv(tiny_paper / "tables" / "not_measured.csv")
+    assert dict(zip(absent["row"], absent["why"], strict=True)) == {
+        "table/keep0.1": "not a figure that a run records", "table/other": "no such data",
+    }  # fmt: skip
+    claims = pd.read_csv(tiny_paper / "tables" / "claims.csv")
+    assert claims["verdict"][0] == (PASS if accuracy[0] > accuracy[1] else FAIL)
+    assert "none.npz" in (tiny_paper / "tables" / "studies.md").read_text()
+    assert "Published" not in capsys.readouterr().err
+    before = (tiny_paper / "kept" / "0" / "status.json").stat().st_mtime_ns
+    assert main(["reproduce", "lc", "seed=0,1", "--study", "kept"]) == 0
+    assert (tiny_paper / "kept" / "0" / "status.json").stat().st_mtime_ns == before
+    assert sorted(path.parent.name for path in (tiny_paper / "kept").glob("*/summary.json")) == ["0", "1", "2", "3"]
+    assert list(pd.read_csv(tiny_paper / "tables" / "published.csv")["n"]) == [2, 2]
+    assert {path.name for path in report([tiny_paper])} >= {"published.md", "report.html", "results.md"}
+
+
+def test_other_data_take_the_place_of_missing_ones_and_are_a_deviation(
+    tiny_paper: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def other(paper: str, scale: str) -> Protocol:
+        study = Study(
+            "elsewhere", "other data", "har", ("dataset=har", "data.download=false", *WORDS[:4], "compression.keep=0.5"),
+            instead=Alternative(("dataset=digits",), "digits in place of activities"),
+        )  # fmt: skip
+        return replace(tiny(paper, scale), studies=[study], rows={}, claims=[])
+
+    monkeypatch.setattr(command, "read_protocol", other)
+    monkeypatch.setattr("nncompress.report.reproduction.read_protocol", other)
+    assert main(["reproduce", "lc"]) == 0
+    assert "digits in place of activities" in capsys.readouterr().out
+    table = pd.read_csv(tiny_paper / "tables" / "studies.csv")
+    assert list(table["deviations"]) == ["digits in place of activities"]
+    assert "dataset=digits" in table["command"][0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "needs one or more of nnbcd"),
+        (["nbcd"], "found nbcd"),
+        (["lc", "--scale", "big"], "--scale must be one of smoke, cpu, gpu, found big"),
+        (["lc", "--scale"], "--scale needs a value"),
+        (["lc", "--quick"], "no option --quick"),
+        (["lc", "--launcher", "cloud"], "--launcher must be one of"),
+        (["lc", "--study", "nothing_like_it"], "--study must be one of"),
+        (["lc", "solver.num_steps=1"], "would change what is reproduced"),
+        (["lc", "--scale", "smoke", "--tables", "--out", "nowhere"], "--tables needs what was run"),
+    ],
+)
+def test_wrong_words_are_one_sentence_and_exit_code_2(
+    words: list[str], said: str, apart: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_wrong_word_of_a_protocol_is_told(apart: None) -> None:
+    with pytest.raises(ConfigError, match="sollver"):
+        jobs_of(["sollver=lc"])
+    assert sentence is not None
+
+
+@pytest.mark.slow
+def test_a_paper_killed_in_the_middle_goes_on_and_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "nncompress", "reproduce", "slimming", "--scale", "smoke", "--out"]
+    subprocess.run([*words, str(tmp_path / "whole")], check=True, cwd=tmp_path)
+    broken = tmp_path / "broken"
+    for _ in range(2):
+        process = subprocess.Popen([*words, str(broken)], cwd=tmp_path)
+        deadline = time.monotonic() + 300
+        before = len(list(broken.rglob("records.jsonl")))
+        while len(list(broken.rglob("records.jsonl"))) <= before and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*words, str(broken)], check=True, cwd=tmp_path)
+    tables = [pd.read_csv(each / "slimming/smoke/tables/measured.csv") for each in (tmp_path / "whole", broken)]
+    kept = [key for key in tables[0] if not key.startswith(("seconds", "memory"))]
+    pd.testing.assert_frame_equal(tables[0][kept], tables[1][kept])
+    assert json.loads((broken / "slimming/smoke/reproduce.json").read_text())["scale"] == "smoke"
