@@ -19,7 +19,8 @@ def folders(top: str, pattern: str, package: str) -> set[str]:
 
 
 def test_every_folder_of_code_and_configuration_is_packaged() -> None:
-    on_disk = folders("nncompress", "*.py", "nncompress") | folders("conf", "*.yaml", "nncompress.conf")
+    on_disk = folders("conf", "*.yaml", "nncompress.conf")
+    on_disk |= folders("nncompress", "*.py", "nncompress") | folders("nncompress", "*.yaml", "nncompress")
     setup = project()["tool"]["setuptools"]
     elsewhere = {path.replace("/", "."): name for name, path in setup["package-dir"].items()}
     assert set(setup["packages"]) == {elsewhere.get(name, name) for name in on_disk}
@@ -28,7 +29,7 @@ def test_every_folder_of_code_and_configuration_is_packaged() -> None:
 def test_every_file_of_a_package_is_of_a_kind_that_is_packaged() -> None:
     files = [path for top in ("nncompress", "conf") for path in (ROOT / top).rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files if "__pycache__" not in path.parts}
-    assert kinds <= {".py", ".yaml", ".typed"}
+    assert kinds <= {".py", ".yaml", ".csv", ".typed"}
 
 
 def test_the_console_command_is_installed() -> None:

@@ -180,6 +180,9 @@ def test_the_best_at_each_size_is_the_most_accurate_that_is_small_enough(tmp_pat
 WORDS = ("model.widths=[8]", "solver.num_steps=2", "device=cpu", "compression=l0", "compression.keep=0.5,0.1")
 
 
+KEPT_HALF = Selection("kept", {"compression.keep": 0.5})
+
+
 def tiny(paper: str, scale: str) -> Protocol:
     """Two runs for each seed; a study whose official data are missing, and one without any data."""
     study = Study("kept", "two parts kept", "digits", (*WORDS, "seed=0"), ("a small network",))
@@ -189,7 +192,7 @@ def tiny(paper: str, scale: str) -> Protocol:
     )  # fmt: skip
     nothing = replace(elsewhere, name="nothing", instead=None)
     claims = [
-        Claim("claims/1", "more weights are more accurate", "accuracy/test", Selection("kept", {"compression.keep": 0.5}),
+        Claim("claims/1", "more weights are more accurate", "accuracy/test", KEPT_HALF,
               Selection("kept", {"compression.keep": 0.1})),
     ]  # fmt: skip
     rows = {"table/keep*": (Selection("kept"), ("compression.keep",))}
@@ -258,7 +261,7 @@ def test_other_data_take_the_place_of_missing_ones_and_are_a_deviation(
 ) -> None:
     def other(paper: str, scale: str) -> Protocol:
         study = Study(
-            "elsewhere", "other data", "har", ("dataset=har", "data.download=false", *WORDS[:4], "compression.keep=0.5"),
+            "elsewhere", "other data", "har", ("dataset=har", "data.download=false", *WORDS[:4]),
             instead=Alternative(("dataset=digits",), "digits in place of activities"),
         )  # fmt: skip
         return replace(tiny(paper, scale), studies=[study], rows={}, claims=[])

@@ -15,7 +15,7 @@ def beside_published(beside: pd.DataFrame, title: str) -> Figure | None:
     """Every figure in % that is both published and ours, a panel for each metric; None when there is none.
 
     Args:
-        beside: `setting`, `metric`, `published`, `ours`, `std` and `verdict` of each figure.
+        beside: `row`, `metric`, `published`, `ours`, `std` and `verdict` of each figure.
         title: of what they are.
     """
     if "ours" not in beside:
@@ -45,6 +45,6 @@ def _panel(axes: Axes, metric: str, rows: pd.DataFrame) -> None:
         ours, places, xerr=rows["std"].astype(float).fillna(0.0), fmt="o", color=COLOURS[0], capsize=3, zorder=2,
         label="ours (mean, standard deviation over seeds)",
     )  # fmt: skip
-    axes.set_yticks(places, [str(setting) for setting in rows["setting"]], fontsize=8)
+    axes.set_yticks(places, [str(row) for row in rows["row"]], fontsize=8)
     axes.set_ylim(0.4, len(rows) + 0.6)
     axes.set_xlabel(metric)

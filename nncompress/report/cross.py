@@ -71,6 +71,7 @@ def cross_tables(frame: pd.DataFrame, title: str) -> Iterator[Table]:
     best = _best(frame)
     yield Table("best", f"{title}: the most accurate at each size", best, known(best), [
         "Up to: the largest measure that is allowed. Behind it: the best of another solver, by so many points.",
+        *reading(frame, best),
     ])  # fmt: skip
     yield Table("cross", f"{title}: every solver with every compression", frame, known(shown), notes)
 
@@ -80,6 +81,24 @@ def cross_plots(frame: pd.DataFrame) -> dict[str, Figure | None]:
     if frame.empty:
         return {}
     return {f"cross_{network}": _figure(str(network), part) for network, part in frame.groupby("network", sort=False)}
+
+
+def reading(frame: pd.DataFrame, best: pd.DataFrame) -> Iterator[str]:
+    """Sentences: for each network and measure who is the most accurate at how many sizes, and who is on no front."""
+    for network, part in best.groupby("network", sort=False):
+        for measure, sizes in part.groupby("measure", sort=False):
+            solvers, compressions = _times(sizes["solver"]), _times(sizes["compression"])
+            yield f"{network}, {measure}: of {len(sizes)} sizes {solvers} ({compressions})."
+        whole = frame[frame["network"] == network]
+        fronts = whole[[f"front/{plane}" for plane in PLANES]].any(axis=1)
+        for kind in ("solver", "compression"):
+            never = [each for each in whole[kind].unique() if each not in set(whole[kind][fronts])]
+            if never:
+                yield f"{network}: on no front is {kind} {', '.join(map(str, never))}."
+
+
+def _times(names: "pd.Series[str]") -> str:
+    return ", ".join(f"{name} {count}" for name, count in names.value_counts().items())
 
 
 def _row(run: Run) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from nncompress.reproduce.published import CLAIM, Published
 
 PASS, FAIL, NOT_MEASURED, NOT_COMPARABLE = "PASS", "FAIL", "not measured", "not comparable"
 
+JOIN = " | "
+"""Between deviations in a cell."""
 Found = Mapping[str, Sequence[Run]]
 """The runs of each study."""
 
@@ -67,7 +69,7 @@ def _row(protocol: Protocol, published: Published, found: Found, record: Mapping
         "ours": ours, "std": float(numbers.std(ddof=1)) if len(numbers) > 1 else None, "n": len(numbers),
         "seeds": " ".join(str(run.config.get("seed")) for run, _ in kept), "difference": difference,
         "tolerance": tolerance, "verdict": verdict(difference, metric.better, tolerance, study.judged),
-        "deviations": "; ".join(deviations(study, record)),
+        "deviations": JOIN.join(deviations(study, record)),
         "command": command_of(record, study),
     }  # fmt: skip
     return row | circumstances([run for run, _ in kept])

@@ -8,6 +8,7 @@ import pandas as pd
 from nncompress.records import Run
 from nncompress.report.collect import aggregate, group_label, summaries, varied
 from nncompress.report.reproduction_rows import (
+    JOIN,
     NOT_MEASURED,
     Found,
     circumstances,
@@ -16,28 +17,29 @@ from nncompress.report.reproduction_rows import (
     deviations,
 )
 from nncompress.report.tables import Table, known
-from nncompress.report.text import UNKNOWN, number, percent, spread
+from nncompress.report.text import UNKNOWN, number, percent, signed, spread, yes_no
 from nncompress.reproduce.protocol import Protocol
 
 
 def published_table(beside: pd.DataFrame, protocol: Protocol) -> Iterator[Table]:
     """The published figures that have ones of ours."""
-    if "ours" not in beside:
-        return
     ours = beside[beside["verdict"] != NOT_MEASURED]
+    if ours.empty:
+        return
     numbers: dict[str, int] = {}
     shown = []
     for _, row in ours.iterrows():
-        marks = [numbers.setdefault(each, len(numbers) + 1) for each in row["deviations"].split("; ") if each]
+        marks = [numbers.setdefault(each, len(numbers) + 1) for each in row["deviations"].split(JOIN) if each]
         shown.append({
-            "setting": row["setting"], "metric": row["metric"], "published": number(row["published"]),
+            "row": row["row"], "metric": row["metric"], "published": number(row["published"]),
             "ours": spread(number(row["ours"]), number(row["std"])), "n": str(row["n"]), "seeds": row["seeds"],
             "difference": _signed(row["difference"]), "tolerance": number(row["tolerance"]), "verdict": row["verdict"],
             "seconds": number(row["seconds"]), "deviations": " ".join(map(str, marks)) or UNKNOWN,
         })  # fmt: skip
     notes = [
-        "Ours: mean ± standard deviation over the seeds (n − 1 in the denominator; none for n = 1). PASS: not worse "
-        "than the published figure by more than the tolerance (sizes: equal within it).",
+        "Row: named in published.csv, which has its setting and source.",
+        "Ours: mean ± standard deviation over the seeds (n − 1 in the denominator; none for n = 1).",
+        "PASS: not worse than the published figure by more than the tolerance (sizes: equal within it).",
         *(f"Deviation {mark}: {text}" for text, mark in numbers.items()),
     ]
     yield Table("published", f"{protocol.title}: published and ours", ours, known(pd.DataFrame(shown)), notes)
@@ -47,12 +49,22 @@ def absent_table(beside: pd.DataFrame, protocol: Protocol) -> Iterator[Table]:
     """The published figures without one of ours, and why."""
     absent = beside[beside["verdict"] == NOT_MEASURED]
     if len(absent):
-        shown = absent[["setting", "metric", "published", "verdict", "why"]].copy()
-        shown["published"] = [number(value) if value == value else "not available" for value in absent["published"]]
-        yield Table("not_measured", f"{protocol.title}: published, not measured here", absent, shown)
+        lines = [_absent(row, part) for row, part in absent.groupby("row", sort=False)]
+        notes = ["Settings and sources of the rows are in the CSV."]
+        title = f"{protocol.title}: published, not measured here"
+        yield Table("not_measured", title, absent, pd.DataFrame(lines), notes)
+
+
+def _absent(row: Any, figures: pd.DataFrame) -> dict[str, str]:
+    """The figures of one row in a line."""
+    values = [number(value) if value == value else "not available" for value in figures["published"]]
+    said = [f"{metric} {value}" for metric, value in zip(figures["metric"], values, strict=True)]
+    why = "; ".join(dict.fromkeys(figures["why"]))
+    return {"row": str(row), "published": ", ".join(said), "verdict": NOT_MEASURED, "why": why}
 
 
 def claims_table(protocol: Protocol, found: Found) -> Iterator[Table]:
+    """What the paper says in words, as comparisons of our figures."""
     if not protocol.claims:
         return
     raw = [claim_row(protocol, claim, found) for claim in protocol.claims]
@@ -96,19 +108,20 @@ def _ends(group: "pd.Series[Any]") -> dict[str, str]:
         "n": str(group["n"]), "test accuracy (%)": of("accuracy/test", percent),
         "dense (%)": of("accuracy/dense_test", percent), "parameters left": of("ratio/params", number),
         "bits left": of("ratio/bits", number), "MACs left": of("ratio/macs", number),
-        "seconds": of("seconds/total", number), "slope": of("rate/slope", number),
-        "decrease": UNKNOWN if pd.isna(group.get("rate/decrease_ok")) else str(bool(group["rate/decrease_ok"])),
+        "seconds": of("seconds/total", number), "slope": of("rate/slope", signed),
+        "decrease": yes_no(group.get("rate/decrease_ok")),
     }  # fmt: skip
 
 
 def studies_table(protocol: Protocol, found: Found, record: Mapping[str, Any]) -> Table:
+    """Every study: its command, how much of it is done, where and when."""
     raw = []
     for study in protocol.studies:
         runs, planned = found[study.name], (record["studies"].get(study.name) or {})
         done = [run for run in runs if run.status["status"] == "done"]
         row = {"study": study.name, "what": study.about, "runs": len(planned.get("keys", [])), "done": len(done)}
         row |= circumstances(done) | {"total seconds": _total(done), "missing": planned.get("missing") or ""}
-        raw.append(row | {"deviations": "; ".join(deviations(study, record)), "command": command_of(record, study)})
+        raw.append(row | {"deviations": JOIN.join(deviations(study, record)), "command": command_of(record, study)})
     frame = pd.DataFrame(raw)
     shown = frame.drop(columns=["seconds"]).map(
         lambda cell: number(cell) if isinstance(cell, int | float) else cell or UNKNOWN

@@ -99,7 +99,11 @@ def _plans(asked: Asked, protocol: Protocol) -> list[Plan]:
     folder = asked.folder(protocol.paper)
     before = (read_json(folder / REPRODUCTION) or {}).get("studies", {})
     chosen = [study for study in protocol.studies if not asked.studies or study.name in asked.studies]
-    return [planned(study, asked.words, folder / study.name, before.get(study.name) or {}) for study in chosen]
+    plans = []
+    for study in chosen:
+        sys.stderr.write(f"planning {protocol.paper} {study.name}\n")
+        plans.append(planned(study, asked.words, folder / study.name, before.get(study.name) or {}))
+    return plans
 
 
 def _run(asked: Asked, protocol: Protocol, plans: Sequence[Plan], arguments: Sequence[str]) -> int:
@@ -172,11 +176,12 @@ def _told(asked: Asked, protocols: Sequence[Protocol], plans: dict[str, list[Pla
     yield from columns(rows, [False, False, True, True, True, True, False, False])
     free = shutil.disk_usage(_existing(asked.out)).free
     runs = sum(len(plan.left()) for plan in everything)
+    size = planning.size(everything)
     yield (
         f"{runs} runs to do; one after the other on this machine about {_time(planning.seconds(everything))} (from one "
-        f"measured step of a study's first run); {_size(planning.size(everything))} of {_size(free)} free in {asked.out}"
+        f"measured step of a study's first run); {_size(size)} of {_size(free)} free in {asked.out}"
     )
-    if planning.size(everything) > free:
+    if size > free:
         yield "The disk is too small: free some space, or give another folder with --out."
     for plan in everything:
         if plan.missing:
