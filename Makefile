@@ -26,7 +26,7 @@ test: lint ## lint, then the tests, a process for each core
 
 test-slow: venv ## the tests on real data, found under $$NNCOMPRESS_DATA
 	@test -n "$$NNCOMPRESS_DATA" || { echo "test-slow needs NNCOMPRESS_DATA: the folder that holds the real data sets"; exit 2; }
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n auto --dist loadfile
 
 reproduce-paper: venv ## the papers' experiments beside their published figures (SCALE=smoke|cpu|gpu, PAPER=nnbcd|slimming|sparsefw|lc|cross)
 	$(BIN)/nncompress reproduce $(PAPER) --scale $(SCALE)

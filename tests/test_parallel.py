@@ -25,7 +25,7 @@ TORCHRUN = [
     *(sys.executable, "-m", "torch.distributed.run"),
     *("--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
 ]
-LIMIT = 120
+LIMIT = 1800
 """Seconds after which something hangs."""
 
 # One start of two processes serves many runs; without pictures, which take longer than the runs.

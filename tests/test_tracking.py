@@ -296,7 +296,7 @@ def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mlflow")
     words = [*WORDS, "solver.num_steps=3", "tracking=mlflow"]
     both = [elsewhere(folder, [*words, f"seed={seed}", f"hydra.run.dir=run{seed}"]) for seed in (0, 1)]
-    said = "".join(process.communicate(timeout=240)[0] for process in both)
+    said = "".join(process.communicate(timeout=1800)[0] for process in both)
     assert said.count("ended 0") == 2, said
     (folder / "said").write_text(said)
     return folder
@@ -409,7 +409,7 @@ def test_tensorboard_gives_each_run_a_folder_in_a_common_one(tmp_path):
 def test_wandb_offline_leaves_files_to_sync_and_keeps_its_id(tmp_path, plain):
     folder = tmp_path / "run"
     words = [*WORDS, "solver.num_steps=3", "tracking=wandb", f"hydra.run.dir={folder}"]
-    said = elsewhere(tmp_path, words, [f"resume={folder}", "solver.num_steps=4"]).communicate(timeout=240)[0]
+    said = elsewhere(tmp_path, words, [f"resume={folder}", "solver.num_steps=4"]).communicate(timeout=1800)[0]
     assert said.count("ended 0") == 2, said
     assert "wandb" not in said
     identity = json.loads((folder / "tracking.json").read_text())["wandb"]["id"]

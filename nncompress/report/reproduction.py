@@ -75,6 +75,13 @@ def _lead(record: Mapping[str, Any]) -> list[str]:
 
 
 def _results(protocol: Protocol, tables: Sequence[Table], record: Mapping[str, Any]) -> str:
-    """All tables as one Markdown file."""
-    parts = [markdown(table).replace("# ", "### ", 1) for table in tables]
-    return f"## {protocol.title}, scale {protocol.scale}\n\n`{shlex.join(record['command'])}`\n\n" + "\n".join(parts)
+    """All tables as one Markdown file, the long one of what was not measured folded."""
+    parts = [f"## {protocol.title}: scale {protocol.scale}", f"`{shlex.join(record['command'])}`"]
+    for table in tables:
+        text = markdown(table).partition("\n")[2].strip()
+        title = table.title.removeprefix(f"{protocol.title}: ").capitalize()
+        if table.name == "not_measured":
+            parts.append(f"<details><summary>{title} ({len(table.shown)} rows)</summary>\n\n{text}\n\n</details>")
+        else:
+            parts.append(f"### {title}\n\n{text}")
+    return "\n\n".join(parts) + "\n"
