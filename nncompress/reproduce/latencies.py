@@ -11,7 +11,7 @@ from nncompress.report.cross import BATCH, LATENCIES
 
 log = logging.getLogger(__name__)
 
-SECONDS = 0.3
+SECONDS = 0.2
 """Least measuring time of each latency."""
 
 

@@ -196,8 +196,8 @@ def _measured(job: Job) -> Cost:
             raise SystemExit(code)
         summary = read_json(run / SUMMARY) or {}
         trained = [read_json(path) or {} for path in references.glob(f"*/{SUMMARY}")]
-        epoch = sum(each["seconds/total"] for each in trained)
-        step = summary.get("seconds/total", wall)
+        epoch = sum(each.get("seconds/step_median") or 0.0 for each in trained)
+        step = summary.get("seconds/step_median") or 0.0
         return Cost(step, max(0.0, wall - step - epoch), _bytes(run), epoch)
 
 
