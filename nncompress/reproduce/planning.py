@@ -91,6 +91,8 @@ def jobs_of(words: Sequence[str]) -> list[Job]:
         with initialize_config_module("nncompress.conf", version_base="1.3"):
             loader = GlobalHydra.instance().config_loader()
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(words))
+            swept = [word.input_line for word in parsed if word.is_sweep_override()]
+            compose("config", [word for word in words if word not in swept])  # as Hydra does before the jobs
             crossed = combinations(values_of(parsed), [])
             return [_job(overrides, compose("config", overrides)) for overrides in crossed]
     except (HydraException, OmegaConfBaseException, ValueError) as error:
