@@ -69,11 +69,11 @@ def cross_tables(frame: pd.DataFrame, title: str) -> Iterator[Table]:
         "Epochs: passes over the training data, those of the reference included; a sweep of NN-BCD counts as one.",
     ]
     best = _best(frame)
-    yield Table("best", f"{title}: the most accurate at each size", best, known(best), [
+    yield Table("best", f"The most accurate at each size: {title}", best, known(best), [
         "Up to: the largest measure that is allowed. Behind it: the best of another solver, by so many points.",
         *reading(frame, best),
     ])  # fmt: skip
-    yield Table("cross", f"{title}: every solver with every compression", frame, known(shown), notes)
+    yield Table("cross", f"Every setting: {title}", frame, known(shown), notes)
 
 
 def cross_plots(frame: pd.DataFrame) -> dict[str, Figure | None]:

@@ -71,22 +71,28 @@ def sweep_page(folder: Path, runs: Sequence[Run], tables: Sequence[Table], plots
     return _page(title, lead, _sections([*tables, *given], plots, shut))
 
 
-def reproduction_page(title: str, words: Sequence[str], tables: Sequence[Table], plots: Sequence[Path]) -> str:
-    """The page of a paper's experiments: their tables and plots below some words, such as the command."""
-    lead = [f'<p class="dim"><code>{escape(line)}</code></p>' for line in words]
-    return _page(title, lead, _sections(tables, plots, []))
+def reproduction_page(title: str, command: str, tables: Sequence[Table], plots: Sequence[Path]) -> str:
+    """The page of a paper's experiments: tables, plots, and shut at first what was not measured (the last table)."""
+    open_ = [Section(table.name, table.title, _table(table)) for table in tables[:-1]]
+    last = Section(tables[-1].name, tables[-1].title, _table(tables[-1]), shut=True)
+    lead = [f'<p class="dim"><code>{escape(command)}</code></p>']
+    return _page(title, lead, [*open_, *_plots_section(plots), last])
 
 
 def _sections(tables: Sequence[Table], plots: Sequence[Path], shut: Sequence[Table]) -> Iterator[Section]:
     """The first table, the plots, the other tables, then those that are shut at first."""
     for table in tables[:1]:
         yield Section(table.name, table.title, _table(table))
-    if plots:
-        yield Section("plots", "Plots", f'<div class="plots">{"".join(_plots(plots))}</div>')
+    yield from _plots_section(plots)
     for table in tables[1:]:
         yield Section(table.name, table.title, _table(table))
     for table in shut:
         yield Section(table.name, table.title, _table(table), shut=True)
+
+
+def _plots_section(plots: Sequence[Path]) -> Iterator[Section]:
+    if plots:
+        yield Section("plots", "Plots", f'<div class="plots">{"".join(_plots(plots))}</div>')
 
 
 def _page(title: str, lead: Iterable[str], sections: Iterable[Section]) -> str:

@@ -49,7 +49,7 @@ def write_reproduction(folder: Path) -> list[Path]:
     paths += save_sweep_plots(drawn, folder / "plots")
     plots = [path for path in paths if path.parent.name == "plots"]
     plots += [path for study in protocol.studies for path in _plots_of(folder / study.name, found[study.name])]
-    page = reproduction_page(f"{protocol.title}: {protocol.scale}", _lead(record), tables, plots)
+    page = reproduction_page(f"{protocol.title}: scale {protocol.scale}", shlex.join(record["command"]), tables, plots)
     replace_bytes(folder / PAGE, page.encode())
     replace_bytes(folder / RESULTS, _results(protocol, tables, record).encode())
     return [*paths, folder / PAGE, folder / RESULTS]
@@ -70,16 +70,12 @@ def _plots_of(folder: Path, runs: Sequence[Run]) -> list[Path]:
     return [*paths, *(path for name in RUN_PLOTS for path in sorted(first.glob(f"{name}.*")))]
 
 
-def _lead(record: Mapping[str, Any]) -> list[str]:
-    return [shlex.join(record["command"])]
-
-
 def _results(protocol: Protocol, tables: Sequence[Table], record: Mapping[str, Any]) -> str:
     """All tables as one Markdown file, the long one of what was not measured folded."""
     parts = [f"## {protocol.title}: scale {protocol.scale}", f"`{shlex.join(record['command'])}`"]
     for table in tables:
         text = markdown(table).partition("\n")[2].strip()
-        title = table.title.removeprefix(f"{protocol.title}: ").capitalize()
+        title = table.title.removesuffix(f": {protocol.title}")
         if table.name == "not_measured":
             parts.append(f"<details><summary>{title} ({len(table.shown)} rows)</summary>\n\n{text}\n\n</details>")
         else:

@@ -42,7 +42,7 @@ def published_table(beside: pd.DataFrame, protocol: Protocol) -> Iterator[Table]
         "PASS: not worse than the published figure by more than the tolerance (sizes: equal within it).",
         *(f"Deviation {mark}: {text}" for text, mark in numbers.items()),
     ]
-    yield Table("published", f"{protocol.title}: published and ours", ours, known(pd.DataFrame(shown)), notes)
+    yield Table("published", f"Published and ours: {protocol.title}", ours, known(pd.DataFrame(shown)), notes)
 
 
 def absent_table(beside: pd.DataFrame, protocol: Protocol) -> Iterator[Table]:
@@ -51,7 +51,7 @@ def absent_table(beside: pd.DataFrame, protocol: Protocol) -> Iterator[Table]:
     if len(absent):
         lines = [_absent(row, part) for row, part in absent.groupby("row", sort=False)]
         notes = ["Settings and sources of the rows are in the CSV."]
-        title = f"{protocol.title}: published, not measured here"
+        title = f"Published, not measured here: {protocol.title}"
         yield Table("not_measured", title, absent, pd.DataFrame(lines), notes)
 
 
@@ -77,7 +77,7 @@ def claims_table(protocol: Protocol, found: Found) -> Iterator[Table]:
         for row in raw
     ]  # fmt: skip
     notes = ["PASS: the mean of the first is beyond that of the second, in the direction that the claim has."]
-    yield Table("claims", f"{protocol.title}: claims", pd.DataFrame(raw), pd.DataFrame(shown), notes)
+    yield Table("claims", f"Claims: {protocol.title}", pd.DataFrame(raw), pd.DataFrame(shown), notes)
 
 
 def measured_table(found: Found, protocol: Protocol) -> Iterator[Table]:
@@ -93,7 +93,7 @@ def measured_table(found: Found, protocol: Protocol) -> Iterator[Table]:
             raw.append({"study": study.name, "setting": label} | {str(key): group[key] for key in group.index})
             shown.append({"study": study.name, "setting": label} | _ends(group))
     if raw:
-        title = f"{protocol.title}: every setting that was run"
+        title = f"Every setting that was run: {protocol.title}"
         notes = [
             "Ratios: compressed over dense of the whole network (smaller is more compression). Seconds: in the solver."
         ]
@@ -126,7 +126,7 @@ def studies_table(protocol: Protocol, found: Found, record: Mapping[str, Any]) -
     shown = frame.drop(columns=["seconds"]).map(
         lambda cell: number(cell) if isinstance(cell, int | float) else cell or UNKNOWN
     )
-    return Table("studies", f"{protocol.title}: studies and their commands", frame, known(shown))
+    return Table("studies", f"Studies and their commands: {protocol.title}", frame, known(shown))
 
 
 def _total(runs: Sequence[Run]) -> float:
