@@ -1,0 +1,1 @@
+"""A network, a data set, a compression and a solver for nncompress, each named by its dotted path."""
