@@ -88,7 +88,7 @@ def reading(frame: pd.DataFrame, best: pd.DataFrame) -> Iterator[str]:
     for network, part in best.groupby("network", sort=False):
         for measure, sizes in part.groupby("measure", sort=False):
             solvers, compressions = _times(sizes["solver"]), _times(sizes["compression"])
-            yield f"{network}, {measure}: of {len(sizes)} sizes {solvers} ({compressions})."
+            yield f"{network}, {measure}: most accurate at how many of {len(sizes)} sizes: {solvers}; {compressions}."
         whole = frame[frame["network"] == network]
         fronts = whole[[f"front/{plane}" for plane in PLANES]].any(axis=1)
         for kind in ("solver", "compression"):
