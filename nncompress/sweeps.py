@@ -110,6 +110,8 @@ class SweepOfJobs(Sweeper):
 def resumed_sweep(arguments: list[str]) -> list[str]:
     """The words that go on with the sweep that `sweep.resume=` names, if it names one: its own, and those beside it.
 
+    With `-m` those beside it are all there are.
+
     What is on record may set up no part of Hydra but the launcher: this command is to say that itself.
 
     Raises:
@@ -118,8 +120,8 @@ def resumed_sweep(arguments: list[str]) -> list[str]:
     folder = named_folder(arguments, "sweep.resume", "a sweep")
     if folder is None:
         return arguments
-    left, recorded = _split(read_manifest(folder).command)
     flags, given = _split(arguments)
+    left, recorded = _split([] if "-m" in flags else read_manifest(folder).command)
     dropped = [*(flag for flag in left if flag != "-m"), *(word for word in recorded.values() if not _kept(word))]
     for word in dropped:
         log.warning("%s of %s is not taken over; give it again if it is needed", word, folder / SWEEP)

@@ -21,7 +21,7 @@ LATENCIES = "latency.json"
 """The latencies of a run's network, beside its other files."""
 BATCH = 64
 PLANES = {"bits": "bits left", "macs": "MACs left", "latency": f"time of a batch of {BATCH}, compact over dense"}
-BANDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+BANDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, float("inf"))
 """Sizes up to which the best setting is looked for."""
 
 
@@ -31,11 +31,12 @@ def cross_frame(runs: Sequence[Run]) -> pd.DataFrame:
     Columns: network, solver, compression, size, n, accuracy, accuracy std, bits, macs, latency (compact over dense),
     epochs, and front/bits, front/macs, front/latency within its network.
     """
-    rows = [_row(run) for run in runs if run.summary is not None]
+    rows = [_row(run) for run in runs if run.status["status"] == "done"]
     if not rows:
         return pd.DataFrame()
     by = ["network", "solver", "compression", "size"]
-    groups = pd.DataFrame(rows).groupby(by, sort=False)
+    numbers = dict.fromkeys(("accuracy", *PLANES, "epochs"), float)
+    groups = pd.DataFrame(rows).astype(numbers).groupby(by, sort=False)
     frame = groups.mean(numeric_only=True).assign(n=groups.size()).reset_index()
     frame["accuracy std"] = groups["accuracy"].std(ddof=1).to_numpy()
     for plane in PLANES:
@@ -53,6 +54,7 @@ def cross_tables(frame: pd.DataFrame, title: str) -> Iterator[Table]:
     shown = pd.DataFrame(
         {
             "network": frame["network"], "solver": frame["solver"], "compression": frame["compression"],
+            "size": frame["size"],
             "n": frame["n"].map(str),
             "test accuracy (%)": [
                 spread(percent(mean), percent(std))

@@ -71,12 +71,12 @@ def sweep_page(folder: Path, runs: Sequence[Run], tables: Sequence[Table], plots
     return _page(title, lead, _sections([*tables, *given], plots, shut))
 
 
-def reproduction_page(title: str, command: str, tables: Sequence[Table], plots: Sequence[Path]) -> str:
-    """The page of a paper's experiments: tables, plots, and shut at first what was not measured (the last table)."""
-    open_ = [Section(table.name, table.title, _table(table)) for table in tables[:-1]]
-    last = Section(tables[-1].name, tables[-1].title, _table(tables[-1]), shut=True)
+def reproduction_page(title: str, command: str, tables: Sequence[Table], plots: Sequence[Path], shut: str) -> str:
+    """The page of a paper's experiments: its tables, its plots, and the table named `shut`, which is shut at first."""
+    sections = [Section(table.name, table.title, _table(table), shut=table.name == shut) for table in tables]
     lead = [f'<p class="dim"><code>{escape(command)}</code></p>']
-    return _page(title, lead, [*open_, *_plots_section(plots), last])
+    first = [section for section in sections if not section.shut]
+    return _page(title, lead, [*first, *_plots_section(plots), *(section for section in sections if section.shut)])
 
 
 def _sections(tables: Sequence[Table], plots: Sequence[Path], shut: Sequence[Table]) -> Iterator[Section]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nncompress.errors import ConfigError
 from nncompress.records import Run, is_run, read_json, read_run, replace_bytes
 from nncompress.report.comparison_plots import beside_published
 from nncompress.report.cross import cross_frame, cross_plots, cross_tables
@@ -19,7 +20,7 @@ from nncompress.report.reproduction_tables import (
 )
 from nncompress.report.sweep_plots import save_sweep_plots
 from nncompress.report.tables import Table, markdown, write_table
-from nncompress.reproduce.protocol import Protocol, read_protocol
+from nncompress.reproduce.protocol import PAPERS, SCALES, Protocol, read_protocol
 from nncompress.reproduce.published import read_published
 
 REPRODUCTION, PAGE, RESULTS = "reproduce.json", "report.html", "results.md"
@@ -28,8 +29,14 @@ RUN_PLOTS = ("rate", "factors")
 
 
 def write_reproduction(folder: Path) -> list[Path]:
-    """Write tables/, plots/, report.html and results.md of the experiments in `folder`; their paths."""
+    """Write tables/, plots/, report.html and results.md of the experiments in `folder`; their paths.
+
+    Raises:
+        ConfigError: the folder's record is damaged.
+    """
     record: dict[str, Any] = read_json(folder / REPRODUCTION) or {}
+    if record.get("paper") not in PAPERS or record.get("scale") not in SCALES or "studies" not in record:
+        raise ConfigError(f"{folder / REPRODUCTION} must name a paper, a scale and studies, found others; run it again")
     protocol = read_protocol(record["paper"], record["scale"])
     found = {study.name: _runs(folder / study.name, record["studies"].get(study.name)) for study in protocol.studies}
     crossed = cross_frame([run for study in protocol.studies if study.latency for run in found[study.name]])
@@ -49,7 +56,8 @@ def write_reproduction(folder: Path) -> list[Path]:
     paths += save_sweep_plots(drawn, folder / "plots")
     plots = [path for path in paths if path.parent.name == "plots"]
     plots += [path for study in protocol.studies for path in _plots_of(folder / study.name, found[study.name])]
-    page = reproduction_page(f"{protocol.title}: scale {protocol.scale}", shlex.join(record["command"]), tables, plots)
+    title = f"{protocol.title}: scale {protocol.scale}"
+    page = reproduction_page(title, shlex.join(record["command"]), tables, plots, shut="not_measured")
     replace_bytes(folder / PAGE, page.encode())
     replace_bytes(folder / RESULTS, _results(protocol, tables, record).encode())
     return [*paths, folder / PAGE, folder / RESULTS]

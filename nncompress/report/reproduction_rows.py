@@ -24,9 +24,13 @@ Found = Mapping[str, Sequence[Run]]
 
 def _chosen(found: Found, selection: Selection) -> list[Run]:
     """The finished runs of a study whose settings are the selected ones."""
-    wanted = selection.where
     done = [run for run in found.get(selection.study, ()) if run.status["status"] == "done"]
-    return [run for run in done if all(_is(flatten(run.config).get(key), value) for key, value in wanted.items())]
+    return [run for run in done if _matches(run, selection)]
+
+
+def _matches(run: Run, selection: Selection) -> bool:
+    settings = flatten(run.config)
+    return all(_is(settings.get(key), value) for key, value in selection.where.items())
 
 
 def _is(value: Any, wanted: Any) -> bool:
@@ -55,15 +59,15 @@ def _row(protocol: Protocol, published: Published, found: Found, record: Mapping
     if selection is None or study is None:
         return row | {"why": protocol.why_absent(published.row)}
     if metric is None:
-        return row | {"why": "not a figure that a run records"}
+        return row | {"why": "not a figure that is compared"}
     runs = _chosen(found, selection)
     key = selection.keys.get(published.metric)
     values = [(run, measured(run, metric, selection.step, key)) for run in runs]
     kept = [(run, value) for run, value in values if value is not None]
     if not kept:
-        return row | {"why": _why_not(study, found[study.name], record)}
+        return row | {"why": _why_not(study, selection, found, record)}
     numbers = pd.Series([value for _, value in kept])
-    ours, tolerance = float(numbers.mean()), protocol.tolerances.get(published.metric, metric.tolerance)
+    ours, tolerance = float(numbers.mean()), protocol.tolerance(published.row, published.metric, metric.tolerance)
     difference = None if published.number is None else ours - published.number
     row |= {
         "ours": ours, "std": float(numbers.std(ddof=1)) if len(numbers) > 1 else None, "n": len(numbers),
@@ -76,18 +80,30 @@ def _row(protocol: Protocol, published: Published, found: Found, record: Mapping
 
 
 def verdict(difference: float | None, better: int, tolerance: float, judged: bool) -> str:
+    """PASS unless ours is worse than published by more than the tolerance; `better` is that of `figures.Metric`."""
     if difference is None or not judged:
         return NOT_COMPARABLE
     worse = abs(difference) if better == 0 else -better * difference
     return PASS if worse <= tolerance + 1e-12 else FAIL
 
 
-def _why_not(study: Study, runs: Sequence[Run], record: Mapping[str, Any]) -> str:
-    missing = (record["studies"].get(study.name) or {}).get("missing")
-    if missing:
-        return str(missing)
+def _why_not(study: Study, selection: Selection, found: Found, record: Mapping[str, Any]) -> str:
+    planned = record["studies"].get(study.name) or {}
+    if planned.get("missing"):
+        return str(planned["missing"])
+    if not _offered(planned.get("words") or study.words, selection):
+        return "not among the settings at this scale"
+    runs = [run for run in found[study.name] if _matches(run, selection)]
     frame = failures(runs)
-    return "not run yet" if frame.empty else f"not done: {'; '.join(dict.fromkeys(map(str, frame['reason'])))}"
+    if len(frame):
+        return f"not done: {'; '.join(dict.fromkeys(map(str, frame['reason'])))}"
+    return "not recorded, or after the last step at this scale" if runs else "not run yet"
+
+
+def _offered(words: Sequence[str], selection: Selection) -> bool:
+    """Whether the words of a study give the selected settings: none of them says otherwise."""
+    given = {word.partition("=")[0].lstrip("+"): word.partition("=")[2].split(",") for word in words}
+    return all(any(_is(each, value) for each in given.get(key, [value])) for key, value in selection.where.items())
 
 
 def deviations(study: Study, record: Mapping[str, Any]) -> list[str]:
@@ -120,6 +136,7 @@ def _date(run: Run) -> str:
 
 
 def claim_row(protocol: Protocol, claim: Claim, found: Found) -> dict[str, Any]:
+    """A claim: the means of both sides with their deviations and numbers of runs, and whether it holds."""
     ours = _values(found, claim.ours, claim.figure)
     against = [claim.than] if isinstance(claim.than, float) else _values(found, claim.than, claim.figure)
     studies = [protocol.study(each.study) for each in (claim.ours, claim.than) if isinstance(each, Selection)]
@@ -128,12 +145,11 @@ def claim_row(protocol: Protocol, claim: Claim, found: Found) -> dict[str, Any]:
         numbers = pd.Series(values, dtype=float)
         row |= {name: float(numbers.mean()) if values else None}
         row |= {"std" if name == "ours" else "against std": float(numbers.std(ddof=1)) if len(values) > 1 else None}
-    row |= {"n": len(ours), "verdict": NOT_MEASURED}
+    row |= {"n": len(ours), "against n": len(against), "verdict": NOT_MEASURED}
     if row["ours"] is not None and row["against"] is not None:
         judged = all(study is not None and study.judged for study in studies)
-        holds = claim.better * (row["ours"] - row["against"]) > claim.by
-        equal = isinstance(claim.than, float) and row["ours"] == row["against"]
-        row["verdict"] = (PASS if holds or equal else FAIL) if judged else NOT_COMPARABLE
+        holds = claim.better * (row["ours"] - row["against"]) >= claim.by
+        row["verdict"] = (PASS if holds else FAIL) if judged else NOT_COMPARABLE
     return row
 
 

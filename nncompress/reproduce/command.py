@@ -19,7 +19,7 @@ from nncompress.report.reproduction import REPRODUCTION, write_reproduction
 from nncompress.report.text import columns
 from nncompress.reproduce import planning
 from nncompress.reproduce.latencies import measure_latencies
-from nncompress.reproduce.planning import Plan, on_record, planned
+from nncompress.reproduce.planning import Plan, all_done, on_record, planned
 from nncompress.reproduce.protocol import PAPERS, SCALES, Protocol, read_protocol
 from nncompress.train import train
 
@@ -45,7 +45,9 @@ where it was stopped.
                             hydra.launcher.KEY=..., sweep.retries=...
 """
 FREE = ("seed", "device", "data_dir", "data.download", "reference_dir", "checkpoint_every")
-"""Keys that change no protocol; beside them all of the launcher and of the sweep."""
+"""Keys that change no protocol."""
+RUNNING = ("sweep.retries", "sweep.on_error", "hydra.launcher.")
+"""How the keys begin that say how sweeps are run."""
 FLAGS = ("--scale", "--study", "--launcher", "--out")
 
 
@@ -109,6 +111,8 @@ def _plans(asked: Asked, protocol: Protocol) -> list[Plan]:
 def _run(asked: Asked, protocol: Protocol, plans: Sequence[Plan], arguments: Sequence[str]) -> int:
     """Run the studies of one paper and write its tables; the exit code."""
     folder = asked.folder(protocol.paper)
+    if not plans:
+        return 0
     _write_record(folder, protocol, plans, arguments)
     codes = [0]
     for plan in plans:
@@ -118,6 +122,7 @@ def _run(asked: Asked, protocol: Protocol, plans: Sequence[Plan], arguments: Seq
             continue
         if plan.left():
             codes.append(_sweep(asked, plan, folder / plan.study.name))
+        codes.append(int(not all_done(folder / plan.study.name, plan.jobs)) if codes[-1] < 128 else codes[-1])
         if codes[-1] < 128 and plan.study.latency:
             measure_latencies(folder / plan.study.name)
         if codes[-1] >= 128:
@@ -130,9 +135,8 @@ def _sweep(asked: Asked, plan: Plan, folder: Path) -> int:
     """Run or go on with a study's sweep; its exit code."""
     words = [*plan.words, *asked.launcher]
     log.info("%s: %s", short(folder), plan.study.about)
-    if (folder / SWEEP).exists():
-        return train([f"sweep.resume={folder}", *words])
-    return train(["-m", *words, f"hydra.sweep.dir={folder}"])
+    begun = (folder / SWEEP).exists()
+    return train(["-m", *words, f"{'sweep.resume' if begun else 'hydra.sweep.dir'}={folder}"])
 
 
 def _tables(asked: Asked, protocol: Protocol) -> int:
@@ -253,12 +257,12 @@ def _check(papers: Sequence[str], plain: Sequence[str], words: Sequence[str], sc
         if word.partition("=")[0] not in FREE and not _of_launcher(word):
             raise ConfigError(
                 f"{word.partition('=')[0]} would change what is reproduced, found {word}; give only {', '.join(FREE)}, "
-                "hydra.launcher.* and sweep.*, or run the experiment itself with nncompress train"
+                "sweep.retries, sweep.on_error and hydra.launcher.*, or run the experiment with nncompress train"
             )
 
 
 def _of_launcher(word: str) -> bool:
-    return word.lstrip("+").startswith(("hydra.launcher.", "sweep."))
+    return word.lstrip("+").startswith(RUNNING)
 
 
 def _check_studies(asked: Asked, protocols: Sequence[Protocol]) -> None:

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from nncompress.errors import NNCompressError
-from nncompress.records import SUMMARY, run_folders, write_json
+from nncompress.records import read_status, run_folders, write_json
 from nncompress.report.cross import BATCH, LATENCIES
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def measure_latencies(folder: Path) -> None:
 
     cfg = composed(["~dataset", f"batch_sizes=[1,{BATCH}]", f"seconds={SECONDS}"], None)
     for run in run_folders([folder]):
-        if not (run / SUMMARY).exists() or (run / LATENCIES).exists():
+        if read_status(run)["status"] != "done" or (run / LATENCIES).exists():
             continue
         try:
             found = evaluation.measure(open_artefact(run, ()), cfg, required=False)

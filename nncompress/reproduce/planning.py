@@ -38,12 +38,14 @@ class Job:
     """One run of a study: its key in the sweep's manifest, its words, its steps (epochs, where a step has several).
 
     reference: the folder of the trained network it starts from, and the epochs of that training; None without one.
+    one_step: the words that leave it one step.
     """
 
     key: str
     overrides: tuple[str, ...]
     steps: int
     reference: tuple[str, int] | None
+    one_step: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def planned(study: Study, more: Sequence[str], folder: Path, before: Mapping[str
     before: what was found out when this was planned the last time (`on_record`); what is missing is looked for again.
     """
     words = (*study.words, *more)
-    if study.instead is not None and before.get("instead"):
+    if study.instead is not None and before.get("instead") and (folder / SWEEP).exists():
         return _plan(study, (*words, *study.instead.words), folder, before, instead=True)
     plan = _plan(study, words, folder, before)
     if plan.missing and study.instead is not None:
@@ -126,18 +128,18 @@ def on_record(plan: Plan) -> dict[str, Any]:
 
 
 def seconds(plans: Sequence[Plan]) -> float | None:
-    """What is left to do, one job after the other; None when a study could not be measured."""
+    """What is left to do, one job after the other, of the studies that could be measured; None when none was."""
     total, references = 0.0, set[str]()
     for plan in plans:
         for job in plan.left():
             if plan.cost is None:
-                return None
+                continue
             total += plan.cost.rest + job.steps * plan.cost.step
             if job.reference is not None and job.reference[0] not in references:
                 references.add(job.reference[0])
                 trained = (Path(job.reference[0]) / SUMMARY).exists()
                 total += 0.0 if trained else job.reference[1] * plan.cost.epoch
-    return total
+    return total if total or not any(plan.left() for plan in plans) else None
 
 
 def size(plans: Sequence[Plan]) -> int:
@@ -151,7 +153,8 @@ def _job(overrides: Sequence[str], cfg: DictConfig) -> Job:
     if solver.get("epochs") is not None:
         first = solver.get("first_epochs")
         steps = int((2 * solver.epochs if first is None else first) + (steps - 1) * solver.epochs)
-    return Job(key_of(cfg), tuple(overrides), steps, reference_of(cfg))
+    one_step = tuple(f"++solver.{key}={value}" for key, value in ONE_STEP.items() if key in solver)
+    return Job(key_of(cfg), tuple(overrides), steps, reference_of(cfg), one_step)
 
 
 def _plan(study: Study, words: tuple[str, ...], folder: Path, before: Mapping[str, Any], instead: bool = False) -> Plan:
@@ -178,6 +181,12 @@ def _ended(folder: Path, keys: set[str]) -> frozenset[str]:
     )
 
 
+def all_done(folder: Path, jobs: Sequence[Job]) -> bool:
+    """Whether each of the jobs of the sweep in `folder` has ended well."""
+    folders = {job.key: job.folder for job in read_manifest(folder).jobs} if (folder / SWEEP).exists() else {}
+    return all(job.key in folders and standing(folder / folders[job.key]) == "done" for job in jobs)
+
+
 def _measured(job: Job) -> Cost:
     """Run one step of the job where it leaves nothing.
 
@@ -187,7 +196,7 @@ def _measured(job: Job) -> Cost:
     with TemporaryDirectory() as place:
         run, references = Path(place, "run"), Path(place, "references")
         words = [
-            *job.overrides, *(f"++solver.{key}={value}" for key, value in ONE_STEP.items() if _has(job, key)),
+            *job.overrides, *job.one_step, "hydra.mode=RUN",
             "reference_training.num_steps=1", f"reference_dir={references}", f"hydra.run.dir={run}", *QUIET,
         ]  # fmt: skip
         begin = time.perf_counter()
@@ -196,16 +205,13 @@ def _measured(job: Job) -> Cost:
         wall = time.perf_counter() - begin
         if code >= 128:
             raise SystemExit(code)
-        summary = read_json(run / SUMMARY) or {}
+        summary = read_json(run / SUMMARY)
+        if summary is None:
+            raise NNCompressError(f"one step of {' '.join(job.overrides)} left no summary (exit code {code})")
         trained = [read_json(path) or {} for path in references.glob(f"*/{SUMMARY}")]
         epoch = sum(each.get("seconds/step_median") or 0.0 for each in trained)
         step = summary.get("seconds/step_median") or 0.0
         return Cost(step, max(0.0, wall - step - epoch), _bytes(run), epoch)
-
-
-def _has(job: Job, key: str) -> bool:
-    with initialize_config_module("nncompress.conf", version_base="1.3"):
-        return key in compose("config", list(job.overrides)).solver
 
 
 def _bytes(folder: Path) -> int:

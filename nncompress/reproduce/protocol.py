@@ -62,7 +62,7 @@ class Selection:
 class Claim:
     """What a paper says in words, as a comparison of means: `figure` of some runs, and of others or a number.
 
-    It holds where the first is larger (`better` 1) or smaller (−1) than the second, by more than `by`.
+    It holds where the first is larger (`better` 1) or smaller (−1) than the second, by at least `by`.
     """
 
     published: str
@@ -79,7 +79,7 @@ class Protocol:
     """A paper's studies at one scale, and what they are held against.
 
     rows: by a pattern of published rows; what its stars match are the values of keys. absent: patterns of the rows that
-    no study measures, and why. tolerances: by metric. other: at which scales each study is.
+    no study measures, and why. tolerances: by a pattern of rows, then by metric. other: at which scales each study is.
     """
 
     paper: str
@@ -89,7 +89,7 @@ class Protocol:
     rows: Mapping[str, tuple[Selection, Sequence[str]]]
     claims: Sequence[Claim]
     absent: Mapping[str, str]
-    tolerances: Mapping[str, float]
+    tolerances: Mapping[str, Mapping[str, float]]
     other: Mapping[str, Sequence[str]]
 
     def study(self, name: str) -> Study | None:
@@ -99,11 +99,18 @@ class Protocol:
     def selection(self, row: str) -> Selection | None:
         """The runs that measure a published row; None where no study does."""
         for pattern, (selection, each) in self.rows.items():
-            found = re.fullmatch("([^/]*)".join(map(re.escape, pattern.split("*"))), row)
+            found = re.fullmatch("(.*)".join(map(re.escape, pattern.split("*"))), row)
             if found:
                 named = dict(_named(key, value) for key, value in zip(each, found.groups(), strict=True))
                 return replace(selection, where={**selection.where, **named})
         return None
+
+    def tolerance(self, row: str, metric: str, usual: float) -> float:
+        """By how much a figure may be worse than the published one, or differ from it."""
+        for pattern, tolerances in self.tolerances.items():
+            if fnmatchcase(row, pattern) and metric in tolerances:
+                return tolerances[metric]
+        return usual
 
     def why_absent(self, row: str) -> str:
         """Why a published row is not measured at this scale."""
