@@ -104,6 +104,17 @@ def few(word: str) -> str:
 FROM_REFERENCE = ("LC", "IDC", "DCRetrain", "Distillation", "DirectCompression")
 
 
+def test_without_a_latency_or_a_small_network_the_tables_of_cross_are_made(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "0", config(), n=3)
+    ends = {"accuracy/test": 0.9, "ratio/bits": 1.5, "ratio/macs": 1.2, "steps": 10}
+    write_json(folder / "summary.json", (read_json(folder / "summary.json") or {}) | ends)
+    frame = cross_frame([read_run(folder)])
+    assert frame["latency"].isna().all()
+    assert [table.name for table in cross_tables(frame, "x")] == ["best", "cross"]
+    assert cross_frame([]).empty
+    assert list(cross_tables(cross_frame([]), "x")) == []
+
+
 def test_stars_of_a_row_are_the_values_of_keys() -> None:
     protocol = read_protocol("nnbcd", "gpu")
     grid = protocol.selection("har5_grid/gamma0.5_rho10")
@@ -256,6 +267,10 @@ def test_studies_run_are_judged_and_are_not_run_again(tiny_paper: Path, capsys: 
     assert (tiny_paper / "kept" / "0" / "status.json").stat().st_mtime_ns == before
     assert sorted(path.parent.name for path in (tiny_paper / "kept").glob("*/summary.json")) == ["0", "1", "2", "3"]
     assert list(pd.read_csv(tiny_paper / "tables" / "published.csv")["n"]) == [2, 2]
+    keys = {job["key"] for job in json.loads((tiny_paper / "kept" / "sweep.json").read_text())["jobs"]}
+    assert set(json.loads((tiny_paper / "reproduce.json").read_text())["studies"]["kept"]["keys"]) == keys
+    assert main(["reproduce", "lc", "--study", "kept"]) == 0  # the seed that was added is no part of it any more
+    assert list(pd.read_csv(tiny_paper / "tables" / "published.csv")["n"]) == [1, 1]
     assert {path.name for path in report([tiny_paper])} >= {"published.md", "report.html", "results.md"}
 
 
