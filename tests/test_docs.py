@@ -162,19 +162,22 @@ def composed(words: Sequence[str], folder: str | None) -> DictConfig:
     return cfg
 
 
-def check(words: Sequence[str]) -> None:
-    """Compose and bind every job of the words of a run."""
+def check(words: Sequence[str]) -> list[DictConfig]:
+    """Compose and bind every job of the words of a run; the configurations, none for a run that is resumed."""
     resumed = [word for word in words if word.startswith("resume=")]
     if resumed:
         assert {key_of(word) for word in words[1:]} <= {"resume", *ALLOWED}
-        return
+        return []
     left = [word for word in words[1:] if not word.startswith("sweep.resume=")]
+    made = []
     for job in jobs(left):
         cfg = composed(job, option(words, "--config-dir"))
         if cfg.reference is not None:
             (Path(cfg.reference) / "model").mkdir(parents=True, exist_ok=True)
             (Path(cfg.reference) / "model/model.json").touch()
         config.validate(cfg)
+        made.append(cfg)
+    return made
 
 
 def test_every_page_has_commands_that_are_found() -> None:
@@ -187,7 +190,8 @@ def test_every_page_has_commands_that_are_found() -> None:
 
 @pytest.mark.parametrize("words", RUNS.values(), ids=list(RUNS))
 def test_a_documented_run_composes_and_binds(words: list[str], here: Path) -> None:
-    check(words)
+    resumed = any(word.startswith("resume=") for word in words)
+    assert bool(check(words)) != resumed
 
 
 def check_eval(words: Sequence[str]) -> None:

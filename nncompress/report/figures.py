@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from nncompress.records import Run
 from nncompress.report.collect import final
 
-ONE_SHOT, LATENCY = "one_shot/", "latency/"
+ONE_SHOT = "one_shot/"
 BEFORE = "before fine-tuning"
 
 

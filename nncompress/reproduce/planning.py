@@ -159,7 +159,8 @@ def _job(overrides: Sequence[str], cfg: DictConfig) -> Job:
 
 def _plan(study: Study, words: tuple[str, ...], folder: Path, before: Mapping[str, Any], instead: bool = False) -> Plan:
     jobs = tuple(jobs_of(words))
-    ended = _ended(folder, {job.key for job in jobs})
+    stand = _standings(folder)
+    ended = frozenset(job.key for job in jobs if stand.get(job.key) in ENDED)
     cost = before.get("cost") if before.get("words") == list(words) else None
     if len(ended) == len(jobs):
         return Plan(study, words, jobs, ended, instead)
@@ -173,18 +174,17 @@ def _plan(study: Study, words: tuple[str, ...], folder: Path, before: Mapping[st
         return Plan(study, words, jobs, ended, instead)
 
 
-def _ended(folder: Path, keys: set[str]) -> frozenset[str]:
-    if not (folder / SWEEP).exists():
-        return frozenset()
-    return frozenset(
-        job.key for job in read_manifest(folder).jobs if job.key in keys and standing(folder / job.folder) in ENDED
-    )
-
-
 def all_done(folder: Path, jobs: Sequence[Job]) -> bool:
     """Whether each of the jobs of the sweep in `folder` has ended well."""
-    folders = {job.key: job.folder for job in read_manifest(folder).jobs} if (folder / SWEEP).exists() else {}
-    return all(job.key in folders and standing(folder / folders[job.key]) == "done" for job in jobs)
+    found = _standings(folder)
+    return all(found.get(job.key) == "done" for job in jobs)
+
+
+def _standings(folder: Path) -> dict[str, str]:
+    """The status of each job of the sweep in `folder`, by its key."""
+    if not (folder / SWEEP).exists():
+        return {}
+    return {job.key: standing(folder / job.folder) for job in read_manifest(folder).jobs}
 
 
 def _measured(job: Job) -> Cost:
