@@ -55,6 +55,16 @@ def closed_logs() -> Iterator[None]:
         handler.close()
 
 
+@pytest.fixture(autouse=True)
+def no_module_of_another_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Modules that a test wrote and imported are forgotten, so that another may write one of the same name."""
+    yield
+    base = str(tmp_path_factory.getbasetemp())
+    written = [name for name, module in sys.modules.items() if str(getattr(module, "__file__", "")).startswith(base)]
+    for name in written:
+        del sys.modules[name]
+
+
 @pytest.fixture
 def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty current folder, and no pictures but where they are asked for."""

@@ -323,8 +323,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A user's module of networks."""
     (tmp_path / "nets_of_a_user.py").write_text(NETS)
     monkeypatch.syspath_prepend(tmp_path)
-    yield __import__("nets_of_a_user")
-    sys.modules.pop("nets_of_a_user", None)
+    return __import__("nets_of_a_user")
 
 
 def changed(network: nn.Module) -> nn.Module:

@@ -35,12 +35,10 @@ MINE = [*WORDS, "model._target_=my_nets.Net"]
 
 
 @pytest.fixture(autouse=True)
-def own(apart: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own(apart: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module of the user's in the current folder; importing it leaves a file."""
     (tmp_path / "my_nets.py").write_text(NETS)
     monkeypatch.syspath_prepend(tmp_path)
-    yield
-    sys.modules.pop("my_nets", None)
 
 
 def forget() -> None:
