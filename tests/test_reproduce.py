@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from nncompress.report import report
 from nncompress.report.cross import cross_frame, cross_tables
 from nncompress.report.figures import METRICS, figure, measured
 from nncompress.report.reproduction_rows import FAIL, NOT_COMPARABLE, PASS, verdict
-from nncompress.reproduce.planning import jobs_of
+from nncompress.reproduce.planning import Plan, jobs_of, planned
 from nncompress.reproduce.protocol import (
     PAPERS,
     SCALES,
@@ -312,6 +313,32 @@ def test_wrong_words_are_one_sentence_and_exit_code_2(
 ) -> None:
     assert main(["reproduce", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_planned(
+    tiny_paper: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("taken").touch()
+    assert main(["reproduce", "lc", "--out", "taken"]) == 2
+    said = capsys.readouterr().err
+    assert said == "nncompress: --out needs a folder that can be written into, found taken/lc/cpu: Not a directory\n"
+
+
+def test_a_plan_that_was_stopped_keeps_what_it_measured_and_says_how_to_go_on(
+    tiny_paper: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stopped(study: Study, *more: Any) -> Plan:
+        if study.name == "nothing":
+            raise KeyboardInterrupt
+        return planned(study, *more)
+
+    monkeypatch.setattr(command, "planned", stopped)
+    assert main(["reproduce", "lc", "seed=1"]) == 130
+    assert "go on with: nncompress reproduce lc seed=1" in caplog.text
+    cost = json.loads((tiny_paper / "reproduce.json").read_text())["studies"]["kept"]["cost"]
+    assert cost["rest"] > 0
+    monkeypatch.setattr("nncompress.reproduce.planning._measured", lambda job: pytest.fail("measured again"))
+    assert main(["reproduce", "lc", "seed=1", "--study", "kept"]) == 0
 
 
 def test_a_wrong_word_of_a_protocol_is_told(apart: None) -> None:

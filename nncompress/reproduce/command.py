@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import shutil
 import sys
@@ -81,23 +82,37 @@ def reproduce(arguments: Sequence[str]) -> int:
     asked = _read(arguments)
     protocols = [read_protocol(paper, asked.scale) for paper in asked.papers]
     _check_studies(asked, protocols)
+    try:
+        code = _all(asked, protocols, arguments)
+    except KeyboardInterrupt:
+        code = 130
+    except SystemExit as stop:  # a signal while a run was measured
+        code = int(stop.code or 0)
+    if code >= 128:
+        log.error("stopped by a signal; go on with: nncompress reproduce %s", shlex.join(arguments))
+    return code
+
+
+def _all(asked: Asked, protocols: Sequence[Protocol], arguments: Sequence[str]) -> int:
+    """Plan and run, or write the tables alone, paper by paper; the exit code."""
     if asked.tables:
         return max([_tables(asked, protocol) for protocol in protocols])
-    plans = {protocol.paper: _plans(asked, protocol) for protocol in protocols}
+    if not asked.plan:
+        for protocol in protocols:
+            _make(asked.folder(protocol.paper))
+    plans = {protocol.paper: _plans(asked, protocol, arguments) for protocol in protocols}
     sys.stdout.write("\n".join(_told(asked, protocols, plans)) + "\n")
     sys.stdout.flush()
-    if asked.plan:
-        return 0
-    codes = []
-    for protocol in protocols:
-        codes.append(_run(asked, protocol, plans[protocol.paper], arguments))
+    codes = [0]
+    for protocol in [] if asked.plan else protocols:
+        codes.append(_run(asked, protocol, plans[protocol.paper]))
         if codes[-1] >= 128:
-            log.error("go on with: nncompress reproduce %s", shlex.join(arguments))
             break
     return max(codes)
 
 
-def _plans(asked: Asked, protocol: Protocol) -> list[Plan]:
+def _plans(asked: Asked, protocol: Protocol, arguments: Sequence[str]) -> list[Plan]:
+    """The plan of each study; unless the plan is all that is asked for, on record, so that it is measured only once."""
     folder = asked.folder(protocol.paper)
     before = (read_json(folder / REPRODUCTION) or {}).get("studies", {})
     chosen = [study for study in protocol.studies if not asked.studies or study.name in asked.studies]
@@ -105,15 +120,31 @@ def _plans(asked: Asked, protocol: Protocol) -> list[Plan]:
     for study in chosen:
         sys.stderr.write(f"planning {protocol.paper} {study.name}\n")
         plans.append(planned(study, asked.words, folder / study.name, before.get(study.name) or {}))
+        if not asked.plan:
+            _write_record(folder, protocol, plans, arguments)
     return plans
 
 
-def _run(asked: Asked, protocol: Protocol, plans: Sequence[Plan], arguments: Sequence[str]) -> int:
+def _make(folder: Path) -> None:
+    """Make the folder, before anything is planned.
+
+    Raises:
+        ConfigError: it cannot be made or written into.
+    """
+    wrong = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        wrong = error.strerror
+    if wrong or not os.access(folder, os.W_OK):
+        raise ConfigError(f"--out needs a folder that can be written into, found {folder}: {wrong or 'read-only'}")
+
+
+def _run(asked: Asked, protocol: Protocol, plans: Sequence[Plan]) -> int:
     """Run the studies of one paper and write its tables; the exit code."""
     folder = asked.folder(protocol.paper)
     if not plans:
         return 0
-    _write_record(folder, protocol, plans, arguments)
     codes = [0]
     for plan in plans:
         if plan.missing:
@@ -153,7 +184,6 @@ def _tables(asked: Asked, protocol: Protocol) -> int:
 
 def _write_record(folder: Path, protocol: Protocol, plans: Sequence[Plan], arguments: Sequence[str]) -> None:
     """What the tables need to know beside the runs; studies that are not asked for this time stay on record."""
-    folder.mkdir(parents=True, exist_ok=True)
     before = (read_json(folder / REPRODUCTION) or {}).get("studies", {})
     content = {
         "paper": protocol.paper,
