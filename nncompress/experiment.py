@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import statistics
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -304,7 +305,8 @@ class _Execution:
         summary |= file_sizes(self.problem, observation.theta, network, self.folder)
         write_json(self.folder / SUMMARY, summary)
         if self.study is not None:
-            summary |= {"one_shot": self._one_shot(network)}
+            began = time.perf_counter()
+            summary |= {"one_shot": self._one_shot(network), "seconds/one_shot": time.perf_counter() - began}
             write_json(self.folder / SUMMARY, summary)
         return summary
 

@@ -22,7 +22,7 @@ from nncompress.report import report
 from nncompress.report.cross import cross_frame, cross_tables
 from nncompress.report.figures import METRICS, figure, measured
 from nncompress.report.reproduction_rows import FAIL, NOT_COMPARABLE, PASS, verdict
-from nncompress.reproduce.planning import Plan, jobs_of, planned
+from nncompress.reproduce.planning import Cost, Plan, jobs_of, planned, seconds
 from nncompress.reproduce.protocol import (
     PAPERS,
     SCALES,
@@ -99,7 +99,7 @@ def test_the_first_run_of_every_study_is_a_valid_configuration(study: Study) -> 
 def few(word: str) -> str:
     """A swept word with its first value, of a group with two: then the sweep's own configuration has the defaults."""
     key, _, value = word.partition("=")
-    return word if "[" in value else f"{key}={','.join(value.split(',')[: 1 if '.' in key else 2])}"
+    return word if "[" in value or not value else f"{key}={','.join(value.split(',')[: 1 if '.' in key else 2])}"
 
 
 FROM_REFERENCE = ("LC", "IDC", "DCRetrain", "Distillation", "DirectCompression")
@@ -339,6 +339,14 @@ def test_a_plan_that_was_stopped_keeps_what_it_measured_and_says_how_to_go_on(
     assert cost["rest"] > 0
     monkeypatch.setattr("nncompress.reproduce.planning._measured", lambda job: pytest.fail("measured again"))
     assert main(["reproduce", "lc", "seed=1", "--study", "kept"]) == 0
+
+
+def test_what_a_run_is_compressed_to_afterwards_is_measured_once_and_counted() -> None:
+    (job,) = jobs_of(["compress_at=[.1,.2,.3]", "compress_by.weights.at=[.5,.9]", "~compress_by.low_rank"])
+    assert job.parts == 3 + 3 + 2  # two methods share the parts
+    assert set(job.one_step) == {"++solver.num_steps=1", "compress_at=[0.1]", "compress_by.weights.at=[0.5]"}
+    plan = Plan(STUDIES[next(iter(STUDIES))], (), (job,), frozenset(), cost=Cost(step=2, rest=3, size=0, part=5))
+    assert seconds([plan]) == 3 + 2 * job.steps + 5 * job.parts
 
 
 def test_a_wrong_word_of_a_protocol_is_told(apart: None) -> None:

@@ -38,13 +38,15 @@ class Job:
     """One run of a study: its key in the sweep's manifest, its words, its steps (epochs, where a step has several).
 
     reference: the folder of the trained network it starts from, and the epochs of that training; None without one.
-    one_step: the words that leave it one step.
+    parts: the networks that it is compressed to without retraining. one_step: the words that leave it one step, and one
+    such network by each method.
     """
 
     key: str
     overrides: tuple[str, ...]
     steps: int
     reference: tuple[str, int] | None
+    parts: int
     one_step: tuple[str, ...]
 
 
@@ -52,13 +54,14 @@ class Job:
 class Cost:
     """What one step of one job took: seconds of the step, seconds of all else of a job, bytes that a job leaves.
 
-    epoch: seconds of an epoch of the reference's training.
+    epoch: seconds of an epoch of the reference's training. part: seconds of one of the networks it is compressed to.
     """
 
     step: float
     rest: float
     size: int
     epoch: float = 0.0
+    part: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def seconds(plans: Sequence[Plan]) -> float | None:
         for job in plan.left():
             if plan.cost is None:
                 continue
-            total += plan.cost.rest + job.steps * plan.cost.step
+            total += plan.cost.rest + job.steps * plan.cost.step + job.parts * plan.cost.part
             if job.reference is not None and job.reference[0] not in references:
                 references.add(job.reference[0])
                 trained = (Path(job.reference[0]) / SUMMARY).exists()
@@ -153,8 +156,12 @@ def _job(overrides: Sequence[str], cfg: DictConfig) -> Job:
     if solver.get("epochs") is not None:
         first = solver.get("first_epochs")
         steps = int((2 * solver.epochs if first is None else first) + (steps - 1) * solver.epochs)
-    one_step = tuple(f"++solver.{key}={value}" for key, value in ONE_STEP.items() if key in solver)
-    return Job(key_of(cfg), tuple(overrides), steps, reference_of(cfg), one_step)
+    words = [f"++solver.{key}={value}" for key, value in ONE_STEP.items() if key in solver]
+    shared, methods = list(cfg.compress_at), cfg.compress_by or {}
+    own = {f"compress_by.{name}.at": list(method.get("at") or []) for name, method in methods.items()}
+    words += [f"{key}=[{parts[0]}]" for key, parts in {"compress_at": shared, **own}.items() if parts]
+    count = sum(len(parts or shared) for parts in own.values())
+    return Job(key_of(cfg), tuple(overrides), steps, reference_of(cfg), count, tuple(words))
 
 
 def _plan(study: Study, words: tuple[str, ...], folder: Path, before: Mapping[str, Any], instead: bool = False) -> Plan:
@@ -210,8 +217,9 @@ def _measured(job: Job) -> Cost:
             raise NNCompressError(f"one step of {' '.join(job.overrides)} left no summary (exit code {code})")
         trained = [read_json(path) or {} for path in references.glob(f"*/{SUMMARY}")]
         epoch = sum(each.get("seconds/step_median") or 0.0 for each in trained)
-        step = summary.get("seconds/step_median") or 0.0
-        return Cost(step, max(0.0, wall - step - epoch), _bytes(run), epoch)
+        step, one_shot = summary.get("seconds/step_median") or 0.0, summary.get("seconds/one_shot") or 0.0
+        part = one_shot / max(1, sum(not row["recalibrated"] for row in summary.get("one_shot", ())))
+        return Cost(step, max(0.0, wall - step - epoch - one_shot), _bytes(run), epoch, part)
 
 
 def _bytes(folder: Path) -> int:
