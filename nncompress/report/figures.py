@@ -44,8 +44,8 @@ METRICS: Mapping[str, Metric] = {
     "test accuracy pruned (%)": Metric("accuracy/test", _percent, 1, 0.5, BEFORE),
     "test accuracy fine-tuned (%)": Metric("accuracy/test", _percent, 1, 0.5),
     "test error (%)": Metric("accuracy/test", _rest, -1, 0.3),
-    "CR_1": Metric("ratio/params", _same, 0, 1e-4),
-    "CR_2": Metric("ratio/tasks", _same, 0, 1e-4),
+    "CR_1": Metric("ratio/params", _same, 0, 5e-5),
+    "CR_2": Metric("ratio/tasks", _same, 0, 5e-5),
     "parameters": Metric("params/dense", _same, 0, 0.0),
     "parameters left": Metric("params/compressed", _same, 0, 0.0),
     "parameters pruned (%)": Metric("ratio/params", _rest, 1, 2.0),
@@ -53,7 +53,8 @@ METRICS: Mapping[str, Metric] = {
     "MACs": Metric("macs/dense", _same, 0, 0.0),
     "compression factor": Metric("ratio/bits", lambda value: 1 / value, 1, 0.5),
     "bits": Metric("bits/compressed", _same, 0, 0.0),
-    "ratio of bits": Metric("ratio/bits", lambda value: 1 / value, 1, 0.05),
+    "ratio of bits": Metric("ratio/bits", lambda value: 1 / value, 0, 0.005),
+    "weights removed (%)": Metric("sparsity", _percent, 0, 0.05),
 }
 """What can be held against a published figure. Objectives are not: the published code weighs its terms differently."""
 
@@ -66,25 +67,35 @@ def measured(run: Run, metric: Metric, step: int | None = None, key: str | None 
     return None if value is None else metric.form(value)
 
 
-def figure(run: Run, key: str, step: int | None = None) -> float | None:
+def figure(run: Run, key: str, step: int | None = None, parts: frozenset[float] | None = None) -> float | None:
     """A key of the summary or, at a step, of the records; `one_shot/METHOD`: the mean accuracy over all parts taken
-    away by it, without recalibration (`one_shot/METHOD/recalibrated`: with it)."""
+    away by it (of `parts`, where given), without recalibration (`one_shot/METHOD/recalibrated`: with it)."""
     if step is not None:
         at = run.rows[run.rows["step"] == step] if "step" in run.rows else run.rows
         return None if at.empty or key not in at else _number(at[key].iloc[-1])
     if key.startswith(ONE_SHOT):
-        return _one_shot((run.summary or {}).get("one_shot") or [], key)
+        found = _one_shot(run, key)
+        kept = [accuracy for part, accuracy in found.items() if parts is None or part in parts]
+        return sum(kept) / len(kept) if kept else None
     return _number(final(run).get(key)) if run.summary is not None else None
 
 
-def _one_shot(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+def shared_parts(runs: Sequence[Run], key: str) -> frozenset[float] | None:
+    """The parts that each of the runs was compressed to by the method of a key `one_shot/METHOD`; None for another."""
+    if not key.startswith(ONE_SHOT):
+        return None
+    found = [frozenset(_one_shot(run, key)) for run in runs]
+    return frozenset.intersection(*found) if found else frozenset()
+
+
+def _one_shot(run: Run, key: str) -> dict[float, float]:
+    """The accuracy at each part that was taken away."""
     method, _, recalibrated = key.removeprefix(ONE_SHOT).partition("/")
-    found = [
-        float(row["accuracy/test"])
-        for row in rows
+    return {
+        float(row["part"]): float(row["accuracy/test"])
+        for row in (run.summary or {}).get("one_shot") or []
         if row["method"] == method and row["part"] > 0 and row["recalibrated"] == bool(recalibrated)
-    ]
-    return sum(found) / len(found) if found else None
+    }
 
 
 def _fine_tuned_from(run: Run) -> int | None:

@@ -15,6 +15,7 @@ from nncompress.report.reproduction_tables import (
     absent_table,
     claims_table,
     measured_table,
+    not_done_table,
     published_table,
     studies_table,
 )
@@ -40,13 +41,15 @@ def write_reproduction(folder: Path) -> list[Path]:
     protocol = read_protocol(record["paper"], record["scale"])
     found = {study.name: _runs(folder / study.name, record["studies"].get(study.name)) for study in protocol.studies}
     crossed = cross_frame([run for study in protocol.studies if study.latency for run in found[study.name]])
-    figures = beside(protocol, read_published(protocol.paper), found, record)
+    published = read_published(protocol.paper)
+    figures = beside(protocol, published, found, record)
     tables = [
         *published_table(figures, protocol),
-        *claims_table(protocol, found),
+        *claims_table(protocol, published, found, record),
         *cross_tables(crossed, protocol.title),
         *measured_table(found, protocol),
         studies_table(protocol, found, record),
+        *not_done_table(found),
         *absent_table(figures, protocol),
     ]
     for old in (folder / "tables").glob("*"):

@@ -10,7 +10,7 @@ import pandas as pd
 from nncompress.outline import flatten
 from nncompress.records import STATUS, SUMMARY, Run, read_json
 from nncompress.report.collect import failures
-from nncompress.report.figures import METRICS, figure, measured
+from nncompress.report.figures import METRICS, figure, measured, shared_parts
 from nncompress.reproduce.protocol import Claim, Protocol, Selection, Study
 from nncompress.reproduce.published import CLAIM, Published
 
@@ -55,11 +55,11 @@ def _row(protocol: Protocol, published: Published, found: Found, record: Mapping
         "seconds": None, "date": "", "command": "",
     }  # fmt: skip
     selection, metric = protocol.selection(published.row), METRICS.get(published.metric)
-    study = None if selection is None else protocol.study(selection.study)
-    if selection is None or study is None:
-        return row | {"why": protocol.why_absent(published.row)}
-    if metric is None:
+    if selection is not None and metric is None:
         return row | {"why": "not a figure that is compared"}
+    study = None if selection is None else protocol.study(selection.study)
+    if selection is None or metric is None or study is None:
+        return row | {"why": protocol.why_absent(published.row)}
     runs = _chosen(found, selection)
     key = selection.keys.get(published.metric)
     values = [(run, measured(run, metric, selection.step, key)) for run in runs]
@@ -135,24 +135,51 @@ def _date(run: Run) -> str:
     return datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d")
 
 
-def claim_row(protocol: Protocol, claim: Claim, found: Found) -> dict[str, Any]:
+def claim_rows(
+    protocol: Protocol, published: Sequence[Published], found: Found, record: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """A row for each claim that is tested, then one for each published claim that is not, with the reason."""
+    rows = [claim_row(protocol, claim, found, record) for claim in protocol.claims]
+    tested = {claim.published for claim in protocol.claims}
+    for each in published:
+        if each.metric == CLAIM and each.row not in tested:
+            rows.append({
+                "claim": each.value, "published": each.row, "figure": "", "ours": None, "std": None, "against": None,
+                "against std": None, "n": 0, "against n": 0, "verdict": NOT_MEASURED,
+                "why": protocol.why_absent(each.row), "deviations": "",
+            })  # fmt: skip
+    return rows
+
+
+def claim_row(protocol: Protocol, claim: Claim, found: Found, record: Mapping[str, Any]) -> dict[str, Any]:
     """A claim: the means of both sides with their deviations and numbers of runs, and whether it holds."""
-    ours = _values(found, claim.ours, claim.figure)
-    against = [claim.than] if isinstance(claim.than, float) else _values(found, claim.than, claim.figure)
-    studies = [protocol.study(each.study) for each in (claim.ours, claim.than) if isinstance(each, Selection)]
+    sides = [each for each in (claim.ours, claim.than) if isinstance(each, Selection)]
+    common = shared_parts([run for side in sides for run in _chosen(found, side)], claim.figure)
+    ours = _values(found, claim.ours, claim.figure, common)
+    against = claim.than if isinstance(claim.than, float) else _values(found, claim.than, claim.figure, common)
+    studies = [protocol.study(side.study) for side in sides]
     row: dict[str, Any] = {"claim": claim.says, "published": claim.published, "figure": claim.figure}
-    for name, values in (("ours", ours), ("against", against)):
+    for name, values in (("ours", ours), ("against", [against] if isinstance(against, float) else against)):
         numbers = pd.Series(values, dtype=float)
         row |= {name: float(numbers.mean()) if values else None}
         row |= {"std" if name == "ours" else "against std": float(numbers.std(ddof=1)) if len(values) > 1 else None}
-    row |= {"n": len(ours), "against n": len(against), "verdict": NOT_MEASURED}
-    if row["ours"] is not None and row["against"] is not None:
-        judged = all(study is not None and study.judged for study in studies)
-        holds = claim.better * (row["ours"] - row["against"]) >= claim.by
-        row["verdict"] = (PASS if holds else FAIL) if judged else NOT_COMPARABLE
-    return row
+    row |= {"n": len(ours), "against n": 0 if isinstance(against, float) else len(against), "verdict": NOT_MEASURED}
+    departed = [each for study in studies if study is not None for each in deviations(study, record)]
+    row |= {"why": "", "deviations": JOIN.join(dict.fromkeys(departed))}
+    if row["ours"] is None or row["against"] is None:
+        missing = [side for side in sides if not _values(found, side, claim.figure, common)]
+        return row | {"why": "; ".join(dict.fromkeys(_why_no_side(protocol, side, found, record) for side in missing))}
+    ahead = claim.better * (row["ours"] - row["against"])
+    holds = ahead > 0 if claim.by is None else ahead >= claim.by
+    judged = all(study is not None and study.judged for study in studies)
+    return row | {"verdict": (PASS if holds else FAIL) if judged else NOT_COMPARABLE}
 
 
-def _values(found: Found, selection: Selection, key: str) -> list[float]:
-    values = [figure(run, key, selection.step) for run in _chosen(found, selection)]
+def _why_no_side(protocol: Protocol, side: Selection, found: Found, record: Mapping[str, Any]) -> str:
+    study = protocol.study(side.study)
+    return protocol.why_no_study(side.study) if study is None else _why_not(study, side, found, record)
+
+
+def _values(found: Found, selection: Selection, key: str, parts: frozenset[float] | None) -> list[float]:
+    values = [figure(run, key, selection.step, parts) for run in _chosen(found, selection)]
     return [value for value in values if value is not None]

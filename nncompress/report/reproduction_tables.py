@@ -6,19 +6,20 @@ from typing import Any
 import pandas as pd
 
 from nncompress.records import Run
-from nncompress.report.collect import aggregate, group_label, summaries, varied
+from nncompress.report.collect import aggregate, failures, group_label, summaries, varied
 from nncompress.report.reproduction_rows import (
     JOIN,
     NOT_MEASURED,
     Found,
     circumstances,
-    claim_row,
+    claim_rows,
     command_of,
     deviations,
 )
 from nncompress.report.tables import Table, known
 from nncompress.report.text import UNKNOWN, number, percent, signed, spread, yes_no
 from nncompress.reproduce.protocol import Protocol
+from nncompress.reproduce.published import Published
 
 
 def published_table(beside: pd.DataFrame, protocol: Protocol) -> Iterator[Table]:
@@ -29,18 +30,17 @@ def published_table(beside: pd.DataFrame, protocol: Protocol) -> Iterator[Table]
     numbers: dict[str, int] = {}
     shown = []
     for _, row in ours.iterrows():
-        marks = [numbers.setdefault(each, len(numbers) + 1) for each in row["deviations"].split(JOIN) if each]
         shown.append({
             "row": row["row"], "metric": row["metric"], "published": number(row["published"]),
             "ours": spread(number(row["ours"]), number(row["std"])), "n": str(row["n"]), "seeds": row["seeds"],
             "difference": _signed(row["difference"]), "tolerance": number(row["tolerance"]), "verdict": row["verdict"],
-            "seconds": number(row["seconds"]), "deviations": " ".join(map(str, marks)) or UNKNOWN,
+            "seconds": number(row["seconds"]), "deviations": _marks(row["deviations"], numbers),
         })  # fmt: skip
     notes = [
         "Row: named in published.csv, which has its setting and source.",
         "Ours: mean ± standard deviation over the seeds (n − 1 in the denominator; none for n = 1).",
         "PASS: not worse than the published figure by more than the tolerance (sizes: equal within it).",
-        *(f"Deviation {mark}: {text}" for text, mark in numbers.items()),
+        *_named(numbers),
     ]
     yield Table("published", f"Published and ours: {protocol.title}", ours, known(pd.DataFrame(shown)), notes)
 
@@ -63,29 +63,44 @@ def _absent(row: Any, figures: pd.DataFrame) -> dict[str, str]:
     return {"row": str(row), "published": ", ".join(said), "verdict": NOT_MEASURED, "why": why}
 
 
-def claims_table(protocol: Protocol, found: Found) -> Iterator[Table]:
-    """What the paper says in words, as comparisons of our figures."""
-    if not protocol.claims:
+def claims_table(
+    protocol: Protocol, published: Sequence[Published], found: Found, record: Mapping[str, Any]
+) -> Iterator[Table]:
+    """What the paper says in words, as comparisons of our figures; what of it is not tested, and why."""
+    raw = claim_rows(protocol, published, found, record)
+    if not raw:
         return
-    raw = [claim_row(protocol, claim, found) for claim in protocol.claims]
+    numbers: dict[str, int] = {}
     shown = [
         {
             "claim": row["claim"],
             "published": row["published"],
-            "figure": row["figure"],
+            "figure": row["figure"] or UNKNOWN,
             "ours": spread(number(row["ours"]), number(row["std"])),
             "against": spread(number(row["against"]), number(row["against std"])),
-            "n": f"{row['n']}, {row['against n']}",
-            "verdict": row["verdict"],
+            "n": f"{row['n']}, {row['against n']}" if row["against n"] else str(row["n"]),
+            "verdict": f"{row['verdict']}: {row['why']}" if row["why"] else row["verdict"],
+            "deviations": _marks(row["deviations"], numbers),
         }
         for row in raw
     ]  # fmt: skip
     notes = [
-        "PASS: the mean of ours is on the side of the other that the claim says, or equal to it; n of both.",
+        "PASS: the mean of ours is on the side of the other, or of the number, that the claim says; n of both.",
         "Published: the claim in published.csv; own check: of nobody but ourselves.",
+        "one_shot/METHOD: the mean accuracy over the parts that both sides were compressed to without retraining.",
         "Seconds are as they were measured, whatever else the machine did.",
+        *_named(numbers),
     ]
-    yield Table("claims", f"Claims: {protocol.title}", pd.DataFrame(raw), pd.DataFrame(shown), notes)
+    yield Table("claims", f"Claims: {protocol.title}", pd.DataFrame(raw), known(pd.DataFrame(shown)), notes)
+
+
+def _marks(joined: str, numbers: dict[str, int]) -> str:
+    """The numbers of some deviations; new ones get the next."""
+    return " ".join(str(numbers.setdefault(each, len(numbers) + 1)) for each in joined.split(JOIN) if each) or UNKNOWN
+
+
+def _named(numbers: Mapping[str, int]) -> Iterator[str]:
+    return (f"Deviation {mark}: {text}" for text, mark in numbers.items())
 
 
 def measured_table(found: Found, protocol: Protocol) -> Iterator[Table]:
@@ -135,6 +150,24 @@ def studies_table(protocol: Protocol, found: Found, record: Mapping[str, Any]) -
         lambda cell: number(cell) if isinstance(cell, int | float) else cell or UNKNOWN
     )
     return Table("studies", f"Studies and their commands: {protocol.title}", frame, known(shown))
+
+
+def not_done_table(found: Found) -> Iterator[Table]:
+    """The runs that have begun and have not ended well; they are in no other table."""
+    frames = [(study, failures(runs)) for study, runs in found.items()]
+    lines = [
+        {
+            "study": study,
+            "job": row["job"],
+            "status": row["status"],
+            "why": row["reason"] or row["traceback"] or UNKNOWN,
+        }
+        for study, frame in frames
+        for _, row in frame.iterrows()
+    ]
+    if lines:
+        frame = pd.DataFrame(lines)
+        yield Table("not_done", "Runs that are not done", frame, frame)
 
 
 def _total(runs: Sequence[Run]) -> float:

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from nncompress.errors import NNCompressError
-from nncompress.records import read_status, run_folders, write_json
+from nncompress.records import SUMMARY, read_json, read_status, run_folders, write_json
 from nncompress.report.cross import BATCH, LATENCIES
 
 log = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ SECONDS = 0.2
 
 
 def measure_latencies(folder: Path) -> None:
-    """Write latency.json into the folder of each finished run below `folder` that has none."""
+    """Write latency.json into the folder of each finished run below `folder` that has none, on the run's own device."""
     from nncompress import evaluation
     from nncompress.compact.artefact import open_artefact
     from nncompress.eval import composed
@@ -25,6 +25,7 @@ def measure_latencies(folder: Path) -> None:
     for run in run_folders([folder]):
         if read_status(run)["status"] != "done" or (run / LATENCIES).exists():
             continue
+        cfg.device = (read_json(run / SUMMARY) or {}).get("device", "auto")
         try:
             found = evaluation.measure(open_artefact(run, ()), cfg, required=False)
         except NNCompressError as error:

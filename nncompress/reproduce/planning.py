@@ -97,8 +97,8 @@ def jobs_of(words: Sequence[str]) -> list[Job]:
             loader = GlobalHydra.instance().config_loader()
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(words))
             swept = [word.input_line for word in parsed if word.is_sweep_override()]
-            compose("config", [word for word in words if word not in swept])  # as Hydra does before the jobs
-            crossed = combinations(values_of(parsed), [])
+            whole = compose("config", [word for word in words if word not in swept])  # as Hydra does before the jobs
+            crossed = combinations(values_of(parsed), whole.sweep.zip)
             return [_job(overrides, compose("config", overrides)) for overrides in crossed]
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(sentence(error, words)) from error

@@ -62,7 +62,7 @@ class Selection:
 class Claim:
     """What a paper says in words, as a comparison of means: `figure` of some runs, and of others or a number.
 
-    It holds where the first is larger (`better` 1) or smaller (−1) than the second, by at least `by`.
+    It holds where the first is larger (`better` 1) or smaller (−1) than the second; with `by`, by at least so much.
     """
 
     published: str
@@ -71,7 +71,7 @@ class Claim:
     ours: Selection
     than: Selection | float
     better: int = 1
-    by: float = 0.0
+    by: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,12 @@ class Protocol:
         """Why a published row is not measured at this scale."""
         selection = self.selection(row)
         if selection is not None:
-            scales = " and ".join(f"--scale {scale}" for scale in self.other.get(selection.study, ()))
-            return f"not at this scale; measured by {scales}"
+            return self.why_no_study(selection.study)
         return next((why for pattern, why in self.absent.items() if fnmatchcase(row, pattern)), "no experiment here")
+
+    def why_no_study(self, name: str) -> str:
+        """Where a study is that this scale has not."""
+        return f"not at this scale; measured by {' and '.join(f'--scale {scale}' for scale in self.other[name])}"
 
 
 def read_protocol(paper: str, scale: str) -> Protocol:
@@ -172,5 +175,5 @@ def _claim(node: Mapping[str, Any]) -> Claim:
         ours=_selection(node["ours"]),
         than=float(than) if isinstance(than, int | float) else _selection(than),
         better=node.get("better", 1),
-        by=node.get("by", 0.0),
+        by=node.get("by"),
     )
