@@ -14,8 +14,8 @@ from nncompress.metrics import watch
 def params_with_selection(model: nn.Module) -> int:
     """All parameters and, for each scale without a producer, one number per channel of its batch norm.
 
-    The tables for ResNet and DenseNet in Liu et al., "Learning efficient convolutional networks through network
-    slimming" (ICCV 2017), agree with this: 0/1 vectors that select channels count as parameters there.
+    The README of the PyTorch re-implementation of network slimming (github.com/Eric-mingjie/network-slimming) agrees
+    with this for ResNet-164 and DenseNet-40: 0/1 vectors that select channels count as parameters there.
     """
     selected = sum(norm_of(model, scale).num_features for scale in scales_of(model) if scale.producer is None)
     return sum(p.numel() for p in model.parameters()) + selected
@@ -26,7 +26,7 @@ def script_flops(model: nn.Module, x: Tensor) -> int:
 
     Convolutions and linear layers: 2 for each weight and position, 1 for each bias and position; batch norm: 2 for each
     element; ReLU: 1; pooling: the size of its window for each output. What is no module counts nothing, so VGG's
-    average and DenseNet's transitions pool for free, as in the tables.
+    average and DenseNet's transitions pool for free, as in the script of the proximal network slimming repository.
     """
     found: list[int] = []
 

@@ -184,12 +184,15 @@ def test_published_tt_sizes_and_ranks():
     dense = [math.prod(shape) for shape in HAR_MODES]
     output = 512 * 6
     assert (sum(tt_size(s, 80) for s in HAR_MODES) + output) / (sum(dense) + output) == 0.16759738116197184
-    for rank, ratio in {20: 0.015504, 40: 0.050230, 180: 0.508511, 400: 1.0118}.items():
+    ratios = {20: 0.015504, 40: 0.050230, 60: 0.104272, 100: 0.243297, 180: 0.508511, 260: 0.765294, 400: 1.0118}
+    for rank, ratio in ratios.items():
         found = (sum(tt_size(s, rank) for s in HAR_MODES) + output) / (sum(dense) + output)
         assert found == pytest.approx(ratio, abs=1e-4)
     cnn = [(26, 26, 4, 4, 4, 4, 4, 2, 2, 2), (4,) * 10]
     for rank, size in {40: 84408, 80: 243800, 140: 578504, 220: 1175304, 300: 1848776}.items():
         assert sum(tt_size(shape, rank) for shape in cnn) == size
+    assert sum(math.prod(shape) for shape in cnn) == 6_586_368
+    assert tt_size((4,) * 9, 80) == 75_296  # the fifth layer of HAR-5
 
 
 @pytest.mark.parametrize(

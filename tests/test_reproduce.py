@@ -20,7 +20,7 @@ from nncompress.errors import ConfigError
 from nncompress.records import read_json, read_run, write_json
 from nncompress.report import report
 from nncompress.report.cross import cross_frame, cross_tables
-from nncompress.report.figures import METRICS, figure, measured
+from nncompress.report.figures import METRICS, figure, measured, shared_parts
 from nncompress.report.reproduction_rows import FAIL, NOT_COMPARABLE, PASS, verdict
 from nncompress.reproduce.planning import Cost, Plan, jobs_of, planned, seconds
 from nncompress.reproduce.protocol import (
@@ -162,6 +162,22 @@ def test_figures_are_taken_at_the_end_at_a_step_and_before_fine_tuning(tmp_path:
     )
 
 
+def test_claims_compare_parts_that_both_sides_were_compressed_to(tmp_path: Path) -> None:
+    rows = [
+        {"method": "weights", "recalibrated": False, "part": part, "accuracy/test": 1 - part} for part in (0.5, 0.9)
+    ]
+    runs = []
+    for name, kept in {"a": rows, "b": rows[:1]}.items():
+        summary = {"one_shot": kept, "tasks": [{"params/compressed": 3}, {"params/compressed": 4}]}
+        runs.append(replace(read_run(fake_run(tmp_path / name, n=3)), summary=summary))
+    parts = shared_parts(runs, "one_shot/weights")
+    assert parts == {0.5}
+    assert [figure(run, "one_shot/weights", None, parts) for run in runs] == [0.5, 0.5]
+    assert figure(runs[0], "one_shot/weights") == pytest.approx(0.3)
+    assert figure(runs[0], "tasks/params/compressed") == 7
+    assert shared_parts(runs, "accuracy/test") is None
+
+
 def test_a_one_shot_figure_is_the_mean_over_the_parts_taken_away(tmp_path: Path) -> None:
     folder = fake_run(tmp_path / "run", n=3)
     rows = [
@@ -194,6 +210,18 @@ def test_the_best_at_each_size_is_the_most_accurate_that_is_small_enough(tmp_pat
     assert list(bits["behind it"]) == ["idc c0.1 (5.00)", "lc c0.1 (2.00)"]
 
 
+def test_of_two_that_are_as_accurate_the_smaller_is_the_best_and_a_little_more_than_the_size_counts() -> None:
+    frame = pd.DataFrame({
+        "network": "net", "solver": ["a", "b"], "compression": "c", "size": "", "n": 1, "accuracy": [0.9, 0.9],
+        "accuracy std": None, "bits": [0.1, 0.0505], "macs": 0.1, "latency": float("nan"), "epochs": 1.0,
+        "front/bits": True, "front/macs": True, "front/latency": False,
+    })  # fmt: skip
+    best = next(iter(cross_tables(frame, "x"))).raw
+    bits = best[best["measure"] == "bits left"]
+    assert list(bits["up to"]) == ["0.05", "0.1"]
+    assert list(bits["solver"]) == ["b", "b"]
+
+
 WORDS = ("model.widths=[8]", "solver.num_steps=2", "device=cpu", "compression=l0", "compression.keep=0.5,0.1")
 
 
@@ -223,6 +251,7 @@ PUBLISHED = [
     Published("lc", "table/keep0.1", "Table 1", "a tenth", "objective", "3", ""),
     Published("lc", "table/other", "Table 2", "other", "test error (%)", "2", ""),
     Published("lc", "claims/1", "abstract", "all", CLAIM, "better", ""),
+    Published("lc", "claims/2", "abstract", "all", CLAIM, "faster", ""),
 ]
 
 
@@ -261,7 +290,10 @@ def test_studies_run_are_judged_and_are_not_run_again(tiny_paper: Path, capsys: 
         "table/keep0.1": "not a figure that is compared", "table/other": "no such data",
     }  # fmt: skip
     claims = pd.read_csv(tiny_paper / "tables" / "claims.csv")
-    assert claims["verdict"][0] == (PASS if accuracy[0] > accuracy[1] else FAIL)
+    assert claims["verdict"].to_list() == [PASS if accuracy[0] > accuracy[1] else FAIL, "not measured"]
+    assert claims["deviations"][0] == "a small network"
+    assert claims["claim"][1] == "faster"
+    assert claims["why"][1] == "no experiment here"
     assert "none.npz" in (tiny_paper / "tables" / "studies.md").read_text()
     assert "Published" not in capsys.readouterr().err
     before = (tiny_paper / "kept" / "0" / "status.json").stat().st_mtime_ns

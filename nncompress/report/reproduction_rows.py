@@ -10,7 +10,7 @@ import pandas as pd
 from nncompress.outline import flatten
 from nncompress.records import STATUS, SUMMARY, Run, read_json
 from nncompress.report.collect import failures
-from nncompress.report.figures import METRICS, figure, measured, shared_parts
+from nncompress.report.figures import METRICS, UNCOMPARED, figure, measured, shared_parts
 from nncompress.reproduce.protocol import Claim, Protocol, Selection, Study
 from nncompress.reproduce.published import CLAIM, Published
 
@@ -56,7 +56,7 @@ def _row(protocol: Protocol, published: Published, found: Found, record: Mapping
     }  # fmt: skip
     selection, metric = protocol.selection(published.row), METRICS.get(published.metric)
     if selection is not None and metric is None:
-        return row | {"why": "not a figure that is compared"}
+        return row | {"why": UNCOMPARED.get(published.metric, "not a figure that is compared")}
     study = None if selection is None else protocol.study(selection.study)
     if selection is None or metric is None or study is None:
         return row | {"why": protocol.why_absent(published.row)}
@@ -73,7 +73,7 @@ def _row(protocol: Protocol, published: Published, found: Found, record: Mapping
         "ours": ours, "std": float(numbers.std(ddof=1)) if len(numbers) > 1 else None, "n": len(numbers),
         "seeds": " ".join(str(run.config.get("seed")) for run, _ in kept), "difference": difference,
         "tolerance": tolerance, "verdict": verdict(difference, metric.better, tolerance, study.judged),
-        "deviations": JOIN.join(deviations(study, record)),
+        "deviations": JOIN.join([*deviations(study, record), *selection.deviations]),
         "command": command_of(record, study),
     }  # fmt: skip
     return row | circumstances([run for run, _ in kept])
@@ -165,6 +165,7 @@ def claim_row(protocol: Protocol, claim: Claim, found: Found, record: Mapping[st
         row |= {"std" if name == "ours" else "against std": float(numbers.std(ddof=1)) if len(values) > 1 else None}
     row |= {"n": len(ours), "against n": 0 if isinstance(against, float) else len(against), "verdict": NOT_MEASURED}
     departed = [each for study in studies if study is not None for each in deviations(study, record)]
+    departed += [each for side in sides for each in side.deviations]
     row |= {"why": "", "deviations": JOIN.join(dict.fromkeys(departed))}
     if row["ours"] is None or row["against"] is None:
         missing = [side for side in sides if not _values(found, side, claim.figure, common)]
@@ -181,5 +182,6 @@ def _why_no_side(protocol: Protocol, side: Selection, found: Found, record: Mapp
 
 
 def _values(found: Found, selection: Selection, key: str, parts: frozenset[float] | None) -> list[float]:
+    key = selection.keys.get(key, key)
     values = [figure(run, key, selection.step, parts) for run in _chosen(found, selection)]
     return [value for value in values if value is not None]

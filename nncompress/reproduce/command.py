@@ -34,7 +34,8 @@ usage: nncompress reproduce PAPER... [--scale SCALE] [--study NAME,...] [--launc
 Runs the experiments of papers as sweeps, and writes their figures beside the published ones. The same command goes on
 where it was stopped.
 
-  PAPER                     nnbcd, slimming, sparsefw, lc; cross: every solver with every compression; all
+  PAPER                     nnbcd, slimming, sparsefw, lc; cross: the main solvers with the main compressions;
+                            all
   --scale SCALE             smoke: minutes, on the embedded digits; cpu (default): hours on two cores, on real data;
                             gpu: the published protocols
   --study NAME,...          these studies alone

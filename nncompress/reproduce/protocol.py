@@ -49,13 +49,14 @@ class Study:
 class Selection:
     """The runs of a study whose settings have these values, at their end or at a step.
 
-    keys: figures of the run that take the place of those that a metric usually means.
+    keys: figures of the run that take the place of those that a metric usually means. deviations: beside the study's.
     """
 
     study: str
     where: Mapping[str, Any] = field(default_factory=dict)
     step: int | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
+    deviations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,13 @@ def _study(name: str, node: Mapping[str, Any], scale: str) -> Study:
 
 
 def _selection(node: Mapping[str, Any]) -> Selection:
-    return Selection(node["study"], node.get("where") or {}, node.get("step"), node.get("keys") or {})
+    return Selection(
+        study=node["study"],
+        where=node.get("where") or {},
+        step=node.get("step"),
+        keys=node.get("keys") or {},
+        deviations=tuple(node.get("deviations") or ()),
+    )
 
 
 def _claim(node: Mapping[str, Any]) -> Claim:
