@@ -60,9 +60,9 @@ def no_module_of_another_test(tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Modules that a test wrote and imported are forgotten, so that another may write one of the same name."""
     yield
     base = str(tmp_path_factory.getbasetemp())
-    written = [name for name, module in sys.modules.items() if str(getattr(module, "__file__", "")).startswith(base)]
-    for name in written:
-        del sys.modules[name]
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(base):
+            del sys.modules[name]
 
 
 @pytest.fixture

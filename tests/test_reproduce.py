@@ -22,7 +22,7 @@ from nncompress.report import report
 from nncompress.report.cross import cross_frame, cross_tables
 from nncompress.report.figures import METRICS, figure, measured, shared_parts
 from nncompress.report.reproduction_rows import FAIL, NOT_COMPARABLE, PASS, verdict
-from nncompress.reproduce.planning import Cost, Plan, jobs_of, planned, seconds
+from nncompress.reproduce.planning import Cost, Plan, _recorded, jobs_of, planned, seconds
 from nncompress.reproduce.protocol import (
     PAPERS,
     SCALES,
@@ -370,6 +370,9 @@ def test_a_plan_that_was_stopped_keeps_what_it_measured_and_says_how_to_go_on(
     assert "go on with: nncompress reproduce lc seed=1" in caplog.text
     cost = json.loads((tiny_paper / "reproduce.json").read_text())["studies"]["kept"]["cost"]
     assert cost["rest"] > 0
+    assert _recorded({"words": ["a"], "cost": cost}, ["a"]) == Cost(**cost)
+    assert [_recorded({"words": ["a"], "cost": each}, ["a"]) for each in (None, 3, {"x": 1})] == [None] * 3
+    assert _recorded({"words": ["a"], "cost": cost}, ["b"]) is None
     monkeypatch.setattr("nncompress.reproduce.planning._measured", lambda job: pytest.fail("measured again"))
     assert main(["reproduce", "lc", "seed=1", "--study", "kept"]) == 0
 

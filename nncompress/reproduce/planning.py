@@ -168,17 +168,22 @@ def _plan(study: Study, words: tuple[str, ...], folder: Path, before: Mapping[st
     jobs = tuple(jobs_of(words))
     stand = _standings(folder)
     ended = frozenset(job.key for job in jobs if stand.get(job.key) in ENDED)
-    cost = before.get("cost") if before.get("words") == list(words) else None
     if len(ended) == len(jobs):
         return Plan(study, words, jobs, ended, instead)
-    if cost is not None:
-        return Plan(study, words, jobs, ended, instead, cost=Cost(**cost))
     try:
-        return Plan(study, words, jobs, ended, instead, cost=_measured(jobs[0]))
+        return Plan(study, words, jobs, ended, instead, cost=_recorded(before, words) or _measured(jobs[0]))
     except DataError as error:
         return Plan(study, words, jobs, ended, instead, missing=str(error))
     except NNCompressError:  # the run itself will tell
         return Plan(study, words, jobs, ended, instead)
+
+
+def _recorded(before: Mapping[str, Any], words: Sequence[str]) -> Cost | None:
+    """What was measured the last time with the same words; None where it was not, or where it cannot be read."""
+    try:
+        return Cost(**before["cost"]) if before.get("words") == list(words) else None
+    except (KeyError, TypeError):
+        return None
 
 
 def all_done(folder: Path, jobs: Sequence[Job]) -> bool:
