@@ -8,6 +8,7 @@ import platform
 import resource
 import subprocess
 import sys
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def peak_memory(device: torch.device) -> int:
 def describe(device: torch.device, dtype: torch.dtype, seed: int) -> dict[str, Any]:
     """Versions, hardware, commit, command line, seed and the flags that decide whether a run can be repeated."""
     return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": sys.orig_argv,
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -64,6 +64,9 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 execution = _Execution(cfg, folder, interruption, status, tracking)
                 summary = execution.recorded()
                 write_run_report(folder)
+            if interruption.code and parallel.size() == 1:  # too late for this run, not for what would follow it
+                log.warning("stopped by a signal once the run had all its steps; it is done")
+                interruption.leave(interruption.code)
     return summary
 
 

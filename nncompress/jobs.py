@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nncompress import config, locks, processes
 from nncompress.errors import ConfigError, NNCompressError
 from nncompress.manifest import ENDED, STOPPED, standing
-from nncompress.records import CONFIG, LOCK, STATUS, replace_bytes, write_json
+from nncompress.records import CONFIG, LOCK, RECORDS, STATUS, replace_bytes, write_json
 from nncompress.signatures import one_line
 
 log = logging.getLogger(__name__)
@@ -111,8 +111,8 @@ def _prepared(cfg: DictConfig, folder: Path) -> Callable[[], Any]:
 
 
 def _not_started(cfg: DictConfig, folder: Path, status: str, reason: str) -> None:
-    """Leave the configuration and why there is no run; one that is resumed has its own."""
-    if not (folder / STATUS).exists():
+    """Leave the configuration and why there is no run; one that has records has its own."""
+    if not ((folder / STATUS).exists() and (folder / RECORDS).exists()):
         saved = cfg.copy()
         with suppress(OmegaConfBaseException):  # else it stays as it was written
             OmegaConf.resolve(saved)

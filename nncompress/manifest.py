@@ -81,7 +81,7 @@ def read_manifest(folder: Path) -> Manifest:
         found = content["format"]
         manifest = Manifest(content["command"], [Job(**job) for job in content["jobs"]])
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged ({error!r}); start the sweep again in another folder") from error
+        raise ConfigError(f"{path} is damaged ({error!r}); move its folder away and start the sweep again") from error
     if found != FORMAT:
         raise ConfigError(f"{path} has format {found}, this version reads format {FORMAT}; start the sweep again")
     for job in manifest.jobs:

@@ -1,11 +1,11 @@
 """A paper's experiments beside what it published: the tables, plots and page of what `nncompress reproduce` has run."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nncompress.errors import ConfigError
+from nncompress.manifest import SWEEP, read_manifest
 from nncompress.records import Run, is_run, read_json, read_run, replace_bytes
 from nncompress.report.comparison_plots import beside_published
 from nncompress.report.cross import cross_frame, cross_plots, cross_tables
@@ -29,17 +29,44 @@ RUN_PLOTS = ("rate", "factors")
 """Plots of a study's first run that the page shows beside those of its sweep."""
 
 
-def write_reproduction(folder: Path) -> list[Path]:
+def record_of(folder: Path) -> dict[str, Any]:
+    """What is on record of the experiments in `folder`: the paper, the scale, and each study as it was planned.
+
+    Raises:
+        ConfigError: there is no record, or it is damaged.
+    """
+    record: dict[str, Any] = read_json(folder / REPRODUCTION) or {}
+    studies = record.get("studies")
+    whole = isinstance(studies, dict) and all(isinstance(each, dict) for each in studies.values())
+    if not whole or record.get("paper") not in PAPERS or record.get("scale") not in SCALES:
+        raise ConfigError(
+            f"{folder / REPRODUCTION} must name a paper, a scale and its studies, found others; delete it and give "
+            "`nncompress reproduce` again, which keeps the runs"
+        )
+    return record
+
+
+def studies_of(folder: Path) -> dict[str, list[Run]]:
+    """The runs of each study in `folder`: those of the jobs that it consists of now, in the sweep's order.
+
+    Raises:
+        ConfigError: a record is damaged.
+    """
+    record = record_of(folder)
+    protocol = read_protocol(record["paper"], record["scale"])
+    return {study.name: _runs(folder / study.name, record["studies"].get(study.name)) for study in protocol.studies}
+
+
+def write_reproduction(folder: Path, found: Mapping[str, Sequence[Run]]) -> list[Path]:
     """Write tables/, plots/, report.html and results.md of the experiments in `folder`; their paths.
+
+    found: the runs of each study (`studies_of`), whose own plots are there.
 
     Raises:
         ConfigError: the folder's record is damaged.
     """
-    record: dict[str, Any] = read_json(folder / REPRODUCTION) or {}
-    if record.get("paper") not in PAPERS or record.get("scale") not in SCALES or "studies" not in record:
-        raise ConfigError(f"{folder / REPRODUCTION} must name a paper, a scale and studies, found others; run it again")
+    record = record_of(folder)
     protocol = read_protocol(record["paper"], record["scale"])
-    found = {study.name: _runs(folder / study.name, record["studies"].get(study.name)) for study in protocol.studies}
     crossed = cross_frame([run for study in protocol.studies if study.latency for run in found[study.name]])
     published = read_published(protocol.paper)
     figures = beside(protocol, published, found, record)
@@ -52,25 +79,25 @@ def write_reproduction(folder: Path) -> list[Path]:
         *not_done_table(found),
         *absent_table(figures, protocol),
     ]
-    for old in (folder / "tables").glob("*"):
-        old.unlink()
     paths = [path for table in tables for path in write_table(table, folder / "tables")]
     drawn = {"published": beside_published(figures, protocol.title)} | cross_plots(crossed)
     paths += save_sweep_plots(drawn, folder / "plots")
+    for old in {*(folder / "tables").glob("*"), *(folder / "plots").glob("*")} - {*paths}:
+        old.unlink(missing_ok=True)
     plots = [path for path in paths if path.parent.name == "plots"]
     plots += [path for study in protocol.studies for path in _plots_of(folder / study.name, found[study.name])]
     title = f"{protocol.title}: scale {protocol.scale}"
-    page = reproduction_page(title, shlex.join(record["command"]), tables, plots, shut="not_measured")
+    page = reproduction_page(title, _command(protocol), tables, plots, shut="not_measured")
     replace_bytes(folder / PAGE, page.encode())
-    replace_bytes(folder / RESULTS, _results(protocol, tables, record).encode())
+    replace_bytes(folder / RESULTS, _results(protocol, tables).encode())
     return [*paths, folder / PAGE, folder / RESULTS]
 
 
 def _runs(folder: Path, record: Mapping[str, Any] | None) -> list[Run]:
-    """The runs of the jobs that the study consists of now, in the sweep's order."""
-    sweep = read_json(folder / "sweep.json") or {}
+    if not (folder / SWEEP).exists():
+        return []
     keys = (record or {}).get("keys", [])
-    folders = [folder / job["folder"] for job in sweep.get("jobs", []) if job["key"] in keys]
+    folders = [folder / job.folder for job in read_manifest(folder).jobs if job.key in keys]
     return [read_run(path) for path in folders if is_run(path)]
 
 
@@ -81,9 +108,13 @@ def _plots_of(folder: Path, runs: Sequence[Run]) -> list[Path]:
     return [*paths, *(path for name in RUN_PLOTS for path in sorted(first.glob(f"{name}.*")))]
 
 
-def _results(protocol: Protocol, tables: Sequence[Table], record: Mapping[str, Any]) -> str:
+def _command(protocol: Protocol) -> str:
+    return f"nncompress reproduce {protocol.paper} --scale {protocol.scale}"
+
+
+def _results(protocol: Protocol, tables: Sequence[Table]) -> str:
     """All tables as one Markdown file, the long one of what was not measured folded."""
-    parts = [f"## {protocol.title}: scale {protocol.scale}", f"`{shlex.join(record['command'])}`"]
+    parts = [f"## {protocol.title}: scale {protocol.scale}", f"`{_command(protocol)}`"]
     for table in tables:
         text = markdown(table).partition("\n")[2].strip()
         title = table.title.removesuffix(f": {protocol.title}")

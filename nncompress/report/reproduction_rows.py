@@ -16,6 +16,8 @@ from nncompress.reproduce.published import CLAIM, Published
 
 PASS, FAIL, NOT_MEASURED, NOT_COMPARABLE = "PASS", "FAIL", "not measured", "not comparable"
 
+ROUNDING = 1e-12
+"""By how much a difference may miss a limit that it would meet in exact arithmetic."""
 JOIN = " | "
 """Between deviations in a cell."""
 Found = Mapping[str, Sequence[Run]]
@@ -84,7 +86,7 @@ def verdict(difference: float | None, better: int, tolerance: float, judged: boo
     if difference is None or not judged:
         return NOT_COMPARABLE
     worse = abs(difference) if better == 0 else -better * difference
-    return PASS if worse <= tolerance + 1e-12 else FAIL
+    return PASS if worse <= tolerance + ROUNDING else FAIL
 
 
 def _why_not(study: Study, selection: Selection, found: Found, record: Mapping[str, Any]) -> str:
@@ -96,7 +98,7 @@ def _why_not(study: Study, selection: Selection, found: Found, record: Mapping[s
     runs = [run for run in found[study.name] if _matches(run, selection)]
     frame = failures(runs)
     if len(frame):
-        return f"not done: {'; '.join(dict.fromkeys(map(str, frame['reason'])))}"
+        return f"not done: {'; '.join(dict.fromkeys(frame['reason'].fillna(frame['status'])))}"
     return "not recorded, or after the last step at this scale" if runs else "not run yet"
 
 
@@ -120,8 +122,8 @@ def command_of(record: Mapping[str, Any], study: Study) -> str:
 
 def circumstances(runs: Sequence[Run]) -> dict[str, Any]:
     """Hardware, median seconds in the solver and the last date of some runs."""
-    found = [read_json(run.folder / "environment.json") or {} for run in runs]
-    names = [f"{each.get('device_name')}, {each.get('threads')} threads" for each in found if each]
+    parts = [part for run in runs for part in _environments(run)]
+    names = [f"{each.get('device_name')}, {each.get('threads')} threads" for each in parts]
     times = pd.Series([run.summary["seconds/total"] for run in runs if run.summary is not None], dtype=float)
     return {
         "hardware": "; ".join(dict.fromkeys(names)),
@@ -130,9 +132,17 @@ def circumstances(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
+def _environments(run: Run) -> list[dict[str, Any]]:
+    """With what the run began, and with what it was taken up again."""
+    began = read_json(run.folder / "environment.json") or {}
+    return [each for each in (began, *began.get("resumed", [])) if each]
+
+
 def _date(run: Run) -> str:
+    """The day on which the run began or was last taken up; of older runs that of their files."""
+    dates = [str(each["date"]) for each in _environments(run) if each.get("date")]
     path = run.folder / (SUMMARY if (run.folder / SUMMARY).exists() else STATUS)
-    return datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d")
+    return max(dates)[:10] if dates else datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d")
 
 
 def claim_rows(
@@ -171,7 +181,7 @@ def claim_row(protocol: Protocol, claim: Claim, found: Found, record: Mapping[st
         missing = [side for side in sides if not _values(found, side, claim.figure, common)]
         return row | {"why": "; ".join(dict.fromkeys(_why_no_side(protocol, side, found, record) for side in missing))}
     ahead = claim.better * (row["ours"] - row["against"])
-    holds = ahead > 0 if claim.by is None else ahead >= claim.by
+    holds = ahead > 0 if claim.by is None else ahead >= claim.by - ROUNDING
     judged = all(study is not None and study.judged for study in studies)
     return row | {"verdict": (PASS if holds else FAIL) if judged else NOT_COMPARABLE}
 

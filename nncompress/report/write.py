@@ -13,7 +13,7 @@ from nncompress.records import Run, is_run, read_run, read_runs, replace_bytes
 from nncompress.report.collect import aggregate, choice, failures, group_label, setting_of, summaries, varied
 from nncompress.report.html import run_page, sweep_page
 from nncompress.report.one_shot import run_one_shot, sweep_one_shot
-from nncompress.report.reproduction import REPRODUCTION, write_reproduction
+from nncompress.report.reproduction import REPRODUCTION, studies_of, write_reproduction
 from nncompress.report.run_plots import run_plots
 from nncompress.report.run_tables import run_tables
 from nncompress.report.searches import search_plot, search_table, trials_of
@@ -52,6 +52,7 @@ class _Written:
 def report(folders: Iterable[Path], html: bool = False) -> list[Path]:
     """Rebuild the report of each folder: a run's own; below any other folder, that of each run and their aggregate.
 
+    Of a paper's experiments (`nncompress reproduce`) that of each study and those beside the published figures.
     With `html` also write one page, report.html, into each folder.
 
     Raises:
@@ -64,7 +65,10 @@ def report(folders: Iterable[Path], html: bool = False) -> list[Path]:
             written = _write_run(run)
             page = run_page(run, written.tables, written.plots) if html else None
         elif (folder / REPRODUCTION).is_file():
-            paths += write_reproduction(folder)
+            found = studies_of(folder)
+            for name, runs in found.items():
+                paths += _write_sweep(folder / name, runs, summaries(runs), failures(runs)).paths if runs else []
+            paths += write_reproduction(folder, found)
             continue
         else:
             runs = read_runs([folder])

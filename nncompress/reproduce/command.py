@@ -10,19 +10,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nncompress.errors import ConfigError
 from nncompress.jobs import short
 from nncompress.manifest import SWEEP
 from nncompress.options import groups
-from nncompress.records import read_json, write_json
-from nncompress.report.reproduction import REPRODUCTION, write_reproduction
+from nncompress.records import write_json
+from nncompress.report import report
+from nncompress.report.reproduction import REPRODUCTION, record_of
 from nncompress.report.text import columns
 from nncompress.reproduce import planning
 from nncompress.reproduce.latencies import measure_latencies
-from nncompress.reproduce.planning import Plan, all_done, on_record, planned
+from nncompress.reproduce.planning import Plan, ended_otherwise, on_record, planned
 from nncompress.reproduce.protocol import PAPERS, SCALES, Protocol, read_protocol
 from nncompress.train import train
+from nncompress.words import quoted
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +43,12 @@ where it was stopped.
                             gpu: the published protocols
   --study NAME,...          these studies alone
   --launcher NAME           of the sweeps: local (default), joblib, ray, slurm
-  --plan                    shows what would be run, how long it may take, and what data are missing; runs nothing
+  --plan                    shows what would be run, how long it may take, and what data are missing; runs no more than
+                            a step of each study, to time it, and keeps nothing
   --tables                  writes the tables and plots anew from what is there; runs nothing
   --out FOLDER              where everything goes (default: outputs/reproduce)
-  KEY=VALUE                 seed=0,1,2, device=..., data_dir=..., data.download=..., reference_dir=...,
-                            hydra.launcher.KEY=..., sweep.retries=...
+  KEY=VALUE                 seed=0,1,2, device=... (another one is another run), data_dir=..., data.download=...,
+                            reference_dir=..., hydra.launcher.KEY=..., sweep.retries=...
 """
 FREE = ("seed", "device", "data_dir", "data.download", "reference_dir", "checkpoint_every")
 """Keys that change no protocol."""
@@ -84,7 +88,7 @@ def reproduce(arguments: Sequence[str]) -> int:
     protocols = [read_protocol(paper, asked.scale) for paper in asked.papers]
     _check_studies(asked, protocols)
     try:
-        code = _all(asked, protocols, arguments)
+        code = _all(asked, protocols)
     except KeyboardInterrupt:
         code = 130
     except SystemExit as stop:  # a signal while a run was measured
@@ -94,14 +98,14 @@ def reproduce(arguments: Sequence[str]) -> int:
     return code
 
 
-def _all(asked: Asked, protocols: Sequence[Protocol], arguments: Sequence[str]) -> int:
+def _all(asked: Asked, protocols: Sequence[Protocol]) -> int:
     """Plan and run, or write the tables alone, paper by paper; the exit code."""
     if asked.tables:
-        return max([_tables(asked, protocol) for protocol in protocols])
+        return _all_tables(asked, protocols)
     if not asked.plan:
         for protocol in protocols:
             _make(asked.folder(protocol.paper))
-    plans = {protocol.paper: _plans(asked, protocol, arguments) for protocol in protocols}
+    plans = {protocol.paper: _plans(asked, protocol) for protocol in protocols}
     sys.stdout.write("\n".join(_told(asked, protocols, plans)) + "\n")
     sys.stdout.flush()
     codes = [0]
@@ -112,17 +116,17 @@ def _all(asked: Asked, protocols: Sequence[Protocol], arguments: Sequence[str]) 
     return max(codes)
 
 
-def _plans(asked: Asked, protocol: Protocol, arguments: Sequence[str]) -> list[Plan]:
+def _plans(asked: Asked, protocol: Protocol) -> list[Plan]:
     """The plan of each study; unless the plan is all that is asked for, on record, so that it is measured only once."""
     folder = asked.folder(protocol.paper)
-    before = (read_json(folder / REPRODUCTION) or {}).get("studies", {})
+    before = _before(folder)
     chosen = [study for study in protocol.studies if not asked.studies or study.name in asked.studies]
     plans = []
     for study in chosen:
         sys.stderr.write(f"planning {protocol.paper} {study.name}\n")
         plans.append(planned(study, asked.words, folder / study.name, before.get(study.name) or {}))
         if not asked.plan:
-            _write_record(folder, protocol, plans, arguments)
+            _write_record(folder, protocol, plans)
     return plans
 
 
@@ -152,45 +156,61 @@ def _run(asked: Asked, protocol: Protocol, plans: Sequence[Plan]) -> int:
             log.error("%s %s is not run: %s", protocol.paper, plan.study.name, plan.missing)
             codes.append(1)
             continue
-        if plan.left():
-            codes.append(_sweep(asked, plan, folder / plan.study.name))
-        codes.append(int(not all_done(folder / plan.study.name, plan.jobs)) if codes[-1] < 128 else codes[-1])
-        if codes[-1] < 128 and plan.study.latency:
-            measure_latencies(folder / plan.study.name)
-        if codes[-1] >= 128:
+        stopped = _sweep(asked, plan, folder / plan.study.name) if plan.left() else 0
+        if stopped >= 128:
+            codes.append(stopped)
             break
-    codes.append(_tables(asked, protocol))
+        ends = ended_otherwise(folder / plan.study.name, plan.jobs)
+        if ends:
+            told = ", ".join(f"{count} {status}" for status, count in ends.items())
+            log.error("%s %s: of %d runs %s", protocol.paper, plan.study.name, len(plan.jobs), told)
+            codes.append(1)
+        if plan.study.latency:
+            measure_latencies(folder / plan.study.name)
+    _tables(asked, protocol)
     return max(codes)
 
 
 def _sweep(asked: Asked, plan: Plan, folder: Path) -> int:
     """Run or go on with a study's sweep; its exit code."""
     words = [*plan.words, *asked.launcher]
-    log.info("%s: %s", short(folder), plan.study.about)
+    sys.stdout.write(f"{short(folder.absolute())}: {plan.study.about}\n")
+    sys.stdout.flush()
     begun = (folder / SWEEP).exists()
-    return train(["-m", *words, f"{'sweep.resume' if begun else 'hydra.sweep.dir'}={folder}"])
+    return train(["-m", *words, f"{'sweep.resume' if begun else 'hydra.sweep.dir'}={quoted(str(folder))}"])
 
 
-def _tables(asked: Asked, protocol: Protocol) -> int:
-    folder = asked.folder(protocol.paper)
-    if not (folder / REPRODUCTION).is_file():
-        raise ConfigError(
-            f"--tables needs what was run, found no {REPRODUCTION} in {folder}; run it first, without --tables"
-        )
-    for path in write_reproduction(folder):
-        if path.suffix in (".md", ".html"):
-            sys.stdout.write(f"wrote {short(path.absolute())}\n")
+def _all_tables(asked: Asked, protocols: Sequence[Protocol]) -> int:
+    there = [each for each in protocols if (asked.folder(each.paper) / REPRODUCTION).is_file()]
+    absent = [str(asked.folder(each.paper)) for each in protocols if each not in there]
+    if not there:
+        found = f"found no {REPRODUCTION} in {', '.join(absent)}"
+        raise ConfigError(f"--tables needs what was run, {found}; run it first, without --tables")
+    for folder in absent:
+        log.warning("nothing was run in %s, it gets no tables", folder)
+    for protocol in there:
+        _tables(asked, protocol)
     return 0
 
 
-def _write_record(folder: Path, protocol: Protocol, plans: Sequence[Plan], arguments: Sequence[str]) -> None:
+def _tables(asked: Asked, protocol: Protocol) -> None:
+    folder = asked.folder(protocol.paper)
+    for path in report([folder]):
+        if path.suffix in (".md", ".html") and path.is_relative_to(folder) and len(path.relative_to(folder).parts) < 3:
+            sys.stdout.write(f"wrote {short(path.absolute())}\n")
+
+
+def _before(folder: Path) -> dict[str, Any]:
+    """Each study as it is on record."""
+    return dict(record_of(folder)["studies"]) if (folder / REPRODUCTION).exists() else {}
+
+
+def _write_record(folder: Path, protocol: Protocol, plans: Sequence[Plan]) -> None:
     """What the tables need to know beside the runs; studies that are not asked for this time stay on record."""
-    before = (read_json(folder / REPRODUCTION) or {}).get("studies", {})
     content = {
         "paper": protocol.paper,
         "scale": protocol.scale,
-        "command": ["nncompress", "reproduce", *arguments],
-        "studies": before | {plan.study.name: on_record(plan) for plan in plans},
+        "studies": _before(folder) | {plan.study.name: on_record(plan) for plan in plans},
     }
     write_json(folder / REPRODUCTION, content)
 
@@ -212,10 +232,13 @@ def _told(asked: Asked, protocols: Sequence[Protocol], plans: dict[str, list[Pla
     free = shutil.disk_usage(_existing(asked.out)).free
     runs = sum(len(plan.left()) for plan in everything)
     size = planning.size(everything)
+    unknown = [plan.study.name for plan in everything if plan.left() and plan.cost is None]
     yield (
         f"{runs} runs to do; one after the other on this machine about {_time(planning.seconds(everything))} (from one "
         f"measured step of a study's first run); {_size(size)} of {_size(free)} free in {asked.out}"
     )
+    if unknown:
+        yield f"Without {', '.join(unknown)}, of which no step could be measured: the run itself will say why."
     if size > free:
         yield "The disk is too small: free some space, or give another folder with --out."
     for plan in everything:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +19,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from nncompress import config
@@ -28,6 +31,7 @@ from nncompress.reference import reference_of
 from nncompress.reproduce.protocol import Study
 from nncompress.sweeper import combinations, values_of
 from nncompress.train import QUIET, train
+from nncompress.words import quoted
 
 ONE_STEP = {"num_steps": 1, "epochs": 1, "first_epochs": 1}
 """The keys of a solver that set how much it does, and their values when one step of it is measured."""
@@ -37,7 +41,8 @@ ONE_STEP = {"num_steps": 1, "epochs": 1, "first_epochs": 1}
 class Job:
     """One run of a study: its key in the sweep's manifest, its words, its steps (epochs, where a step has several).
 
-    reference: the folder of the trained network it starts from, and the epochs of that training; None without one.
+    data: the node of its data set, as JSON. reference: the folder of the trained network it starts from, and the epochs
+    of that training; None without one.
     parts: the networks that it is compressed to without retraining. one_step: the words that leave it one step, and one
     such network by each method.
     """
@@ -45,6 +50,7 @@ class Job:
     key: str
     overrides: tuple[str, ...]
     steps: int
+    data: str
     reference: tuple[str, int] | None
     parts: int
     one_step: tuple[str, ...]
@@ -60,8 +66,8 @@ class Cost:
     step: float
     rest: float
     size: int
-    epoch: float = 0.0
-    part: float = 0.0
+    epoch: float
+    part: float
 
 
 @dataclass(frozen=True)
@@ -99,9 +105,19 @@ def jobs_of(words: Sequence[str]) -> list[Job]:
             swept = [word.input_line for word in parsed if word.is_sweep_override()]
             whole = compose("config", [word for word in words if word not in swept])  # as Hydra does before the jobs
             crossed = combinations(values_of(parsed), whole.sweep.zip)
-            return [_job(overrides, compose("config", overrides)) for overrides in crossed]
+            return [_job(overrides, _composed(overrides)) for overrides in crossed]
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(sentence(error, words)) from error
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a job as `nncompress train` has it, after which its reference's folder is named."""
+    cfg = compose("config", list(overrides), return_hydra_config=True)
+    choices = cfg.hydra.runtime.choices
+    cfg.choices = {group: choices[group] for group in config.CHOICES if choices.get(group)}
+    with open_dict(cfg):
+        del cfg.hydra
+    return cfg
 
 
 def planned(study: Study, more: Sequence[str], folder: Path, before: Mapping[str, Any]) -> Plan:
@@ -161,7 +177,8 @@ def _job(overrides: Sequence[str], cfg: DictConfig) -> Job:
     own = {f"compress_by.{name}.at": list(method.get("at") or []) for name, method in methods.items()}
     words += [f"{key}=[{parts[0]}]" for key, parts in {"compress_at": shared, **own}.items() if parts]
     count = sum(len(parts or shared) for parts in own.values())
-    return Job(key_of(cfg), tuple(overrides), steps, reference_of(cfg), count, tuple(words))
+    data = json.dumps(OmegaConf.to_container(cfg.dataset, resolve=True))
+    return Job(key_of(cfg), tuple(overrides), steps, data, reference_of(cfg), count, tuple(words))
 
 
 def _plan(study: Study, words: tuple[str, ...], folder: Path, before: Mapping[str, Any], instead: bool = False) -> Plan:
@@ -171,7 +188,12 @@ def _plan(study: Study, words: tuple[str, ...], folder: Path, before: Mapping[st
     if len(ended) == len(jobs):
         return Plan(study, words, jobs, ended, instead)
     try:
-        return Plan(study, words, jobs, ended, instead, cost=_recorded(before, words) or _measured(jobs[0]))
+        cost = _recorded(before, words)
+        if cost is None:
+            cost = _measured(jobs[0])
+        else:
+            _check_data(jobs[0].data)
+        return Plan(study, words, jobs, ended, instead, cost=cost)
     except DataError as error:
         return Plan(study, words, jobs, ended, instead, missing=str(error))
     except NNCompressError:  # the run itself will tell
@@ -186,10 +208,20 @@ def _recorded(before: Mapping[str, Any], words: Sequence[str]) -> Cost | None:
         return None
 
 
-def all_done(folder: Path, jobs: Sequence[Job]) -> bool:
-    """Whether each of the jobs of the sweep in `folder` has ended well."""
+@cache
+def _check_data(node: str) -> None:
+    """Load a data set, given as JSON, for what is wrong with it; once for all studies that have it.
+
+    Raises:
+        NNCompressError: it cannot be loaded.
+    """
+    config.build(json.loads(node))
+
+
+def ended_otherwise(folder: Path, jobs: Sequence[Job]) -> dict[str, int]:
+    """How many of the jobs of the sweep in `folder` have which status that is not `done`."""
     found = _standings(folder)
-    return all(found.get(job.key) == "done" for job in jobs)
+    return dict(Counter(found.get(job.key, "pending") for job in jobs if found.get(job.key) != "done"))
 
 
 def _standings(folder: Path) -> dict[str, str]:
@@ -209,7 +241,8 @@ def _measured(job: Job) -> Cost:
         run, references = Path(place, "run"), Path(place, "references")
         words = [
             *job.overrides, *job.one_step, "hydra.mode=RUN",
-            "reference_training.num_steps=1", f"reference_dir={references}", f"hydra.run.dir={run}", *QUIET,
+            "reference_training.num_steps=1", f"reference_dir={quoted(str(references))}",
+            f"hydra.run.dir={quoted(str(run))}", *QUIET,
         ]  # fmt: skip
         begin = time.perf_counter()
         with _silence():

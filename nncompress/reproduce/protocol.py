@@ -127,7 +127,9 @@ class Protocol:
 
 def read_protocol(paper: str, scale: str) -> Protocol:
     """The packaged protocol of one of `PAPERS` at one of `SCALES`."""
-    content = yaml.safe_load(importlib.resources.files(__package__).joinpath(FOLDER, f"{paper}.yaml").read_text())
+    content = yaml.safe_load(
+        importlib.resources.files(__package__).joinpath(FOLDER, f"{paper}.yaml").read_text("utf-8")
+    )
     studies = content.get("studies") or {}
     return Protocol(
         paper=paper,
