@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -109,6 +110,24 @@ def sparsity(weights: dict[str, Tensor]) -> float:
     """Fraction of exact zeros among all weights (parameters of two or more dimensions)."""
     total = sum(w.numel() for w in weights.values())
     return 1 - sum(int(torch.count_nonzero(w)) for w in weights.values()) / max(1, total)
+
+
+def effective_sparsity(weights: Sequence[Tensor], last: bool = True) -> float:
+    """Fraction of the weights without effect on the outputs of a chain without biases whose activations keep 0.
+
+    weights: W_1, ..., W_N (outputs x inputs). A hidden unit that nothing reaches loses the weights that leave it, one
+    from which nothing is taken those that reach it, again and again. Without `last` the units before W_N keep what
+    reaches them, as in the published code of NN-BCD (arXiv 2303.06815; its notebooks).
+    """
+    masks = [w != 0 for w in weights]
+    before = -1
+    while before != (left := sum(int(mask.sum()) for mask in masks)):
+        before = left
+        for i, (reaching, leaving) in enumerate(itertools.pairwise(masks), 1):
+            leaving &= reaching.any(dim=1)
+            if last or i < len(masks) - 1:
+                reaching &= leaving.any(dim=0)[:, None]
+    return 1 - before / max(1, sum(w.numel() for w in weights))
 
 
 def gap(w: Params, compressed: Params) -> float:

@@ -32,6 +32,13 @@ class Split:
         """The split on `device`, its inputs as `dtype`."""
         return Split(self.x.to(device=device, dtype=dtype), self.y.to(device=device))
 
+    def some(self, count: int, seed: int) -> Split:
+        """At most `count` of the samples, drawn without replacement by `seed`."""
+        if count >= len(self):
+            return self
+        drawn = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count].to(self.y.device)
+        return Split(self.x[drawn], self.y[drawn])
+
     def laid_out(self, memory_format: torch.memory_format) -> Split:
         """The split with inputs that are images in a memory format."""
         return replace(self, x=self.x.contiguous(memory_format=memory_format)) if self.x.dim() == 4 else self

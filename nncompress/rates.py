@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 TOLERANCE = 1e-9  # of |objective|: what rounding may take from an inequality that holds exactly
 TINY = 1e-300
+SWEEP = "step_sq/sweep/sum"
+"""The sum over all steps of the squared moves of the sweeps alone, where each began at an extrapolated point."""
 MIN_POINTS = 5
 
 
@@ -38,7 +40,8 @@ def convergence(rows: pd.DataFrame) -> pd.DataFrame:
     grad_sq ‖g^K‖²; grad_sq_mean over the records with step >= 1; slack, by how much the decrease since the record
     before exceeds the guaranteed one; worst_slack, the least so far; bound (L0 - LK)/(lambda K); grad_constant b², the
     largest ‖g‖²/‖step‖² measured up to K; grad_bound b² (L0 - LK)/(lambda K); bound_ok and grad_bound_ok, whether
-    step_sq_mean and grad_sq_mean are at most theirs (nullable). What the solver does not record is NaN.
+    step_sq_mean and grad_sq_mean are at most theirs (nullable). With extrapolation bound_ok is of the mean squared move
+    of the sweeps alone, and there is no grad_constant. What the solver does not record is NaN.
     """
     step, objective, lam = _column(rows, "step"), _column(rows, "objective"), decrease_constant(rows)
     table = pd.DataFrame({"step": step.astype(int), "objective": objective})
@@ -55,12 +58,16 @@ def convergence(rows: pd.DataFrame) -> pd.DataFrame:
     rounding = TOLERANCE * max(abs(start), TINY) / (np.nan if lam is None else lam) / after_start
     # ‖g‖² <= b² ‖step‖², b measured: the largest quotient so far
     table["grad_constant"] = (table["grad_sq"] / table["step_sq"]).where(table["step_sq"] > 0).cummax().ffill()
+    extrapolated = SWEEP in rows  # what falls is L of a sweep's own move, and no step bounds g
+    bounded = _column(rows, SWEEP).where(step > 0) / after_start if extrapolated else table["step_sq_mean"]
+    if extrapolated:
+        table["grad_constant"] = np.nan
     table["grad_bound"] = table["grad_constant"] * table["bound"]
-    known = table["bound"].notna() & table["step_sq_mean"].notna()
+    known = table["bound"].notna() & bounded.notna()
     grad_known = known & table["grad_bound"].notna() & table["grad_sq_mean"].notna()
     grad_ok = table["grad_sq_mean"] <= table["grad_bound"] + table["grad_constant"] * rounding
     table["grad_bound_ok"] = grad_ok.astype("boolean").where(grad_known)
-    table["bound_ok"] = (table["step_sq_mean"] <= table["bound"] + rounding).astype("boolean").where(known)
+    table["bound_ok"] = (bounded <= table["bound"] + rounding).astype("boolean").where(known)
     return table
 
 

@@ -104,9 +104,7 @@ class Study:
         """Training samples, at most all, without replacement; None where nothing is to be recalibrated."""
         if self.recalibrate == 0 or not with_statistics(network):
             return None
-        x = problem.data.train.x
-        drawn = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))[: self.recalibrate]
-        return x[drawn.to(x.device)]
+        return problem.data.train.some(self.recalibrate, self.seed).x
 
 
 def _measured(problem: Problem, network: nn.Module, samples: Tensor | None) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from problems import F64, randn
+from problems import F64, gaussian, problem, randn
 from runs import assert_refused, rows, summary, train
 from test_slimming import BATCH, DATA, N, norms, small, tensors, vgg
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from nncompress import checkpoint
 from nncompress.channels import is_reshaped, kept_in
 from nncompress.compact.artefact import load
 from nncompress.compact.removal import removed
+from nncompress.compressions.plan import none
 from nncompress.errors import Unsupported
 from nncompress.metrics import evaluate
 from nncompress.models.densenet import DenseNet
@@ -351,3 +352,18 @@ def test_a_run_prunes_fine_tunes_and_stores_the_smaller_network(tmp_path):
 @pytest.mark.usefixtures("apart")
 def test_bad_input_is_one_sentence_and_the_right_exit_code(words, code, said, tmp_path, capsys):
     assert_refused(tmp_path / "run", [*WORDS, "solver.num_steps=4", "solver.fine_tune=1", *words], code, said, capsys)
+
+
+def test_a_batch_norm_that_the_loss_does_not_reach_is_left_alone():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aux, self.body = nn.BatchNorm1d(8), nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU())
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(x))
+
+    p = problem(gaussian(n=40), Net().to(F64), none)
+    *_, last = NetworkSlimming(num_steps=2, fine_tune=0, percent=0, batch_size=20, lam=0.01).run(p, 2)
+    assert torch.equal(last.state.model.aux.weight, torch.ones(8, dtype=F64))

@@ -10,9 +10,13 @@ from problems import F64, gaussian, mlp, problem, small_digits
 from torch import nn
 
 from nncompress.compressions.low_rank import low_rank
+from nncompress.compressions.plan import none
 from nncompress.compressions.sparsity import l0
 from nncompress.compressions.tensor_train import tt
+from nncompress.errors import Unsupported
+from nncompress.metrics import effective_sparsity
 from nncompress.models.cnn import NNBCDCNN
+from nncompress.problem import weights_of, with_weights
 from nncompress.solvers import nnbcd_state
 from nncompress.solvers.nnbcd import NNBCD
 from nncompress.solvers.nnbcd_figures import figures
@@ -255,3 +259,43 @@ def test_over_1000_sweeps_every_one_decreases_enough_and_subgradients_fade_like_
         bound = (start["objective"] - terms[k - 1]["objective"]) / 0.25
         assert terms[k - 1]["step_sq/sum"] <= bound
         assert sum(row["grad_sq"] for row in terms[:k]) <= bound
+
+
+def test_effective_sparsity_counts_what_dead_units_leave_without_effect():
+    """The case of the method card: 30 weights, 20 of them 0."""
+    weights = [
+        torch.tensor([[1.0, 0, 2], [0, 0, 0], [3, 0, 0], [0, 4, 0]]),
+        torch.tensor([[0.0, 5, 0, 0], [6, 0, 0, 0], [0, 0, 0, 7]]),
+        torch.tensor([[1.0, 2, 0], [0, 3, 0]]),
+    ]
+    kept = [w.clone() for w in weights]
+    assert effective_sparsity(weights) == pytest.approx(25 / 30)
+    assert effective_sparsity(weights, last=False) == pytest.approx(23 / 30)
+    assert all(torch.equal(w, k) for w, k in zip(weights, kept, strict=True))
+    assert effective_sparsity([torch.ones(2, 3), torch.ones(1, 2)]) == 0
+    assert effective_sparsity([torch.ones(2, 3), torch.zeros(1, 2)]) == 1
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_pruned_chain_without_biases_has_an_effective_sparsity(bias):
+    data = gaussian(n=60)
+    p = problem(data, mlp(data, bias=bias), l0, layers=["fc1", "fc2"], keep=0.05)
+    *_, last = NNBCD(seed=1).run(p, 2)
+    terms = last.observation.terms
+    if bias:
+        assert "sparsity/effective" not in terms
+    else:
+        deployed = with_weights(last.observation.model, p.plan.decompress(last.observation.theta))
+        weights = [w.detach() for w in weights_of(deployed).values()]
+        assert terms["sparsity/effective"] == pytest.approx(effective_sparsity(weights))
+        assert terms["sparsity/effective"] > 1 - sum(int((w != 0).sum()) for w in weights) / sum(
+            map(torch.numel, weights)
+        )
+
+
+def test_a_bias_of_two_layers_is_refused():
+    data = gaussian(n=20)
+    network = mlp(data, bias=True)
+    network.fc2.bias = network.fc1.bias
+    with pytest.raises(Unsupported, match=r"'fc2\.bias' shared"):
+        NNBCD().init(problem(data, network, none))

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import pandas as pd
 import pytest
 import torch
 from nnbcd_cases import case, problem_of
@@ -13,6 +14,7 @@ from nncompress import checkpoint
 from nncompress.compressions.plan import none
 from nncompress.compressions.sparsity import l0, l0_penalty, l1_penalty
 from nncompress.compressions.tensor_train import tt
+from nncompress.rates import convergence
 from nncompress.solvers import nnbcd_extrapolation
 from nncompress.solvers.nnbcd import NNBCD
 from nncompress.solvers.nnbcd_figures import figures
@@ -297,6 +299,28 @@ def test_extrapolations_are_kept_only_where_the_objective_does_not_rise(monkeypa
     assert last.observation.terms["objective"] == pytest.approx(compared[-1][1], rel=1e-12)
 
 
+def test_the_step_of_an_extrapolated_run_is_that_between_the_ends_of_its_sweeps():
+    p, solver = toy(bias=True), EXTRAPOLATING
+    state, total, sweeps = solver.init(p), 0.0, 0.0
+    for _ in range(12):
+        before = [t.clone() for group in state.ended for t in group if t is not None]
+        state = solver.step(p, state)
+        after = [t for group in state.ended for t in group if t is not None]
+        expected = sum(float((a - b).square().sum()) for a, b in zip(after, before, strict=True))
+        total, sweeps = total + expected, sweeps + float(state.sweep_sq)
+        assert float(state.step_sq) == pytest.approx(expected, rel=1e-9)
+    terms = solver.observe(p, state).terms
+    assert terms["step_sq/sum"] == pytest.approx(total, rel=1e-9)
+    assert terms["step_sq/sweep/sum"] == pytest.approx(sweeps, rel=1e-9)
+    assert sweeps < 0.9 * total  # what the extrapolation adds is no part of a sweep
+    rows = pd.DataFrame([{"step": 0, "objective": 1.0}, {"step": 12, "objective": 0.5, "grad_sq": 1.0, **terms}])
+    rows.loc[1, "objective"] = 0.5
+    table = convergence(rows)
+    assert table["step_sq_mean"].iloc[-1] == pytest.approx(total / 12)
+    assert table["grad_bound"].isna().all()
+    assert table["bound_ok"].iloc[-1] == (sweeps / 12 <= 0.5 / terms["decrease/lambda"] / 12)
+
+
 @pytest.mark.parametrize(("sweeps", "recipe", "settings"), [(300, tt, {}), (100, l0, {"keep": 0.1})])
 def test_extrapolation_never_raises_the_objective_and_reaches_a_third_of_the_plain_one(sweeps, recipe, settings):
     p = toy(recipe, **settings)
@@ -304,7 +328,7 @@ def test_extrapolation_never_raises_the_objective_and_reaches_a_third_of_the_pla
     fast = observations(p, EXTRAPOLATING, sweeps)
     for before, after in itertools.pairwise(fast):
         fall = before["objective"] - after["objective"]
-        assert fall >= 0.25 * after["step_sq"] - 1e-10
+        assert fall >= 0.25 * after["step_sq/sweep"] - 1e-10
     assert fast[-1]["objective"] < plain.observation.terms["objective"] / 3
 
 

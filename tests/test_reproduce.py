@@ -381,7 +381,7 @@ def test_what_a_run_is_compressed_to_afterwards_is_measured_once_and_counted() -
     (job,) = jobs_of(["compress_at=[.1,.2,.3]", "compress_by.weights.at=[.5,.9]", "~compress_by.low_rank"])
     assert job.parts == 3 + 3 + 2  # two methods share the parts
     assert set(job.one_step) == {"++solver.num_steps=1", "compress_at=[0.1]", "compress_by.weights.at=[0.5]"}
-    plan = Plan(STUDIES[next(iter(STUDIES))], (), (job,), frozenset(), cost=Cost(step=2, rest=3, size=0, epoch=0, part=5))
+    plan = Plan(STUDIES[next(iter(STUDIES))], (), (job,), frozenset(), cost=Cost(2, 3, 0, 0, 5))
     assert seconds([plan]) == 3 + 2 * job.steps + 5 * job.parts
 
 

@@ -36,9 +36,9 @@ class Additive(Compression[Parts]):
     """The sum of several compressions of the same weights; Π by block coordinate descent.
 
     Each pass minimises over one part after the other, Θ_j <- Π_j(w - sum over i != j of Δ_i(Θ_i)), from a sum of zeros
-    or from `start`; the objective never rises from one block to the next. There are `passes` rounds over the parts at
-    most; they end with one that lowers the objective by less than `tolerance`, relatively. Acts on weights of the
-    given `shapes` put end to end.
+    or from `start`; once every part has a Θ the objective does not rise from one block to the next. There are `passes`
+    rounds over the parts at most; they end with one that lowers the objective by less than `tolerance`, relatively.
+    Acts on weights of the given `shapes` put end to end.
     Idelbayev and Carreira-Perpinan, "More general and effective model compression via an additive combination of
     compressions", ECML 2021. Raises ValueError for fewer than two parts, no pass or a negative tolerance.
     """

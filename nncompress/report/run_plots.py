@@ -114,7 +114,7 @@ def rate_plot(rows: pd.DataFrame, title: str) -> Figure | None:
     if not series:
         return None
     figure = new_figure(8, 5.5, title)
-    axes = figure.add_subplot(xlabel="step K", ylabel="running mean over the steps 1 to K", xscale="log", yscale="log")
+    axes = figure.add_subplot(xlabel="step K", ylabel="running mean up to step K", xscale="log", yscale="log")
     for colour, (key, label) in zip(COLOURS, series.items(), strict=False):
         axes.plot(table["step"], table[key].where(table[key] > 0), color=colour, label=label, marker=marker(len(table)))
         _draw_fit(axes, fit_slope(table["step"], table[key]), colour)
@@ -125,7 +125,7 @@ def rate_plot(rows: pd.DataFrame, title: str) -> Figure | None:
     return figure
 
 
-RATES = {"step_sq_mean": "mean squared step", "grad_sq_mean": "mean squared subgradient"}
+RATES = {"step_sq_mean": "mean squared step, all steps", "grad_sq_mean": "mean squared subgradient, all records"}
 
 
 def channels_plot(summary: Mapping[str, Any], title: str) -> Figure | None:

@@ -301,8 +301,10 @@ def _rate_words(table: pd.DataFrame, summary: Mapping[str, Any]) -> list[str]:
         words.append(f"The objective rose at {summary['objective/rises']} of {len(table)} records.")
     return [
         *filter(None, words),
-        "Squared step: squared Euclidean distance between consecutive iterates, all blocks together, without units; "
-        "its mean runs over the steps 1 to K, that of the squared subgradient over the records up to K.",
+        "Squared step: squared Euclidean distance between consecutive iterates, all blocks that the solver keeps "
+        "together (of NN-BCD W, biases, U and V, and Θ with alpha_theta; with extrapolation from the end of one sweep "
+        "to that of the next, while the bound is of the sweeps' own moves), without units; its mean runs over the "
+        "steps 1 to K, that of the squared subgradient over the records up to K.",
     ]
 
 
@@ -311,9 +313,10 @@ def _curvature_words(table: pd.DataFrame) -> list[str]:
     if "curvature" not in table:
         return []
     return [
-        "Curvature: the largest |curvature| of the training loss by the power method on some samples, a lower estimate "
-        "of the Lipschitz constant of its gradient. With full gradients the objective falls whenever α is above half "
-        "of that constant; minibatches and momentum leave it a guide."
+        "Curvature: the largest |curvature| of the loss on solver.curvature_samples of the training samples, drawn "
+        "once, by the power method: a lower estimate of the Lipschitz constant of its gradient on these samples. With "
+        "full gradients the objective falls whenever α is above half of the constant of the whole loss; minibatches "
+        "and momentum leave it a guide."
     ]
 
 
@@ -322,8 +325,9 @@ def _set_words(table: pd.DataFrame) -> list[str]:
     if "fw_gap" not in table:
         return []
     return [
-        "Frank-Wolfe gap: ⟨∇L(w), w − LMO(∇L(w))⟩ over the constrained parameters, L in evaluation mode on some "
-        "training samples (solver.gap_samples); 0 exactly where w is stationary within the sets. η: the step size, its "
+        "Frank-Wolfe gap: ⟨∇L(w), w − LMO(∇L(w))⟩ over the constrained parameters, L in evaluation mode on "
+        "solver.gap_samples of the training samples, drawn once; 0 exactly where w is stationary for these within the "
+        "sets. η: the step size, its "
         "mean over the sets and the minibatches of an epoch; clipped: the part of them in which it was cut down to 1. "
         "Gauge / radius: of the set in which the weights lie furthest out; at most 1, up to rounding."
     ]

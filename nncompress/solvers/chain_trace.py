@@ -48,12 +48,12 @@ def chain_of(model: nn.Module, input_shape: Sequence[int]) -> Chain:
         if not _is_batch_size(node):
             trace.read(node)
     layers = trace.layers
-    names = [layer.weight for layer in layers]
+    names = [name for layer in layers for name in (layer.weight, layer.bias) if name is not None]
     own = dict(model.named_parameters())
     shared = [name for name in names if names.count(name) > 1 or name not in own]
     if shared:
         found = "used twice" if names.count(shared[0]) > 1 else "shared or computed from others"
-        raise Unsupported(f"{REQUIREMENT}, each with a weight of its own; found {shared[0]!r} {found}")
+        raise Unsupported(f"{REQUIREMENT}, each with a weight and a bias of its own; found {shared[0]!r} {found}")
     if not layers:
         raise Unsupported(f"{REQUIREMENT}; found no Linear layer in {type(model).__name__}")
     last = layers[-1]

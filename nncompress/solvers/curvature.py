@@ -16,19 +16,19 @@ SEED = 0
 def largest_curvature(problem: Problem, model: nn.Module, *, steps: int, samples: int) -> float:
     """The largest |eigenvalue| of the Hessian of the loss in all trainable parameters, where `model` is now.
 
-    It is a lower estimate of the Lipschitz constant L of the gradient. Batch norms normalise with the statistics of the
-    batch, as in training; the batch are the first `samples` training samples. `steps` of the power method from a fixed
-    random vector: the norm of the Hessian's product with the last one.
+    It is a lower estimate of the Lipschitz constant of the gradient of the loss on these samples, of which there are
+    `samples`, always the same. Batch norms normalise with their statistics, as in training. `steps` of the power method
+    from a fixed random vector: the norm of the Hessian's product with the last one.
     """
     network = copy.deepcopy(model).train()
     for module in network.modules():
         if isinstance(module, SharedNorm):
             module.together = False  # every process takes the same samples
     parameters = [p for p in network.parameters() if p.requires_grad]
-    train = problem.data.train
+    batch = problem.data.train.some(samples, SEED)
     with torch.random.fork_rng([problem.device] if problem.device.type == "cuda" else []):  # of dropout
         torch.manual_seed(SEED)
-        loss = problem.loss(network(train.x[:samples]), train.y[:samples])
+        loss = problem.loss(network(batch.x), batch.y)
     gradient = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     pairs = [(p, g) for p, g in zip(parameters, gradient, strict=True) if g is not None]
     generator = Generator().manual_seed(SEED)

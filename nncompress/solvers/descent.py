@@ -18,6 +18,9 @@ from nncompress.metrics import evaluate, evaluation_batch
 from nncompress.params import Params
 from nncompress.problem import Loss, Problem, Split
 
+ROUNDING = 1e-9
+"""By how much a fraction of all epochs may miss a whole number of them: .7 of 90 are 63."""
+
 
 class Schedule(ABC):
     """The learning rate as a multiple of its initial value."""
@@ -37,7 +40,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Half a cosine from 1 down to 0 at the last epoch (Loshchilov and Hutter, ICLR 2017, without restarts)."""
+    """Half a cosine from 1 down to 0 where the last epoch ends (Loshchilov and Hutter, ICLR 2017, without restarts)."""
 
     def factor(self, step: float, num_steps: int) -> float:
         return (1 + math.cos(math.pi * step / max(1, num_steps))) / 2
@@ -61,12 +64,12 @@ class MultiStep(Schedule):
     decay: float = 0.1
 
     def factor(self, step: float, num_steps: int) -> float:
-        return self.decay ** sum(step >= fraction * num_steps for fraction in self.milestones)
+        return self.decay ** sum(step >= fraction * num_steps - ROUNDING for fraction in self.milestones)
 
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """A straight line from 1 to `end` at the last epoch. Raises ValueError for a negative end."""
+    """A straight line from 1 to `end` where the last epoch ends. Raises ValueError for a negative end."""
 
     end: float = 0.0
 

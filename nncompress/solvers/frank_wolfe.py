@@ -20,10 +20,11 @@ from nncompress.constraints.assignment import Assignment, Body, diameters
 from nncompress.constraints.base import Constraint
 from nncompress.constraints.size import initial_norms
 from nncompress.errors import ConfigError, Unsupported
-from nncompress.problem import Problem, Split, weights_of
+from nncompress.problem import Problem, weights_of
 from nncompress.solvers.base import Observation, Solver
 from nncompress.solvers.bodies import enter, gap, gauges
 from nncompress.solvers.descent import (
+    ROUNDING,
     Linear,
     Schedule,
     check_minibatches,
@@ -199,8 +200,8 @@ class FrankWolfe(Solver[FrankWolfeState]):
         theta = problem.plan.compress(problem.plan.select(weights_of(model)))
         bodies = self.constraint.bodies(model)
         constraints = self._constraints(max(0, state.k - 1), model, bodies, state.diameters)
-        n, train = self.gap_samples or len(problem.data.train), problem.data.train
-        gradients = full_gradient(model, Split(train.x[:n], train.y[:n]), problem.loss)
+        train = problem.data.train
+        gradients = full_gradient(model, train.some(self.gap_samples or len(train), self.seed), problem.loss)
         terms = epoch_terms(problem, model, state) | {"fw_gap": gap(model, bodies, constraints, gradients)}
         terms |= gauges(model, bodies, constraints)
         if state.k > 0:
@@ -226,7 +227,7 @@ class FrankWolfe(Solver[FrankWolfeState]):
 
     def _delayed(self) -> int:
         """The epoch in which k becomes that of the sets, at the latest the last one."""
-        return math.floor(self.delay * self.num_steps)
+        return math.floor(self.delay * self.num_steps + ROUNDING)
 
     def _constraints(self, k: int, model: nn.Module, bodies: Sequence[Body], sizes: Tensor) -> list[Constraint | None]:
         """The sets of epoch k."""

@@ -180,8 +180,10 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
 
         @torch.no_grad()
         def add() -> None:
-            gradients = [gamma.grad for gamma in scales.gammas if gamma.grad is not None]
-            torch._foreach_add_(gradients, torch._foreach_sign(scales.gammas), alpha=self.lam)
+            pairs = [(gamma.grad, gamma) for gamma in scales.gammas if gamma.grad is not None]  # the loss reaches them
+            if pairs:
+                gradients, reached = zip(*pairs, strict=True)
+                torch._foreach_add_(gradients, torch._foreach_sign(reached), alpha=self.lam)
 
         return add
 

@@ -16,7 +16,7 @@ from nncompress.solvers import blocks
 from nncompress.solvers.base import Observation, Solver
 from nncompress.solvers.initialization import SCHEMES
 from nncompress.solvers.nnbcd_extrapolation import INITIAL_BETA, extrapolate
-from nncompress.solvers.nnbcd_figures import figures
+from nncompress.solvers.nnbcd_figures import figures, sparsity
 from nncompress.solvers.nnbcd_start import (
     chain_for,
     copies,
@@ -143,6 +143,8 @@ class NNBCD(Solver[NNBCDState]):
             step_sq=zero,
             theta_sq=zero,
             step_sq_sum=zero,
+            sweep_sq=zero,
+            sweep_sq_sum=zero,
             guaranteed=zero,
         )
         if self.extrapolation:
@@ -161,7 +163,9 @@ class NNBCD(Solver[NNBCDState]):
         if self.multipliers:
             P.update_multipliers(tau)
         new = P.state(state)
-        return extrapolate(P, new, tau=tau, gamma=self.gamma, rho=self.rho) if self.extrapolation else new
+        if not self.extrapolation:
+            return new
+        return extrapolate(P, new, tau=tau, gamma=self.gamma, rho=self.rho, total=state.step_sq_sum)
 
     def observe(self, problem: Problem, state: NNBCDState) -> Observation:
         P, tau = Blocks.of(problem, state), self._tau(max(0, state.k - 1))
@@ -172,10 +176,13 @@ class NNBCD(Solver[NNBCDState]):
                 "step_sq/sum": float(state.step_sq_sum),
                 "step_sq/theta": float(state.theta_sq),
             }
+        if state.k > 0 and self.extrapolation:
+            terms |= {"step_sq/sweep": float(state.sweep_sq), "step_sq/sweep/sum": float(state.sweep_sq_sum)}
         if self.tau_growth > 1:
             terms["tau"] = tau
         if state.k > 0 and not self.project:  # projecting may raise L
             terms["decrease/guaranteed"] = float(state.guaranteed)
+        terms |= sparsity(P)
         own = self.project or self.plain or self.multipliers or self.tau_growth > 1 or self.initial_rank is not None
         if state.k > 0 and not own:
             strengths = [self.alpha, self.gamma, *([self.alpha_theta] if self.alpha_theta else [])]

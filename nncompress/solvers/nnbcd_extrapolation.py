@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from nncompress import parallel
+from nncompress.compressions.base import distance_sq
 from nncompress.solvers.nnbcd_figures import terms_of
 from nncompress.solvers.nnbcd_state import Blocks, NNBCDState
 
@@ -12,16 +15,18 @@ INITIAL_BETA, GROWTH, CEILING_GROWTH, SHRINKAGE = 0.5, 1.05, 1.01, 1.5
 Neural Computation 31 (2019), whose rule for beta this is."""
 
 
-def extrapolate(P: Blocks, state: NNBCDState, *, tau: float, gamma: float, rho: float) -> NNBCDState:
+def extrapolate(P: Blocks, state: NNBCDState, *, tau: float, gamma: float, rho: float, total: Tensor) -> NNBCDState:
     """P + beta (P - P_before) where L is not larger there, else P itself; P_before is where the last sweep ended.
 
     All of W, b, U, V move, T(G) stays. beta grows after a success up to its ceiling, and shrinks after a failure, which
     lowers the ceiling to where it failed. Costs the products that the V blocks had given for free and holds a second
-    copy of the blocks.
+    copy of the blocks. The state's step becomes that from where the last sweep ended to where this one did, of which
+    `total` is the sum before; that of the sweep alone began further along.
     """
     beta, ceiling = state.beta
     value = terms_of(P, tau=tau, gamma=gamma, rho=rho).sum()
     here = _taken(P)
+    step_sq = _distance_sq(state.ended, here)
     further = tuple(_moved(old, new, beta) for old, new in zip(state.ended, here, strict=True))
     _put(P, further)
     if bool(terms_of(P, tau=tau, gamma=gamma, rho=rho).sum() <= value):
@@ -31,7 +36,7 @@ def extrapolate(P: Blocks, state: NNBCDState, *, tau: float, gamma: float, rho: 
         beta, ceiling = beta / SHRINKAGE, beta
         _put(P, here)
         ended = tuple(_copied(old, new) for old, new in zip(further, here, strict=True))
-    return P.put_into(state)._replace(ended=ended, beta=(beta, ceiling))
+    return P.put_into(state)._replace(ended=ended, beta=(beta, ceiling), step_sq=step_sq, step_sq_sum=total + step_sq)
 
 
 Group = tuple[Tensor | None, ...]
@@ -45,6 +50,19 @@ def _put(P: Blocks, groups: tuple[Group, ...]) -> None:
     P.W[1:], P.b[1:], P.U[1:], P.V[1:] = groups  # type: ignore[assignment]
     for i in range(2, P.last + 1):
         P.refresh(i)
+
+
+def _distance_sq(old: tuple[Group, ...], new: tuple[Group, ...]) -> Tensor:
+    """The squared distance of two (W, b, U, V), all processes' samples together."""
+    W, b, U, V = (_group_distance_sq(o, x) for o, x in zip(old, new, strict=True))
+    of_samples = U + V
+    parallel.sum_(of_samples)
+    return W + b + of_samples
+
+
+def _group_distance_sq(old: Group, new: Group) -> Tensor:
+    pairs = [(o, x) for o, x in zip(old, new, strict=True) if o is not None and x is not None]
+    return sum((distance_sq(o, x) for o, x in pairs), torch.zeros((), dtype=torch.float64))
 
 
 def _moved(old: Group, new: Group, beta: float) -> Group:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nncompress import parallel
+from nncompress.metrics import effective_sparsity
 from nncompress.solvers import blocks
 from nncompress.solvers.nnbcd_state import Blocks
 
@@ -47,6 +48,17 @@ def figures(P: Blocks, *, tau: float, gamma: float, rho: float) -> dict[str, flo
     if penalty:
         terms["term/penalty"] = penalty
     return {"objective": sum(terms.values()), **terms, "grad_sq": subgradient_sq(P, tau=tau, gamma=gamma, rho=rho)}
+
+
+def sparsity(P: Blocks) -> dict[str, float]:
+    """The effective sparsity of what is deployed; nothing with biases, skips or convolutions, or without a zero."""
+    weights = [W if T is None else T for W, T in zip(P.W[1:], P.T[1:], strict=True)]
+    layers = P.chain.layers
+    if any(part is not None for layer in layers for part in (layer.bias, layer.inner, layer.outer)):
+        return {}
+    if any(len(P.shapes[layer.weight]) != 2 for layer in layers):
+        return {}
+    return {"sparsity/effective": effective_sparsity(weights)} if any(bool((w == 0).any()) for w in weights) else {}
 
 
 def subgradient_sq(P: Blocks, *, tau: float, gamma: float, rho: float) -> float:

@@ -43,6 +43,8 @@ class NNBCDState(NamedTuple):
     step_sq: Tensor
     theta_sq: Tensor
     step_sq_sum: Tensor
+    sweep_sq: Tensor  # of the sweep alone, which with extrapolation began further along than the last one ended
+    sweep_sq_sum: Tensor
     guaranteed: Tensor
 
 
@@ -109,6 +111,8 @@ class Blocks:
             step_sq=self.step_sq,
             theta_sq=self.theta_sq,
             step_sq_sum=old.step_sq_sum + self.step_sq,
+            sweep_sq=self.step_sq,
+            sweep_sq_sum=old.sweep_sq_sum + self.step_sq,
             guaranteed=old.guaranteed + self.guaranteed,
         )
 
