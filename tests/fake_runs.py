@@ -86,16 +86,18 @@ def _end(folder: Path, settings: dict[str, Any], rank: int) -> None:
 def _model(folder: Path, rank: int) -> None:
     folder.mkdir()
     random = np.random.default_rng(0)
-    tensors = {
-        "layers.0.weight": 0.1 * random.standard_normal((64, 256)),
-        "layers.0.bias": np.zeros(256),
-        "layers.1.cores.0": random.standard_normal((1, 16, rank)),
-        "layers.1.cores.1": random.standard_normal((rank, 16, rank)),
-        "layers.1.cores.2": random.standard_normal((rank, 16, 1)),
-        "layers.2.weight": np.where(random.uniform(size=(10, 256)) < 0.3, random.standard_normal((10, 256)), 0.0),
-        "layers.2.mask": random.integers(0, 255, 320).astype(np.uint8),
+    shapes = [[1, 16, rank], [rank, 16, rank], [rank, 16, 1]]
+    cores = {"cores": ["plain float32"] * 3, "scale": "plain float32", "places": "codes int64", "joint": "value"}
+    about = {
+        "kinds": [{"theta": {"class": "Cores"} | cores}],
+        "tasks": [{"params": ["fc2.weight"], "kind": 0, "sizes": [*shapes, [2], [320, 8], True]}],
     }
-    save_file({key: value.copy() for key, value in tensors.items()}, folder / "model.safetensors")
+    dense = np.where(random.uniform(size=(10, 256)) < 0.3, random.standard_normal((10, 256)), 0.0)
+    numbers = [*(random.standard_normal(shape) for shape in shapes), np.ones(2), dense]
+    stream = np.concatenate([each.ravel() for each in numbers]).astype(np.float32)
+    bits = random.integers(0, 255, 320).astype(np.uint8)
+    save_file({"bits": bits, "float32": stream}, folder / "model.safetensors")
+    write_json(folder / "model.json", about)
 
 
 def texts(figure: Figure) -> str:

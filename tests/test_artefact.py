@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -34,6 +34,7 @@ from nncompress.compressions.tensor_train import tt
 from nncompress.compressions.views import AsMatrix, AsVector
 from nncompress.errors import CheckpointError, ConfigError
 from nncompress.problem import Dataset, Problem, Split, with_weights
+from nncompress.report.stored import REST, stored_numbers
 from nncompress.solvers.base import Observation
 
 F32 = torch.float32
@@ -95,6 +96,33 @@ def test_the_loaded_network_is_the_deployed_one_bit_for_bit_in_files_as_small_as
     replaced = [module for module in compact.modules() if isinstance(module, CompactLayer)]
     assert len(replaced) == sum(len(task.params) == 1 for task in p.plan.tasks)
     check_size(tmp_path, p)
+
+
+def leaves(value: Any, field: str) -> Iterator[tuple[str, Any]]:
+    """Every tensor and value in Θ with the fields it stands in."""
+    fields = getattr(value, "_fields", None)
+    if fields is None and not isinstance(value, tuple | list):
+        yield field, value
+        return
+    items = zip(fields, value, strict=True) if fields is not None else enumerate(value)
+    for key, item in items:
+        yield from leaves(item, f"{field} {key}" if field.endswith("t") else f"{field}.{key}")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_the_numbers_of_each_tensor_are_found_without_torch(option, tmp_path):
+    p = problem_of(option, F32)
+    saved(tmp_path, p)
+    expected = {
+        name: tensor.numpy()
+        for task, theta in zip(p.plan.tasks, projected(p).theta, strict=True)
+        for name, tensor in leaves(theta, ", ".join(task.params))
+        if isinstance(tensor, Tensor) and tensor.dtype in (F32, F64, torch.float16)
+    }
+    found = stored_numbers(tmp_path)
+    expected = {name: value for name, value in expected.items() if value.size > 1 and np.ptp(value) > 0}
+    assert found.keys() - {REST} == expected.keys()
+    assert all(np.array_equal(found[name], value.astype(found[name].dtype)) for name, value in expected.items())
 
 
 def check_size(folder: Path, p: Problem, network: nn.Module | None = None, theta: Any = None) -> None:

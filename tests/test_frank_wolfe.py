@@ -864,3 +864,11 @@ def test_a_delay_without_a_k_is_refused():
     solver = FrankWolfe(constraint=Assignment(set=L2()), delay=0.5)
     with pytest.raises(ConfigError, match=r"solver\.delay needs a set with a k below 1"):
         solver.init(problem(small_digits(), mlp(small_digits())))
+
+
+def test_fractions_of_epochs_are_those_of_exact_numbers():
+    sets = Assignment(set=KSupport(k=0.5))
+    assert FrankWolfe(constraint=sets, num_steps=90, delay=0.7)._delayed() == 63  # in floats 62.99...
+    assert FrankWolfe(constraint=sets, num_steps=100, delay=0.29)._delayed() == 29
+    drops = MultiStep((0.14, 0.28), 0.1)
+    assert [drops.factor(step, 50) for step in (6, 7, 13, 14)] == pytest.approx([1, 0.1, 0.1, 0.01])

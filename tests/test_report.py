@@ -15,8 +15,9 @@ from safetensors.torch import save_file as torch_save
 from nncompress.records import Recorder, read_run, write_json
 from nncompress.report import write_run_report
 from nncompress.report.collect import final
-from nncompress.report.run_plots import constraint_plot, objective_plot, rate_plot, weights
+from nncompress.report.run_plots import constraint_plot, objective_plot, rate_plot
 from nncompress.report.run_tables import accuracy_table, compression_table, convergence_table, log_spaced
+from nncompress.report.stored import REST, stored_numbers
 from nncompress.report.tables import Table, escape, latex, markdown
 from nncompress.report.text import number, percent, spread, times
 
@@ -205,12 +206,19 @@ def test_a_negative_objective_is_drawn_on_a_linear_axis(tmp_path: Path) -> None:
 def test_codes_and_constant_tensors_are_not_drawn_and_a_damaged_model_is_only_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = fake_run(tmp_path / "run", n=2) / "model" / "model.safetensors"
-    assert list(weights(path)) == [*("layers.0.weight", *(f"layers.1.cores.{i}" for i in range(3))), "layers.2.weight"]
+    folder = fake_run(tmp_path / "run", n=2) / "model"
+    assert list(stored_numbers(folder)) == [*(f"fc2.weight cores.{i}" for i in range(3)), REST]
+    about = (folder / "model.json").read_text()
+    for wrong in ('{"tasks": [{}]}', about.replace("[2]", "[1000000]"), about.replace(", true]", "]"), "{", "[]"):
+        (folder / "model.json").write_text(wrong)
+        caplog.clear()
+        assert stored_numbers(folder) == {} or wrong == about.replace(", true]", "]")
+        assert "no plot of the weights" in caplog.text or wrong == about.replace(", true]", "]")
+    (folder / "model.json").write_text(about)
+    path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    assert weights(path) == {}
-    assert "no plot of the weights" in caplog.text
-    assert weights(tmp_path / "absent") == {}
+    assert stored_numbers(folder) == {}
+    assert stored_numbers(tmp_path / "absent") == {}
 
 
 # --- text ---
@@ -245,7 +253,15 @@ def test_selected_rows_keep_first_and_last_without_repeats() -> None:
 
 
 def test_formats_that_numpy_does_not_have_are_left_out_of_the_weights(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
     half = torch.tensor([1.0, 2.0])
-    torch_save({"a": half, "b": half.half(), "c": half.bfloat16(), "d": half.to(torch.float8_e5m2)}, path)
-    assert list(weights(path)) == ["a", "b"]
+    streams = {
+        "float32": half,
+        "float16": half.half(),
+        "bfloat16": half.bfloat16(),
+        "float8_e5m2": half.to(torch.float8_e5m2),
+    }
+    torch_save(streams, tmp_path / "model.safetensors")
+    theta = {"a": "plain bfloat16", "b": "plain float16"}
+    about = {"kinds": [{"theta": theta}], "tasks": [{"params": ["w"], "kind": 0, "sizes": [[2], [2]]}]}
+    write_json(tmp_path / "model.json", about)
+    assert {key: value.tolist() for key, value in stored_numbers(tmp_path).items()} == {"w b": [1, 2], REST: [1, 2]}

@@ -25,7 +25,7 @@ from nncompress.reproduce.protocol import PAPERS, SCALES, Protocol, read_protoco
 from nncompress.reproduce.published import read_published
 
 REPRODUCTION, PAGE, RESULTS = "reproduce.json", "report.html", "results.md"
-RUN_PLOTS = ("rate", "factors")
+RUN_PLOTS = ("rate", "channels", "weights")
 """Plots of a study's first run that the page shows beside those of its sweep."""
 
 

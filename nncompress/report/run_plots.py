@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from nncompress.rates import Fit, convergence, fit_slope
 from nncompress.records import Run
 from nncompress.report.collect import final, name
 from nncompress.report.constraint_plot import sets_plot
+from nncompress.report.stored import stored_numbers
 from nncompress.report.style import COLOURS, LINES, STYLE, log_ticks, marker, new_figure, save_figure, spans_a_decade
 from nncompress.report.text import signed
 
@@ -35,7 +35,7 @@ MOST_PANELS = 12
 def run_plots(run: Run, folder: Path) -> list[Path]:
     """Draw and save what the run's records and model allow; the paths written."""
     title = name(run)
-    tensors = weights(run.folder / "model" / "model.safetensors")
+    tensors = stored_numbers(run.folder / "model")
     with matplotlib.rc_context(STYLE):
         figures = {
             "objective": objective_plot(run.rows, f"Objective: {title}"),
@@ -155,7 +155,7 @@ def _factors(axes: Axes, factors: Mapping[str, Any]) -> None:
 
 
 def weights_plot(tensors: Mapping[str, NDArray[np.floating]], title: str) -> Figure | None:
-    """A histogram of the nonzero values of each tensor, of the 12 largest when there are more; None without any."""
+    """A histogram of the nonzero values of each tensor of Θ and of all else, the 12 largest; None without any."""
     largest = sorted(tensors, key=lambda key: -tensors[key].size)[:MOST_PANELS]
     shown = [key for key in tensors if key in largest]
     if not shown:
@@ -170,31 +170,6 @@ def weights_plot(tensors: Mapping[str, NDArray[np.floating]], title: str) -> Fig
     figure.supxlabel("value of a weight, or of a factor's entry (no units)", fontsize=10)
     figure.supylabel("number of values", fontsize=10)
     return figure
-
-
-def weights(path: Path) -> dict[str, NDArray[np.floating]]:
-    """The real numbers of a compact model that are not constant, in natural order; empty without a model.
-
-    Left out: formats that numpy does not have (bfloat16, float8).
-    """
-    if not path.is_file():
-        return {}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            keys = sorted(file.keys(), key=_natural)
-            tensors = {key: file.get_tensor(key) for key in keys if file.get_slice(key).get_dtype() in DRAWN}
-    except (SafetensorError, KeyError, OSError) as error:
-        log.warning("%s: no plot of the weights, the file cannot be read (%s).", path, error)
-        return {}
-    return {key: value for key, value in tensors.items() if value.size > 1 and np.ptp(value) > 0}
-
-
-DRAWN = ("F16", "F32", "F64")
-
-
-def _natural(key: str) -> list[str]:
-    """Orders cores.2 before cores.10."""
-    return [part.zfill(9) if part.isdigit() else part for part in key.split(".")]
 
 
 def _histogram(axes: Axes, key: str, values: NDArray[np.floating]) -> None:
