@@ -40,8 +40,8 @@ def build(cfg: DictConfig) -> tuple[Problem, Solver[Any], dict[str, Any]]:
     solver = config.build(cfg.solver)
     if parallel.size() > 1 and not solver.parallel:
         raise Unsupported(
-            f"several processes (torchrun) need a solver that shares the samples out (nnbcd, sgd, slimming), found "
-            f"{type(solver).__name__}; start one process"
+            f"several processes (torchrun) need a solver that shares the samples out (nnbcd, sgd, slimming, "
+            f"frank_wolfe, ...), found {type(solver).__name__}; start one process"
         )
     device = environment.choose_device(cfg.device)
     dtype = environment.choose_dtype(cfg.precision, solver.precision)

@@ -32,7 +32,8 @@ USAGE = """\
 usage: nncompress rerun RUN [KEY=VALUE ...] [hydra.run.dir=FOLDER]
 
 Runs the configuration in the folder RUN (of a run, or of a job of a sweep) anew in a new folder and tells how its final
-figures differ. Any key may be changed; GROUP=OPTION takes an option of `nncompress train` as it is now.
+figures differ. Any key of its configuration may be changed; GROUP=OPTION (model, dataset, compression, solver,
+constraint, augmentation, tracking) takes an option of `nncompress train` as it is now.
 
   hydra.run.dir=FOLDER      where the run goes (default: outputs/SOLVER-MODEL-DATASET/TIME)
   allow=[MODULE,...]        modules of yours of which RUN may name classes
@@ -46,7 +47,7 @@ LINKS = {
     "constraint.rest.size": "constraint.size",
 }
 """Keys that follow another one unless they are given; a configuration that is kept holds the values of both."""
-GROUPS = (*config.GROUPS, "constraint", config.AUGMENTATION)
+GROUPS = (*config.GROUPS, "constraint", config.AUGMENTATION, config.TRACKING)
 FIGURES = ("accuracy/test", "accuracy/train", "objective/final", "ratio/params", "ratio/bits", "ratio/macs")
 """The figures whose difference is told first."""
 UNEQUAL = ("seconds", "memory")
@@ -114,8 +115,10 @@ def _configuration(folder: Path, words: Sequence[str]) -> DictConfig:
 
 
 def _names(word: str) -> bool:
-    """Whether a word GROUP=VALUE names an option."""
-    return word.partition("=")[2].replace("_", "").isalnum() and not word.endswith("=null")
+    """Whether a word GROUP=VALUE names an option, or [several]."""
+    return word.partition("=")[2].strip("[]").translate(str.maketrans("", "", "_,")).isalnum() and not word.endswith(
+        "=null"
+    )
 
 
 def _linked(cfg: DictConfig) -> DictConfig:

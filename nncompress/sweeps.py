@@ -112,7 +112,7 @@ def resumed_sweep(arguments: list[str]) -> list[str]:
 
     With `-m` those beside it are all there are.
 
-    What is on record may set up no part of Hydra but the launcher: this command is to say that itself.
+    What is on record may set up no part of Hydra but launcher, sweeper and folder: this command is to say that itself.
 
     Raises:
         ConfigError: the folder holds no sweep.

@@ -1,5 +1,6 @@
 """The report of a run: tables against hand numbers, plots that need no explanation and raise no warning."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -209,11 +210,14 @@ def test_codes_and_constant_tensors_are_not_drawn_and_a_damaged_model_is_only_a_
     folder = fake_run(tmp_path / "run", n=2) / "model"
     assert list(stored_numbers(folder)) == [*(f"fc2.weight cores.{i}" for i in range(3)), REST]
     about = (folder / "model.json").read_text()
-    for wrong in ('{"tasks": [{}]}', about.replace("[2]", "[1000000]"), about.replace(", true]", "]"), "{", "[]"):
+    short, long = json.loads(about), json.loads(about)
+    short["tasks"][0]["sizes"].pop()
+    long["tasks"][0]["sizes"][3] = [1000000]
+    for wrong in ('{"tasks": [{}]}', json.dumps(short), json.dumps(long), "{", "[]"):
         (folder / "model.json").write_text(wrong)
         caplog.clear()
-        assert stored_numbers(folder) == {} or wrong == about.replace(", true]", "]")
-        assert "no plot of the weights" in caplog.text or wrong == about.replace(", true]", "]")
+        assert stored_numbers(folder) == {}
+        assert "no plot of the weights" in caplog.text
     (folder / "model.json").write_text(about)
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:100])

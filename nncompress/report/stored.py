@@ -42,9 +42,9 @@ def _numbers(about: dict[str, Any], streams: dict[str, NDArray[Any]]) -> Iterato
     """What `compact.encoding` put into the streams, in the order in which it did."""
     at = dict.fromkeys(streams, 0)
     for task in about["tasks"]:
-        form, sizes = about["kinds"][task["kind"]]["theta"], iter(task["sizes"])
-        for field, kind in _tensors(form, ""):
-            size, (encoding, _, stream) = next(sizes, None), kind.partition(" ")
+        tensors = _tensors(about["kinds"][task["kind"]]["theta"], "")
+        for (field, kind), size in zip(tensors, task["sizes"], strict=True):
+            encoding, _, stream = kind.partition(" ")
             if encoding != "plain" or stream not in streams:
                 continue
             count = math.prod(size)
