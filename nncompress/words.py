@@ -14,12 +14,20 @@ def named_folder(words: Sequence[str], key: str, of: str) -> Path | None:
     Raises:
         ConfigError: it gives nothing; `of` is what it is to be the folder of.
     """
-    given = [word.partition("=")[2].strip("'\"") for word in words if word.startswith(f"{key}=")]
+    given = [_unquoted(word.partition("=")[2]) for word in words if word.startswith(f"{key}=")]
     if not given or given[-1] == "null":
         return None
     if not given[-1]:
         raise ConfigError(f"{key}= needs the folder of {of}, found nothing; give it, or leave {key} out")
     return Path(given[-1]).absolute()
+
+
+def _unquoted(value: str) -> str:
+    """The text of a value that may be quoted."""
+    mark = value[:1]
+    if len(value) < 2 or mark not in ("'", '"') or value[-1] != mark:
+        return value
+    return value[1:-1].replace(f"\\{mark}", mark).replace("\\\\", "\\")
 
 
 def quoted(text: str) -> str:

@@ -200,6 +200,22 @@ def test_a_finished_run_goes_on_when_resumed_with_more_steps(tmp_path):
     assert rows(tmp_path / "short") == rows(tmp_path / "long")
 
 
+def test_a_signal_in_the_last_step_lets_the_run_end_and_then_ends_the_command(tmp_path, monkeypatch):
+    words = [*SGD_WORDS, "solver.num_steps=3"]
+    assert train(tmp_path / "whole", *words) == 0
+    step = SGD.step
+
+    def struck(self, problem, state):
+        if state.k == 2:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, problem, state)
+
+    monkeypatch.setattr(SGD, "step", struck)
+    assert train(tmp_path / "struck", *words) == 130
+    assert status(tmp_path / "struck")["status"] == "done"
+    assert summary(tmp_path / "struck") == summary(tmp_path / "whole")
+
+
 def test_a_second_signal_stops_at_once():
     with Interruption() as interruption:
         signal.raise_signal(signal.SIGINT)

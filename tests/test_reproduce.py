@@ -21,7 +21,7 @@ from nncompress.records import read_json, read_run, write_json
 from nncompress.report import report
 from nncompress.report.cross import cross_frame, cross_tables
 from nncompress.report.figures import METRICS, figure, measured, shared_parts
-from nncompress.report.reproduction_rows import FAIL, NOT_COMPARABLE, PASS, verdict
+from nncompress.report.reproduction_rows import FAIL, NOT_COMPARABLE, PASS, claim_row, verdict
 from nncompress.reproduce.planning import Cost, Plan, _recorded, jobs_of, planned, seconds
 from nncompress.reproduce.protocol import (
     PAPERS,
@@ -305,7 +305,60 @@ def test_studies_run_are_judged_and_are_not_run_again(tiny_paper: Path, capsys: 
     assert set(json.loads((tiny_paper / "reproduce.json").read_text())["studies"]["kept"]["keys"]) == keys
     assert main(["reproduce", "lc", "--study", "kept"]) == 0  # the seed that was added is no part of it any more
     assert list(pd.read_csv(tiny_paper / "tables" / "published.csv")["n"]) == [1, 1]
+    assert list(pd.read_csv(tiny_paper / "kept" / "tables" / "runs.csv")["seed"]) == [0, 0]
+    began = json.loads((tiny_paper / "kept" / "0" / "environment.json").read_text())["date"]
+    assert list(pd.read_csv(tiny_paper / "tables" / "published.csv")["date"]) == [began[:10]] * 2
     assert {path.name for path in report([tiny_paper])} >= {"published.md", "report.html", "results.md"}
+
+
+def test_a_folder_of_any_name_is_gone_on_with_and_papers_that_were_not_run_get_no_tables(
+    tiny_paper: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = "my out, it's #1 (é)"
+    words = ["reproduce", "lc", "--study", "kept", "--out", out]
+    assert main(words) == 0
+    folder = Path(out) / "lc" / "cpu"
+    (folder / "kept" / "1" / "status.json").unlink()
+    assert main(words) == 0
+    assert (folder / "kept" / "1" / "summary.json").exists()
+    (folder / "tables" / "published.md").unlink()
+    assert main(["reproduce", "nnbcd", "lc", "--tables", "--out", out]) == 0
+    assert "nnbcd/cpu, it gets no tables" in capsys.readouterr().out
+    assert (folder / "tables" / "published.md").exists()
+    for damaged in ('{"studies": null}', '{"paper": "lc", "scale": "cpu", "studies": {"kept": 1}}', "{"):
+        (folder / "reproduce.json").write_text(damaged)
+        assert main(["reproduce", "lc", "--tables", "--out", out]) == 2
+        assert main(words) == 2
+        assert "must name a paper, a scale and its studies, found others; delete it" in capsys.readouterr().err
+    (folder / "reproduce.json").unlink()
+    assert main(words) == 0
+
+
+def test_a_run_that_has_ended_otherwise_is_told(tiny_paper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["reproduce", "lc", "--study", "kept"]
+    assert main(words) == 0
+    write_json(tiny_paper / "kept" / "1" / "status.json", {"status": "diverged", "reason": "x", "step": 1})
+    assert main(words) == 1
+    assert "lc kept: of 2 runs 1 diverged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("ours", "holds"), [(0.95, True), (0.9499, False), (0.97, True)])
+def test_a_claim_holds_at_its_limit(ours: float, holds: bool, tmp_path: Path) -> None:
+    runs = {}
+    for name, accuracy in (("a", ours), ("b", 0.96)):
+        folder = fake_run(tmp_path / name, config(), n=3)
+        write_json(folder / "summary.json", (read_json(folder / "summary.json") or {}) | {"accuracy/test": accuracy})
+        runs[name] = [read_run(folder)]
+    studies = [Study(name, name, "digits", ()) for name in runs]
+    claim = Claim("claims/1", "not worse", "accuracy/test", Selection("a"), Selection("b"), by=-0.01)
+    protocol = Protocol("lc", "cpu", "T", studies, {}, [claim], {}, {}, {"a": ("cpu",), "b": ("cpu",)})
+    assert claim_row(protocol, claim, runs, {"studies": {}})["verdict"] == (PASS if holds else FAIL)
+
+
+def test_a_reference_has_the_name_under_which_a_run_looks_for_it() -> None:
+    (job,) = jobs_of(["experiment=lc/prune"])
+    assert job.reference is not None
+    assert Path(job.reference[0]).name.startswith("lenet300-mnist-")
 
 
 def test_other_data_take_the_place_of_missing_ones_and_are_a_deviation(
