@@ -370,7 +370,8 @@ def test_the_result_has_the_accuracies_of_both_deployed_networks():
 def test_the_curvature_is_the_largest_eigenvalue_of_the_hessian():
     p = small(vgg((1,)))
     names, values = zip(*p.model.named_parameters(), strict=True)
-    x, y = p.data.train.x[:25], p.data.train.y[:25]
+    drawn = torch.randperm(len(p.data.train), generator=torch.Generator().manual_seed(0))[:25]
+    x, y = p.data.train.x[drawn], p.data.train.y[drawn]
     network = copy.deepcopy(p.model).train()
 
     def loss(flat: Tensor) -> Tensor:
