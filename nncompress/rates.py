@@ -56,12 +56,11 @@ def convergence(rows: pd.DataFrame) -> pd.DataFrame:
     start = objective[step == 0].iloc[0] if (step == 0).any() else np.nan
     table["bound"] = (start - objective) / (np.nan if lam is None else lam) / after_start
     rounding = TOLERANCE * max(abs(start), TINY) / (np.nan if lam is None else lam) / after_start
+    extrapolated = SWEEP in rows  # then L falls by a sweep's own move, and no step bounds g
+    bounded = _column(rows, SWEEP) / after_start if extrapolated else table["step_sq_mean"]
     # ‖g‖² <= b² ‖step‖², b measured: the largest quotient so far
-    table["grad_constant"] = (table["grad_sq"] / table["step_sq"]).where(table["step_sq"] > 0).cummax().ffill()
-    extrapolated = SWEEP in rows  # what falls is L of a sweep's own move, and no step bounds g
-    bounded = _column(rows, SWEEP).where(step > 0) / after_start if extrapolated else table["step_sq_mean"]
-    if extrapolated:
-        table["grad_constant"] = np.nan
+    quotient = table["grad_sq"] / table["step_sq"]
+    table["grad_constant"] = quotient.where((table["step_sq"] > 0) & (not extrapolated)).cummax().ffill()
     table["grad_bound"] = table["grad_constant"] * table["bound"]
     known = table["bound"].notna() & bounded.notna()
     grad_known = known & table["grad_bound"].notna() & table["grad_sq_mean"].notna()

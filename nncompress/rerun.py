@@ -116,9 +116,8 @@ def _configuration(folder: Path, words: Sequence[str]) -> DictConfig:
 
 def _names(word: str) -> bool:
     """Whether a word GROUP=VALUE names an option, or [several]."""
-    return word.partition("=")[2].strip("[]").translate(str.maketrans("", "", "_,")).isalnum() and not word.endswith(
-        "=null"
-    )
+    value = word.partition("=")[2]
+    return value != "null" and value.strip("[]").replace("_", "").replace(",", "").isalnum()
 
 
 def _linked(cfg: DictConfig) -> DictConfig:

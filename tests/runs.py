@@ -1,7 +1,9 @@
 """Runs from the command line, and what they leave."""
 
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,21 @@ def train(folder: Path, *words: str) -> int:
         return main(["train", *words, f"hydra.run.dir={folder}"])
     except SystemExit as stop:
         return int(stop.code or 0)
+
+
+@contextmanager
+def struck(solver: type[Any], at: int, number: int = signal.SIGINT) -> Iterator[None]:
+    """Inside, the process gets a signal as the solver begins its step after step `at`."""
+    step = solver.step
+
+    def strike(self: Any, problem: Any, state: Any) -> Any:
+        if state.k == at:
+            signal.raise_signal(number)
+        return step(self, problem, state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solver, "step", strike)
+        yield
 
 
 def rows(folder: Path) -> list[dict[str, float]]:

@@ -13,7 +13,7 @@ import time
 
 import pytest
 import torch
-from runs import assert_refused, resign, rows, status, summary, train
+from runs import assert_refused, resign, rows, status, struck, summary, train
 from torch import nn
 
 from nncompress.cli import main
@@ -90,26 +90,16 @@ def test_same_seed_same_records_and_another_seed_others(words, tmp_path):
 
 @pytest.mark.parametrize(("words", "solver"), [(NNBCD_WORDS, NNBCD), (SGD_WORDS, SGD)], ids=["nnbcd", "sgd"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
-def test_an_interrupted_run_resumes_to_the_records_of_an_unbroken_one(
-    words, solver, number, code, tmp_path, monkeypatch
-):
+def test_an_interrupted_run_resumes_to_the_records_of_an_unbroken_one(words, solver, number, code, tmp_path):
     words = [*words, "eval_every=2"]
     steps = "solver.num_steps=9"
     assert train(tmp_path / "whole", *words, steps) == 0
-    step = solver.step
-
-    def struck(self, problem, state):
-        if state.k == 4:
-            signal.raise_signal(number)
-        return step(self, problem, state)
-
-    monkeypatch.setattr(solver, "step", struck)
     broken = tmp_path / "broken"
-    assert train(broken, *words, steps) == code
+    with struck(solver, 4, number):
+        assert train(broken, *words, steps) == code
     assert status(broken)["status"] == "interrupted"
     assert status(broken)["step"] == 5
     assert not (broken / "summary.json").exists()
-    monkeypatch.setattr(solver, "step", step)
     assert main(["train", f"resume={broken}"]) == 0
     assert rows(broken) == rows(tmp_path / "whole")
     assert summary(broken) == summary(tmp_path / "whole")
@@ -162,18 +152,10 @@ def test_resuming_at_any_step_gives_the_unbroken_records(words, tmp_path, monkey
     monkeypatch.syspath_prepend(os.path.dirname(__file__))
     solver = SGD if words[0] == "solver=sgd" else NNBCD
     assert train(tmp_path / "whole", *words, "solver.num_steps=9") == 0
-    step = solver.step
     for at in (1, 7):
-
-        def struck(self, problem, state, at=at):
-            if state.k == at:
-                signal.raise_signal(signal.SIGINT)
-            return step(self, problem, state)
-
         folder = tmp_path / f"broken{at}"
-        monkeypatch.setattr(solver, "step", struck)
-        code = train(folder, *words, "solver.num_steps=9")
-        monkeypatch.setattr(solver, "step", step)
+        with struck(solver, at):
+            code = train(folder, *words, "solver.num_steps=9")
         if code:
             assert main(["train", f"resume={folder}", "allow=[test_experiment]"]) == 0
         assert rows(folder) == rows(tmp_path / "whole")
@@ -200,18 +182,11 @@ def test_a_finished_run_goes_on_when_resumed_with_more_steps(tmp_path):
     assert rows(tmp_path / "short") == rows(tmp_path / "long")
 
 
-def test_a_signal_in_the_last_step_lets_the_run_end_and_then_ends_the_command(tmp_path, monkeypatch):
+def test_a_signal_in_the_last_step_lets_the_run_end_and_then_ends_the_command(tmp_path):
     words = [*SGD_WORDS, "solver.num_steps=3"]
     assert train(tmp_path / "whole", *words) == 0
-    step = SGD.step
-
-    def struck(self, problem, state):
-        if state.k == 2:
-            signal.raise_signal(signal.SIGINT)
-        return step(self, problem, state)
-
-    monkeypatch.setattr(SGD, "step", struck)
-    assert train(tmp_path / "struck", *words) == 130
+    with struck(SGD, 2):
+        assert train(tmp_path / "struck", *words) == 130
     assert status(tmp_path / "struck")["status"] == "done"
     assert summary(tmp_path / "struck") == summary(tmp_path / "whole")
 

@@ -6,7 +6,6 @@ import copy
 import itertools
 import logging
 import math
-import signal
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from problems import F64, gaussian, mlp, problem, randn, small_digits
-from runs import rows, summary, train
+from runs import rows, struck, summary, train
 from torch import Tensor, nn
 
 from nncompress import checkpoint
@@ -769,22 +768,14 @@ NET = [
 
 
 @pytest.mark.usefixtures("apart")
-def test_a_run_from_the_command_line_learns_digits_and_goes_on_after_a_break_to_the_same_records(tmp_path, monkeypatch):
+def test_a_run_from_the_command_line_learns_digits_and_goes_on_after_a_break_to_the_same_records(tmp_path):
     words = [*WORDS, "compression=l0", "compression.keep=0.5", "solver.lr=0.3", "solver.num_steps=10"]
     assert train(tmp_path / "whole", *words) == 0
     assert summary(tmp_path / "whole")["accuracy/dense_test"] > 0.85
     found = rows(tmp_path / "whole")
     assert found[-1].keys() >= {"fw_gap", "eta", "eta/clipped", "gauge", "gauge/fc1.weight", "eta/fc1.weight"}
-    step = FrankWolfe.step
-
-    def struck(self, problem, state):
-        if state.k == 4:
-            signal.raise_signal(signal.SIGINT)
-        return step(self, problem, state)
-
-    monkeypatch.setattr(FrankWolfe, "step", struck)
-    assert train(tmp_path / "broken", *words) == 130
-    monkeypatch.setattr(FrankWolfe, "step", step)
+    with struck(FrankWolfe, 4):
+        assert train(tmp_path / "broken", *words) == 130
     assert main(["train", f"resume={tmp_path / 'broken'}"]) == 0
     assert rows(tmp_path / "broken") == found
     assert summary(tmp_path / "broken") == summary(tmp_path / "whole")

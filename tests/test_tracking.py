@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from runs import rows, status, summary, train
+from runs import rows, status, struck, summary, train
 
 from nncompress import config
 from nncompress.cli import main
@@ -94,16 +93,10 @@ def told() -> list[list[Any]]:
 
 
 @pytest.fixture
-def stopped_at_3(monkeypatch: pytest.MonkeyPatch) -> None:
+def stopped_at_3() -> Iterator[None]:
     """A run that comes to its third step gets SIGINT in it."""
-    step = SGD.step
-
-    def struck(self: SGD, problem: Any, state: Any) -> Any:
-        if state.k == 2:
-            signal.raise_signal(signal.SIGINT)
-        return step(self, problem, state)
-
-    monkeypatch.setattr(SGD, "step", struck)
+    with struck(SGD, 2):
+        yield
 
 
 BARE = "import nncompress.experiment; nncompress.experiment.write_run_report = lambda folder: []"
