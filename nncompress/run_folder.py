@@ -12,7 +12,7 @@ from typing import Any
 
 from nncompress import locks
 from nncompress.errors import ConfigError, Diverged, NNCompressError, Pruned, Unsupported
-from nncompress.records import CONFIG, LOCK, RECORDS, STATUS, read_run, write_json
+from nncompress.records import CONFIG, LOCK, RECORDS, STATUS, read_status, write_json
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def status_of(folder: Path, resumed: bool) -> Iterator[dict[str, Any]]:
 
     A run that ended and cannot be taken up again (`resumed`, no step restored) keeps the status it had.
     """
-    before = read_run(folder).status if resumed else None
+    before = read_status(folder) if resumed else None
     status: dict[str, Any] = {"status": "running", "reason": None, "traceback": None, "step": None}
     write_json(folder / STATUS, status)
     try:

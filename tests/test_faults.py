@@ -125,12 +125,15 @@ def test_a_report_that_is_killed_leaves_no_half_file(tmp_path: Path, reports: No
         assert {path: path.read_bytes() for path in files} == files
 
 
-def test_a_run_without_a_checkpoint_is_resumed_from_its_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [("status.json", "records.jsonl"), ()], ids=["status and records", "config alone"])
+def test_a_run_without_a_checkpoint_is_resumed_from_its_start(tmp_path: Path, left: tuple[str, ...]) -> None:
+    """With its configuration alone where it was killed between that file and its status."""
     assert train(tmp_path / "whole", *NNBCD) == 0
     broken = tmp_path / "broken"
     assert train(broken, *NNBCD) == 0
     (broken / "checkpoints" / "last.pt").unlink()
-    (broken / "summary.json").unlink()
+    for name in {"summary.json", "status.json", "records.jsonl"}.difference(left):
+        (broken / name).unlink()
     assert main(["train", f"resume={broken}"]) == 0
     assert rows(broken) == rows(tmp_path / "whole")
     assert summary(broken) == summary(tmp_path / "whole")
