@@ -14,6 +14,9 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
+KEPT: set[str] = set()
+"""Modules that no test wrote: to look at all of them behind every test takes a minute."""
+
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,9 +63,11 @@ def no_module_of_another_test(tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Modules that a test wrote and imported are forgotten, so that another may write one of the same name."""
     yield
     base = str(tmp_path_factory.getbasetemp())
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", "")).startswith(base):
+    for name in sys.modules.keys() - KEPT:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(base):
             del sys.modules[name]
+        else:
+            KEPT.add(name)
 
 
 @pytest.fixture
