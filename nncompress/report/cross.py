@@ -13,7 +13,7 @@ from nncompress.outline import flatten
 from nncompress.records import Run, read_json
 from nncompress.report.collect import final
 from nncompress.report.pareto import pareto_front
-from nncompress.report.style import STYLE, group_styles, log_ticks, new_figure
+from nncompress.report.style import LINES, STYLE, group_styles, log_ticks, new_figure
 from nncompress.report.tables import Table, known
 from nncompress.report.text import UNKNOWN, number, percent, spread
 
@@ -166,7 +166,7 @@ def _pairs(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
 
 
 def _figure(network: str, frame: pd.DataFrame) -> Figure:
-    """Colours and lines tell solvers apart, the shapes of points compressions."""
+    """Colours, once they are used up with empty points, tell solvers apart, the shapes of points compressions."""
     solvers, compressions = list(frame["solver"].unique()), list(frame["compression"].unique())
     colours = dict(zip(solvers, group_styles(len(solvers)), strict=True))
     shapes = dict(zip(compressions, "os^DvPX<>phd*H8"[: len(compressions)].ljust(len(compressions), "o"), strict=True))
@@ -178,10 +178,14 @@ def _figure(network: str, frame: pd.DataFrame) -> Figure:
             _plane(axes, frame[frame[plane].notna()], plane)
             for _, row in frame.iterrows():
                 style = colours[row["solver"]]
-                axes.plot(row[plane], 100 * row["accuracy"], shapes[row["compression"]], color=style.colour, alpha=0.85)
+                axes.plot(
+                    row[plane], 100 * row["accuracy"], shapes[row["compression"]], color=style.colour, alpha=0.85,
+                    fillstyle="full" if style.line == LINES[0] else "none",
+                )  # fmt: skip
         drawn[0].set_ylabel("test accuracy of the deployed network (%)")
         for solver in solvers:
-            drawn[0].plot([], [], "-", color=colours[solver].colour, linewidth=4, label=solver)
+            style = colours[solver]
+            drawn[0].plot([], [], style.line, color=style.colour, linewidth=4, label=solver)
         for compression in compressions:
             drawn[0].plot([], [], shapes[compression], color="0.3", label=compression)
         handles, labels = drawn[0].get_legend_handles_labels()
