@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 from datetime import datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def make_deterministic(seed: int, deterministic: bool) -> None:
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    torch.set_deterministic_debug_mode("error" if deterministic else "default")  # without importing the compiler
     torch.backends.cudnn.benchmark = not deterministic
 
 
@@ -122,6 +123,7 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+@cache
 def _commit() -> str | None:
     """The commit of the checkout the package runs from, `-dirty` behind it when files differ; None elsewhere."""
     root = Path(__file__).parent.parent

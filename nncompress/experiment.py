@@ -26,7 +26,6 @@ from nncompress.interruption import Interruption
 from nncompress.problem import weights_of, with_weights
 from nncompress.progress import ProgressLog
 from nncompress.records import CONFIG, RECORDS, SUMMARY, Recorder, read_run, replace_bytes, write_json
-from nncompress.report import write_run_report
 from nncompress.run_folder import CHECKPOINT, claimed, room, status_of
 from nncompress.solvers.base import Iterate, Observation, Slimmed
 from nncompress.summary import channels_of, counts_of, file_sizes, rounding_of, summary_of
@@ -46,7 +45,7 @@ DIVERGED_ABOVE = 1e6
 def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """Do the run that `cfg` describes in `folder` and return its summary.
 
-    Writes the files of a run folder, `status.json` whatever happens. Raises an NNCompressError or what else went
+    Writes the files of a run folder but its tables and plots, `status.json` whatever happens. Raises an NNCompressError or what else went
     wrong, and SystemExit(130 or 143) after a checkpoint when interrupted.
     """
     with ExitStack() as claim:
@@ -63,9 +62,11 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 tracking.start()
                 execution = _Execution(cfg, folder, interruption, status, tracking)
                 summary = execution.recorded()
-                write_run_report(folder)
             if interruption.code and parallel.size() == 1:  # too late for this run, not for what would follow it
-                log.warning("stopped by a signal once the run had all its steps; it is done")
+                log.warning(
+                    "stopped by a signal once the run had all its steps; it is done, and nncompress report %s writes "
+                    "its tables and plots", folder,
+                )  # fmt: skip
                 interruption.leave(interruption.code)
     return summary
 

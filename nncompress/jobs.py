@@ -26,10 +26,11 @@ RUN_LOG = "run.log"
 
 
 def single(cfg: DictConfig, folder: Path) -> None:
-    """Check and run; SystemExit with the failure as its cause, past Hydra, which would print its own account of it."""
+    """Check, run and report; SystemExit with the failure as its cause, past Hydra, which would print its own account."""
     failure = attempt(cfg, folder)
     if failure is not None:
         raise SystemExit(failure.exit_code) from failure
+    write_report(folder)
     for path in [*sorted(folder.glob("tables/*.md")), *sorted(folder.glob("plots/*.png"))]:
         log.info("wrote %s", short(path))
 
@@ -49,6 +50,7 @@ def of_sweep(cfg: DictConfig, folder: Path, sweep: Path) -> None:
         cfg.resume = begun
         failure = attempt(cfg, folder if begun is None else Path(begun))
         if failure is None:
+            write_report(folder)
             return
         log.error("job %s: %s", short(folder), "; ".join(str(failure).splitlines()))
         if isinstance(failure, ConfigError) or processes.agreed(lambda: standing(folder) in ENDED):
@@ -76,6 +78,22 @@ def attempt(cfg: DictConfig, folder: Path) -> NNCompressError | None:
             raise SystemExit(failure.exit_code) from failure
         return failure
     return None
+
+
+def write_report(folder: Path) -> None:
+    """Write the tables and plots of a run that is done; what keeps them from being written makes no failed run."""
+    if not processes.first():
+        return
+    from nncompress.report import write_run_report
+
+    try:
+        write_run_report(folder)
+    except Exception as error:
+        log.error("no tables and plots are written", exc_info=error)
+        log.error(
+            "the run is done, but its tables and plots cannot be written: %s (the traceback is in %s); try again with: "
+            "nncompress report %s", one_line(error), short(folder / RUN_LOG), short(folder),
+        )  # fmt: skip
 
 
 def short(path: Path) -> Path:

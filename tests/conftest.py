@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["golden"]
+
 # Before torch or matplotlib are imported, and for the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
@@ -72,13 +74,13 @@ def no_module_of_another_test(tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty current folder, and no pictures but where they are asked for."""
+    """An empty current folder, and commands that draw no pictures."""
     import torch
 
-    import nncompress.experiment
+    import nncompress.jobs
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(nncompress.experiment, "write_run_report", lambda folder: [])
+    monkeypatch.setattr(nncompress.jobs, "write_report", lambda folder: None)
     yield
     torch.use_deterministic_algorithms(False)

@@ -1,4 +1,4 @@
-"""Runs from the command line, and what they leave."""
+"""Runs in this process, from words as on the command line, and what they leave."""
 
 import json
 import signal
@@ -8,9 +8,47 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, open_dict
 
+from nncompress import config, jobs
 from nncompress.cli import main
 from nncompress.compact.artefact import _checksum
+from nncompress.saved import changed, read_saved
+from nncompress.train import retarget
+
+
+def configuration(*words: str) -> DictConfig:
+    """The configuration of `nncompress train` with these words; Hydra's own part is left out."""
+    config.register()
+    with initialize_config_module("nncompress.conf", version_base="1.3"):
+        cfg = compose("config", list(words), return_hydra_config=True)
+    with open_dict(cfg):
+        chosen = cfg.pop("hydra").runtime.choices
+    cfg.choices = {group: choice for group in config.CHOICES if (choice := chosen.get(group))}
+    retarget(cfg, words)
+    return cfg
+
+
+def run(folder: Path, *words: str) -> dict[str, object]:
+    """Do the run of `nncompress train` with these words, but without its command line, tables and plots: its summary.
+
+    Raises what the command would tell in a sentence, and SystemExit where it is interrupted.
+    """
+    return _attempted(configuration(*words), folder)
+
+
+def resume(folder: Path, *words: str) -> dict[str, object]:
+    """Go on with a run as `nncompress train resume=FOLDER` with these words does; as `run`."""
+    return _attempted(changed(read_saved(folder), [*words, f"resume={folder}"]), folder)
+
+
+def _attempted(cfg: DictConfig, folder: Path) -> dict[str, object]:
+    folder.mkdir(parents=True, exist_ok=True)
+    failure = jobs.attempt(cfg, folder)
+    if failure is not None:
+        raise failure
+    return summary(folder)
 
 
 def train(folder: Path, *words: str) -> int:

@@ -19,7 +19,7 @@ from nncompress.models.mlp import MLP
 from nncompress.problem import Dataset, Problem, Split, weights_of
 from nncompress.solvers.nnbcd import NNBCD
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is not installed
+sys.path.insert(0, str(Path(__file__).parents[3]))  # benchmarks/ is not installed
 from benchmarks import plain_nnbcd as plain
 
 RATES = {"tau": 5.0, "alpha": 1.0, "gamma": 0.5, "rho": 0.7}

@@ -12,7 +12,7 @@ from torch import Tensor
 from nncompress import config
 from nncompress.augmentation import Augmentation, Augmentations, Crop, Cutout, Flip, Rotation
 
-CONF = Path(__file__).parents[1] / "conf" / "augmentation"
+CONF = Path(__file__).parents[3] / "conf" / "augmentation"
 LAST = 1 - 2**-24  # the largest float32 below 1
 EACH = [
     *(Crop(padding=0), Crop(padding=2), Flip(probability=0.4), Rotation(degrees=40.0), Cutout(size=3)),

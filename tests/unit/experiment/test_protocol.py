@@ -25,7 +25,7 @@ from nncompress.reference import with_reference
 from nncompress.report.collect import final
 from nncompress.report.run_tables import accuracy_table
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 WORDS = ["solver=sgd", "model.widths=[16]", "dataset.train_size=200", "dataset.test_size=100", "solver.batch_size=32"]
 NET = ["model=resnet20", "model.depth=8", "model.width=0.25", "dataset.train_size=80", "dataset.test_size=50"]
 CROPPED = ["augmentation=crop_flip", "augmentation.parts.0.padding=1"]

@@ -27,7 +27,7 @@ from nncompress.compressions.sparsity import l0, l1_penalty
 from nncompress.errors import ConfigError, Unsupported
 from nncompress.problem import Problem, weights_of
 
-EXAMPLE = Path(__file__).parents[1] / "docs/your_own"
+EXAMPLE = Path(__file__).parents[2] / "docs/your_own"
 sys.path.insert(0, str(EXAMPLE))
 
 from my_parts.compressions import Circulant, circulant, labels  # noqa: E402

@@ -20,7 +20,7 @@ from nncompress.data.prepare import Preparation, prepare
 from nncompress.errors import ConfigError
 from nncompress.problem import Split
 
-CONF = Path(__file__).parents[1] / "conf" / "dataset"
+CONF = Path(__file__).parents[3] / "conf" / "dataset"
 
 
 def splits(n=12, m=6, shape=(3, 4, 4)):

@@ -16,7 +16,7 @@ from nncompress import config
 from nncompress.errors import ConfigError, DataError
 from nncompress.signatures import describe, fits, locate
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 
 
 def data(*, root: str, download: bool = True, train_size: int | None = None) -> str:

@@ -270,7 +270,7 @@ def mount(tmp_path: Path) -> Callable[[str], "subprocess.CompletedProcess[str]"]
     return command
 
 
-ROOT = str(Path(__file__).parent.parent)
+ROOT = str(Path(__file__).parents[2])
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ from nncompress.solvers.rescaling import (
 from nncompress.solvers.sfw import SFW
 from nncompress.solvers.sgd import SGD
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 
 VECTORS: list[Any] = [L1(), L2(), Lp(p=3.0), Linf(), KSparse(k=0.3), KSupport(k=0.3)]
 MATRICES: list[Any] = [

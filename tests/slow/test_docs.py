@@ -33,7 +33,7 @@ from nncompress.cli import COMMANDS, main
 from nncompress.resume import ALLOWED
 from nncompress.train import retarget
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DATA = Path(os.environ.get("NNCOMPRESS_DATA", ROOT / "data")).absolute()
 FENCE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
