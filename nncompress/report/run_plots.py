@@ -177,7 +177,7 @@ def _histogram(axes: Axes, key: str, values: NDArray[np.floating]) -> None:
     zeros = 1 - nonzero.size / values.size
     shape = " × ".join(map(str, values.shape))
     note = f", {100 * zeros:.1f} % zeros not drawn" if zeros else ""
-    axes.hist(nonzero, bins=40, color=COLOURS[0])
+    axes.stairs(*np.histogram(nonzero, bins=40), fill=True, color=COLOURS[0])  # one patch: 40 bars take a third longer
     axes.set_title(f"{key}\n{shape}{note}", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.locator_params(axis="x", nbins=5)

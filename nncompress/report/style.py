@@ -39,7 +39,8 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     with matplotlib.rc_context(STYLE):
-        figure.draw_without_rendering()
+        if engine := figure.get_layout_engine():
+            engine.execute(figure)
         figure.set_layout_engine("none")  # laid out: it need not be done again for each file
         replace_bytes(svg, _drawn(FigureCanvasSVG(figure).print_svg, metadata={"Date": None}))
         figure.set_dpi(150)

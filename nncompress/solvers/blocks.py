@@ -174,11 +174,17 @@ def subgradient_sq(U: Tensor, V: Tensor, smooth: Tensor, gamma: float, slope: fl
     `smooth` is the gradient of the smooth part. Where u = 0 the kink offers [-gamma slope v, -gamma v] if it is
     convex and its two ends if it is concave; the element nearest to -smooth is taken.
     """
-    g = torch.where(U > 0, gamma * (U - V), gamma * slope * (slope * U - V)) + smooth
-    left, right = smooth - gamma * slope * V, smooth - gamma * V
-    ends = torch.minimum(left.abs(), right.abs())
+    if slope == 0.0:
+        g: Tensor = torch.ops.aten.threshold_backward(U - V, U, 0)  # [U > 0] * (U - V), one pass
+    else:
+        g = torch.where(U > 0, U - V, slope * (slope * U - V))
+    g = g.mul_(gamma).add_(smooth)
+    kink = (U == 0).nonzero(as_tuple=True)  # few, if any
+    v, s = V[kink], smooth[kink]
+    left, right = s - gamma * slope * v, s - gamma * v
     inside = (left <= 0) & (right >= 0)
-    return sq(torch.where(U == 0, torch.where(inside, 0, ends), g))
+    g[kink] = torch.where(inside, 0, torch.minimum(left.abs(), right.abs()))
+    return sq(g)
 
 
 def sq(x: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from nncompress.metrics import effective_sparsity
 from nncompress.solvers import blocks
 from nncompress.solvers.nnbcd_state import Blocks
 
+ROWS = 256
+"""Samples whose gradients are taken at once on the CPU: few, so that the temporaries stay in the cache."""
 TERMS = ("fit", "activation", "linear", "compression", "multipliers")
 
 
@@ -67,7 +69,7 @@ def subgradient_sq(P: Blocks, *, tau: float, gamma: float, rho: float) -> float:
     in_weights = [torch.zeros_like(w) for w in P.W[1:]]
     in_biases = [torch.zeros_like(w[:, 0]) for w in P.W[1:]]
     widest = max(range(1, P.last + 1), key=lambda i: P.U[i].shape[1])
-    for rows in P.chunks(widest):
+    for rows in P.chunks(widest, ROWS):
         of_samples += _of_chunk(P, rows, in_weights, in_biases, gamma, rho)
     parallel.sum_(of_samples, *in_weights, *in_biases)
     total = of_samples
@@ -85,21 +87,25 @@ def _of_chunk(
 ) -> Tensor:
     """The part of the blocks U, V for some samples; adds theirs to the gradients in the weights and biases."""
     N = P.last
-    in_V = {i: torch.zeros_like(P.V[i][rows]) for i in range(N + 1)}
+    in_V = {N: P.V[N][rows] - P.Y[rows]}
+
+    def add(i: int, gradient: Tensor, sign: int = 1) -> None:
+        in_V[i] = in_V[i].add_(gradient, alpha=sign) if i in in_V else gradient.mul(sign)
+
     total = torch.zeros_like(P.step_sq)
     for i in range(N, 0, -1):
         layer, seen = P.layer(i), P.layer(i).map.rows(P.V[i - 1][rows])
-        R = P.known_product(i, rows) - P.linear_part(i, rows)
-        misfit = gamma * (P.activated_part(i, rows) - P.activation(i, rows))
-        flat = rho * R.reshape(len(seen), -1)
-        in_weights[i - 1] += flat.T @ seen
-        in_biases[i - 1] += flat.sum(dim=0)
-        in_V[i] += misfit
-        in_V[i - 1] += rho * (R @ layer.map.matrix(P.W[i])) if i > 1 else 0.0
+        in_U = torch.sub(P.linear_part(i, rows), P.known_product(i, rows)).mul_(rho)  # of the linear layer
+        misfit = torch.sub(P.activated_part(i, rows), P.activation(i, rows)).mul_(gamma)
+        total += blocks.subgradient_sq(P.U[i][rows], P.activated_part(i, rows), in_U, gamma, layer.slope)
+        flat = in_U.view(len(seen), -1)
+        in_weights[i - 1].addmm_(flat.T, seen, alpha=-1)
+        in_biases[i - 1] -= flat.sum(dim=0)
+        add(i, misfit)
+        if i > 1:
+            add(i - 1, in_U @ layer.map.matrix(P.W[i]), -1)
         if layer.inner is not None:
-            in_V[layer.inner] += rho * R
+            add(layer.inner, in_U, -1)
         if layer.outer is not None:
-            in_V[layer.outer] -= misfit
-        total += blocks.subgradient_sq(P.U[i][rows], P.activated_part(i, rows), -rho * R, gamma, layer.slope)
-    in_V[N] += P.V[N][rows] - P.Y[rows]
+            add(layer.outer, misfit, -1)
     return total + sum(blocks.sq(in_V[i]) for i in range(1, N + 1))

@@ -130,10 +130,12 @@ class Blocks:
         """Layer i of the chain."""
         return self.chain.layers[i - 1]
 
-    def chunks(self, i: int) -> Iterator[slice]:
-        """The samples, so many at a time that the tensors of layer i stay small."""
+    def chunks(self, i: int, most: int | None = None) -> Iterator[slice]:
+        """The samples, so many at a time that the tensors of layer i stay small; on the CPU `most` at the most."""
         n, widest = len(self.Y), max(self.U[i].shape[1], self.V[i - 1].shape[1])
-        size = max(1, (CHUNK if self.Y.device.type == "cpu" else CHUNK_GPU) // widest)
+        cpu = self.Y.device.type == "cpu"
+        size = max(1, (CHUNK if cpu else CHUNK_GPU) // widest)
+        size = min(size, most) if cpu and most is not None else size
         return (slice(start, min(n, start + size)) for start in range(0, n, size))
 
     def product(self, i: int, rows: slice) -> Tensor:
