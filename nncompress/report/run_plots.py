@@ -29,7 +29,7 @@ ACCURACIES = {
     "accuracy/train": "training set, deployed network",
     "accuracy/dense_test": "test set, dense weights w",
 }
-MOST_PANELS = 12
+MOST_PANELS = 6
 
 
 def run_plots(run: Run, folder: Path) -> list[Path]:
@@ -155,7 +155,7 @@ def _factors(axes: Axes, factors: Mapping[str, Any]) -> None:
 
 
 def weights_plot(tensors: Mapping[str, NDArray[np.floating]], title: str) -> Figure | None:
-    """A histogram of the nonzero values of each tensor of Θ and of all else, the 12 largest; None without any."""
+    """A histogram of the nonzero values of each tensor of Θ and of all else, the 6 largest; None without any."""
     largest = sorted(tensors, key=lambda key: -tensors[key].size)[:MOST_PANELS]
     shown = [key for key in tensors if key in largest]
     if not shown:
@@ -180,7 +180,8 @@ def _histogram(axes: Axes, key: str, values: NDArray[np.floating]) -> None:
     axes.stairs(*np.histogram(nonzero, bins=40), fill=True, color=COLOURS[0])  # one patch: 40 bars take a third longer
     axes.set_title(f"{key}\n{shape}{note}", fontsize=9)
     axes.tick_params(labelsize=8)
-    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="x", nbins=4)
+    axes.locator_params(axis="y", nbins=3)
 
 
 def _two_panels(rows: pd.DataFrame, lines: Mapping[str, str], title: str, ylabel: str) -> Figure:

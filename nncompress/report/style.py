@@ -44,7 +44,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
         figure.set_layout_engine("none")  # laid out: it need not be done again for each file
         replace_bytes(svg, _drawn(FigureCanvasSVG(figure).print_svg, metadata={"Date": None}))
         figure.set_dpi(150)
-        replace_bytes(png, _drawn(FigureCanvasAgg(figure).print_png))
+        replace_bytes(png, _drawn(FigureCanvasAgg(figure).print_png, pil_kwargs={"compress_level": 3}))
     return [png, svg]
 
 
