@@ -2,19 +2,24 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow reproduce-paper lint format bench clean
+.PHONY: help venv demo test test-slow coverage mutations reproduce-paper lint lock format bench clean
 SCALE ?= cpu
 PAPER ?= all
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/; s/\$$\$$/$$/' | sort | awk -F '\t' '{printf "  %-10s %s\n", $$1, $$2}'
 
-venv: $(READY) ## make .venv with everything the project needs (again only when pyproject.toml changed)
+venv: $(READY) ## make .venv with everything the project needs (again only when pyproject.toml or the lock changed)
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock -e '.[dev]'
 	touch $@
+
+lock: ## pin in requirements.lock the newest releases that pyproject.toml allows
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(BIN)/pip freeze --disable-pip-version-check --exclude-editable > requirements.lock
 
 demo: venv ## the main job: train a tensor-train network with NN-BCD, then show its table and where its pictures are
 	$(BIN)/nncompress train solver=nnbcd model=tt_mlp
@@ -24,9 +29,14 @@ demo: venv ## the main job: train a tensor-train network with NN-BCD, then show 
 test: lint ## lint, then the tests, a process for each core
 	$(BIN)/pytest -n auto --dist loadfile
 
-test-slow: venv ## the tests on real data, found under $$NNCOMPRESS_DATA
-	@test -n "$$NNCOMPRESS_DATA" || { echo "test-slow needs NNCOMPRESS_DATA: the folder that holds the real data sets"; exit 2; }
-	$(BIN)/pytest -m slow -n auto --dist loadfile
+test-slow: venv ## kills, several processes, packaging, a browser, and real data where $$NNCOMPRESS_DATA has them
+	$(BIN)/pytest -m slow -n auto --dist worksteal
+
+coverage: venv ## the tests once more, with the lines and branches that they reach
+	$(BIN)/pytest -n auto --dist loadfile --cov=nncompress --cov-branch --cov-report=term-missing:skip-covered
+
+mutations: venv ## do the tests notice 40 small wrong edits?
+	$(BIN)/python scripts/mutations.py
 
 reproduce-paper: venv ## the papers' experiments beside their published figures (SCALE=smoke|cpu|gpu, PAPER=nnbcd|slimming|sparsefw|lc|cross)
 	$(BIN)/nncompress reproduce $(PAPER) --scale $(SCALE)

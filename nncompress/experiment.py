@@ -45,8 +45,8 @@ DIVERGED_ABOVE = 1e6
 def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """Do the run that `cfg` describes in `folder` and return its summary.
 
-    Writes the files of a run folder but its tables and plots, `status.json` whatever happens. Raises an NNCompressError or what else went
-    wrong, and SystemExit(130 or 143) after a checkpoint when interrupted.
+    Writes the files of a run folder but its tables and plots, `status.json` whatever happens. Raises an
+    NNCompressError or what else went wrong, and SystemExit(130 or 143) after a checkpoint when interrupted.
     """
     with ExitStack() as claim:
         with parallel.together():

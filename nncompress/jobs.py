@@ -26,7 +26,7 @@ RUN_LOG = "run.log"
 
 
 def single(cfg: DictConfig, folder: Path) -> None:
-    """Check, run and report; SystemExit with the failure as its cause, past Hydra, which would print its own account."""
+    """Check, run and report; SystemExit with the failure as its cause, past Hydra, which would tell it its own way."""
     failure = attempt(cfg, folder)
     if failure is not None:
         raise SystemExit(failure.exit_code) from failure
@@ -84,9 +84,9 @@ def write_report(folder: Path) -> None:
     """Write the tables and plots of a run that is done; what keeps them from being written makes no failed run."""
     if not processes.first():
         return
-    from nncompress.report import write_run_report
-
     try:
+        from nncompress.report import write_run_report
+
         write_run_report(folder)
     except Exception as error:
         log.error("no tables and plots are written", exc_info=error)

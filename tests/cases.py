@@ -9,6 +9,6 @@ def case(**values: object) -> Iterator[None]:
     """Within it a failure tells the values of its case."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:  # pytest.fail, and a pytest.raises that saw nothing, raise one
         error.add_note("case: " + ", ".join(f"{name}={value!r}" for name, value in values.items()))
         raise

@@ -1,8 +1,12 @@
 """Every compression, as the contract suite takes it: (compression, shape of w, whether Π is exact)."""
 
+from itertools import groupby
+from typing import NamedTuple
+
 import pytest
 
 from nncompress.compressions.additive import Additive, Part
+from nncompress.compressions.base import Compression
 from nncompress.compressions.codebook import Codebook
 from nncompress.compressions.cp import CP
 from nncompress.compressions.low_rank import LowRank
@@ -92,3 +96,21 @@ CASES = [
         id="additive-joint-penalty",
     ),
 ]
+
+
+class Case(NamedTuple):
+    """One setting of a class."""
+
+    name: str
+    compression: Compression
+    shape: tuple[int, ...]
+    exact: bool
+
+
+def by_class() -> list:
+    """All settings of a class together, for tests with one item a class."""
+    groups = groupby(CASES, key=lambda param: type(param.values[0]))
+    return [pytest.param([Case(p.id, *p.values) for p in params], id=kind.__name__) for kind, params in groups]
+
+
+CLASSES = by_class()

@@ -1,14 +1,19 @@
 """Run folders as a run would leave them, without running one: smooth curves that obey the convergence theory."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 
 from nncompress.rates import rate_summary
 from nncompress.records import Recorder, read_run, write_json
+from nncompress.report.style import STYLE, save_figure
 
 LAMBDA = 0.25
 
@@ -98,6 +103,33 @@ def _model(folder: Path, rank: int) -> None:
     bits = random.integers(0, 255, 320).astype(np.uint8)
     save_file({"bits": bits, "float32": stream}, folder / "model.safetensors")
     write_json(folder / "model.json", about)
+
+
+LEAST = {"png": b"\x89PNG\r\n\x1a\n", "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"/>'}
+
+
+def undrawn(patch: pytest.MonkeyPatch, but: Collection[str] = ()) -> None:
+    """Reports leave the least files where their plots would be, as plots take most of their time; some may be drawn."""
+
+    def saved(figure: Figure, folder: Path, name: str) -> list[Path]:
+        if name in but:
+            return save_figure(figure, folder, name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for ending, content in LEAST.items():
+            (folder / f"{name}.{ending}").write_bytes(content)
+        return [folder / f"{name}.{ending}" for ending in LEAST]
+
+    for module in ("run_plots", "sweep_plots"):
+        patch.setattr(f"nncompress.report.{module}.save_figure", saved)
+
+
+def drawn(figure: Figure) -> bytes:
+    """The pixels of a figure, drawn small; a warning of it is an error of the test."""
+    with matplotlib.rc_context(STYLE):
+        figure.set_dpi(50)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return bytes(canvas.buffer_rgba())
 
 
 def texts(figure: Figure) -> str:

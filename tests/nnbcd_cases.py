@@ -1,18 +1,22 @@
-"""Networks that NN-BCD accepts, each with its layers written out by hand, and its objective by definition."""
+"""Networks that NN-BCD accepts, each with its layers written out by hand, its objective by definition, the rate toy."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import problems
 import torch
-from problems import F64, problem, randn
+from problems import F64, gaussian, problem, randn
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nncompress.compressions.sparsity import l0
+from nncompress.compressions.tensor_train import tt
 from nncompress.models.cnn import NNBCDCNN
 from nncompress.models.mlp import MLP
 from nncompress.models.residual import ResidualMLP
 from nncompress.problem import Dataset, Problem, Split
+from nncompress.solvers.nnbcd import NNBCD
 from nncompress.solvers.nnbcd_state import Blocks
 
 
@@ -52,6 +56,11 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.run(self, x)
+
+
+def linear_net(run: Callable, **widths: tuple[int, int]) -> Net:
+    """A network of Linear layers of (inputs, outputs)."""
+    return Net(run, **{name: nn.Linear(*sizes) for name, sizes in widths.items()})
 
 
 def rows(x: Tensor) -> Tensor:
@@ -181,7 +190,7 @@ MAKERS: dict[str, Callable[[], Case]] = {
 }
 
 
-def case(name: str) -> Case:
+def network_of(name: str) -> Case:
     """The case of MAKERS, the same each time, in float64."""
     torch.manual_seed(1)
     made = MAKERS[name]()
@@ -212,3 +221,29 @@ def objective(made: Case, P: Blocks, *, tau: float, gamma: float, rho: float) ->
         total = total if T is None else total + tau / 2 * (W - T).square().sum()
         total = total if lam is None else total - (lam * (W - T)).sum()
     return total
+
+
+def toy(recipe=tt, bias: bool = False, n: int = 120, **settings: object) -> Problem:
+    """The rate toy: 12-16-16-3 on Gaussian samples, the middle layer compressed."""
+    data = gaussian(n=n)
+    settings = settings or {"rank": 4, "modes": [4, 4, 4, 4]}
+    return problem(data, problems.mlp(data, bias=bias), recipe, layers=["fc2"], **settings)
+
+
+CARD = NNBCD(tau=5.0, alpha=1.0, gamma=0.5, rho=0.5, initial="kaiming_normal", initial_scale=1.0)
+
+
+def observations(p: Problem, solver: NNBCD, sweeps: int) -> list[dict[str, float]]:
+    """The records of a run."""
+    return [iterate.observation.terms for iterate in solver.run(p, sweeps)]
+
+
+def slacks(terms: list[dict[str, float]]) -> Iterator[float]:
+    """By how much the objective falls more than is guaranteed, sweep by sweep."""
+    for before, after in itertools.pairwise(terms):
+        yield before["objective"] - after["objective"] - guaranteed(before, after)
+
+
+def guaranteed(before: dict[str, float], after: dict[str, float]) -> float:
+    """The decrease that is guaranteed in the sweep between two records."""
+    return after["decrease/guaranteed"] - before.get("decrease/guaranteed", 0.0)

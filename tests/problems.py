@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 from torch import nn
 
 from nncompress import config, metrics
@@ -14,7 +14,9 @@ from nncompress.models.mlp import MLP
 from nncompress.problem import Dataset, Problem, Split, weights_of
 
 F64 = torch.float64
-OPTIONS = sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "compression").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+"""The folder of the project, with conf/ and docs/."""
+OPTIONS = sorted(path.stem for path in (ROOT / "conf" / "compression").glob("*.yaml"))
 ARCHITECTURE = {"_target_": "nncompress.models.mlp.MLP", "widths": [16, 16], "activation": "relu", "bias": False}
 """The node of the network of `problem_of`."""
 
@@ -52,9 +54,7 @@ def problem(data: Dataset, model: nn.Module, recipe=none, **settings: object) ->
 @cache
 def recipe_of(option: str) -> Recipe:
     """A compression as its file in conf/compression gives it."""
-    config.register()
-    with initialize_config_module("nncompress.conf", version_base="1.3"):
-        recipe: Recipe = config.build(compose("config", [f"compression={option}"]).compression)
+    recipe: Recipe = config.build(OmegaConf.load(ROOT / "conf" / "compression" / f"{option}.yaml"))
     return recipe
 
 

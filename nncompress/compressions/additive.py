@@ -13,7 +13,7 @@ from torch import Tensor
 from nncompress.compressions.base import Compression
 from nncompress.compressions.plan import Plan, Recipe, Task, choose, part_named, plan_of, takes
 from nncompress.compressions.products import Product, Sum, Use
-from nncompress.compressions.views import AsVector, View
+from nncompress.compressions.views import AsVector, View, stand_in
 from nncompress.errors import ConfigError
 
 
@@ -108,16 +108,16 @@ class Additive(Compression[Parts]):
         return Sum(products) if len(products) == len(found) else None
 
     def summands(self, shape: Sequence[int]) -> list[tuple[Compression[Any], Sequence[int]]]:
-        flat = torch.empty(tuple(shape), device="meta")
+        flat = stand_in(shape)
         seen = [(part.compression, self._seen(part, flat).shape) for part in self.parts]
         return [summand for compression, own in seen for summand in compression.summands(own)]
 
     def check(self, shape: Sequence[int]) -> None:
         for part in self.parts:
-            part.compression.check(self._seen(part, torch.empty(tuple(shape), device="meta")).shape)
+            part.compression.check(self._seen(part, stand_in(shape)).shape)
 
     def clipped(self, shape: Sequence[int]) -> str | None:
-        flat = torch.empty(tuple(shape), device="meta")
+        flat = stand_in(shape)
         found = [part.compression.clipped(self._seen(part, flat).shape) for part in self.parts]
         return "; ".join(words for words in found if words) or None
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nncompress.compressions.base import Compression, not_finite
 from nncompress.compressions.products import Use
-from nncompress.compressions.views import AsVector, View
+from nncompress.compressions.views import AsVector, View, stand_in
 from nncompress.errors import ConfigError, Diverged
 from nncompress.params import Params
 
@@ -147,7 +147,7 @@ class Plan:
 
 
 def _joined_shape(task: Task, shapes: Sequence[torch.Size]) -> torch.Size:
-    return task.view.join([torch.empty(shape, device="meta") for shape in shapes]).shape
+    return task.view.join([stand_in(shape) for shape in shapes]).shape
 
 
 def _check(task: Task, shapes: Sequence[torch.Size]) -> None:

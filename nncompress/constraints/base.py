@@ -11,6 +11,8 @@ from typing import NamedTuple, Self, final
 import torch
 from torch import Tensor
 
+from nncompress.compressions.views import stand_in
+
 ZERO = 1e-10
 """A gradient of a smaller Euclidean norm counts as zero: its vertex is the centre of the set."""
 
@@ -120,7 +122,7 @@ class Constraint(ABC):
     @final
     def seen_shape(self, shapes: Sequence[Sequence[int]]) -> torch.Size:
         """The shape in which the set sees tensors of these shapes together."""
-        return self.joined([torch.empty(torch.Size(shape), device="meta") for shape in shapes]).shape
+        return self.joined([stand_in(shape) for shape in shapes]).shape
 
 
 def euclidean(g: Tensor) -> Tensor:

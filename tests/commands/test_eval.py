@@ -11,12 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from runs import train
+from cases import case
+from golden import Golden
+from runs import run as done
 from torch import nn
 
 from nncompress import evaluation, latency
 from nncompress.cli import main
 from nncompress.data.digits import digits
+from nncompress.errors import ConfigError
+from nncompress.eval import composed
 from nncompress.report.evaluation_tables import latency_table
 
 QUICK = ["batch_sizes=[2]", "seconds=0.001"]
@@ -38,10 +42,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arrays = {f"x_{name}": getattr(data, name).x.numpy() for name in ("train", "test")}
     arrays |= {f"y_{name}": getattr(data, name).y.numpy() for name in ("train", "test")}
     np.savez(folder / "points.npz", **arrays)
-    words = ["solver=sgd", "model.widths=[64]", "compression=low_rank", "compression.rank=4", "solver.num_steps=3"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nncompress.experiment.write_run_report", lambda folder: [])
-        assert train(folder / "run", *words, "dataset=npz", f"dataset.path={folder}/points.npz") == 0
+    words = ["solver=sgd", "model.widths=[64]", "compression=low_rank", "compression.rank=4", "solver.num_steps=2"]
+    done(folder / "run", *words, "dataset=npz", f"dataset.path={folder}/points.npz")
     torch.use_deterministic_algorithms(False)
     return folder / "run"
 
@@ -148,10 +150,8 @@ def test_no_data_set_means_no_accuracy(run: Path) -> None:
     assert "accuracy is not measured" in measured(str(run), "~dataset")["unmeasured"]
 
 
-def test_a_network_of_plain_layers_is_its_own_rebuilt_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["model.widths=[8]", "dataset.train_size=50", "solver.num_steps=1", "compression=none"]
-    assert train(tmp_path / "plain", *words) == 0
-    found = measured(str(tmp_path / "plain"))
+def test_a_network_of_plain_layers_is_its_own_rebuilt_one(golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
+    found = measured(str(golden.kept("slimming")))
     assert [row["network"] for row in found["latency"]] == ["dense", "compact"]
     assert found["plans"] == []
     out = capsys.readouterr().out
@@ -159,38 +159,56 @@ def test_a_network_of_plain_layers_is_its_own_rebuilt_one(tmp_path: Path, capsys
     assert "made of plain layers" in out
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["sed=1"], "Key 'sed' not in the configuration; did you mean 'seed'?"),
-        (["lr=1"], "Key 'lr' not in the configuration; there are seed, device, precision, data_dir, data, batch_sizes"),
-        (["+lr=1"], "Key 'lr' not in the configuration; there are seed"),
-        (["model=mlp"], "Key 'model' not in the configuration; there are seed"),
-        (["solver.lr=1"], "Key 'solver' not in the configuration; there are seed"),
-        (["hydra.run.dir=x"], "Key 'hydra.run.dir' not in the configuration; there are seed"),
-        (["dataset=mnits"], "dataset=mnits: no such option; there are artefact, cifar10"),
-        (["dataset.tst_size=1"], "Key 'tst_size' not in 'dataset'; did you mean 'test_size'?"),
-        (["+dataset.nothing=1"], "dataset.nothing: "),
-        (["batch_sizes=[0]"], "batch_sizes: must be numbers of samples, at least 1, found 0"),
-        (["batch_sizes=1,2"], "a list needs brackets (KEY=[1,2])"),
-        (["batch_sizes=[a]"], "batch_sizes[0]: Value 'a'"),
+def test_a_wrong_word_is_one_sentence() -> None:
+    assert ConfigError.exit_code == 2
+    for word, expected in (
+        ("sed=1", "Key 'sed' not in the configuration; did you mean 'seed'?"),
+        ("lr=1", "Key 'lr' not in the configuration; there are seed, device, precision, data_dir, data, batch_sizes"),
+        ("+lr=1", "Key 'lr' not in the configuration; there are seed"),
+        ("model=mlp", "Key 'model' not in the configuration; there are seed"),
+        ("solver.lr=1", "Key 'solver' not in the configuration; there are seed"),
+        ("hydra.run.dir=x", "Key 'hydra.run.dir' not in the configuration; there are seed"),
+        ("dataset=mnits", "dataset=mnits: no such option; there are artefact, cifar10"),
+        ("dataset.tst_size=1", "Key 'tst_size' not in 'dataset'; did you mean 'test_size'?"),
+        ("batch_sizes=1,2", "a list needs brackets (KEY=[1,2])"),
+        ("batch_sizes=[a]", "batch_sizes[0]: Value 'a'"),
+    ):
+        with case(word=word):
+            with pytest.raises(ConfigError) as refusal:
+                composed([word], {"test_size": 10})
+            assert expected in str(refusal.value)
+            assert "\n" not in str(refusal.value)
+
+
+def test_all_values_that_are_wrong_are_told_at_once() -> None:
+    Path("taken").mkdir()
+    Path("taken/by").touch()
+    with pytest.raises(ConfigError) as refusal:
+        composed(["batch_sizes=[0]", "seconds=0", "seed=-1", "precision=bf16", "device=gpu", "output=taken"], {})
+    assert str(refusal.value).splitlines() == [
+        "device: must be auto, cpu, cuda or cuda:N, found 'gpu'",
+        "precision: must be one of auto, float32, float64, found 'bf16'",
+        "batch_sizes: must be numbers of samples, at least 1, found 0",
+        "seconds: must be above 0 and finite, found 0.0",
+        "seed: must be at least 0, found -1",
+        "nothing is overwritten, found taken; give another place with output=FOLDER",
+    ]
+
+
+def test_what_does_not_fit_the_network_or_the_machine_is_one_sentence_and_exit_code_2(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, expected in (
+        (["sed=1"], "nncompress: Key 'sed' not in the configuration; did you mean 'seed'?"),
         (["seconds=0"], "seconds: must be above 0 and finite, found 0.0"),
-        (["seed=-1"], "seed: must be at least 0, found -1"),
-        (["precision=bf16"], "precision: must be one of auto, float32, float64, found 'bf16'"),
-        (["device=gpu"], "device: must be auto, cpu, cuda or cuda:N, found 'gpu'"),
+        (["+dataset.nothing=1"], "dataset.nothing: "),
         (["device=cuda:99"], "device=cuda:99 needs that GPU"),
         (["dataset=digits", "dataset.flatten=true"], "the network takes samples of shape (1, 8, 8)"),
         (["-m"], "eval needs one folder of a run and then KEY=VALUE, found -m"),
         (["elsewhere"], "found elsewhere"),
-        (["output=taken"], "nothing is overwritten, found taken; give another place with output=FOLDER"),
-    ],
-)
-def test_a_wrong_word_is_one_sentence_and_exit_code_2(
-    words: list[str], expected: str, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("taken").mkdir()
-    Path("taken/by").touch()
-    assert expected in refused([*words, str(run)], 2, capsys)
+    ):
+        with case(words=words):
+            assert expected in refused([*words, str(run)], 2, capsys)
 
 
 def test_without_a_folder_it_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,11 +295,12 @@ def test_too_many_samples_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
         latency.side_by_side({"large": Large()}, torch.zeros(5), 0.001)
 
 
-@pytest.mark.parametrize(("greatest", "told"), [(1.2, False), (3.0, True)])
-def test_a_busy_machine_is_told(greatest: float, told: bool) -> None:
+def test_a_busy_machine_is_told() -> None:
     row = {"device": "cpu", "batch_size": 1, "seconds/median": 1.0, "seconds/lower": 1.0, "seconds/upper": 1.0}
-    speed = {"speedup": 1.1, "speedup/least": 1.0, "speedup/greatest": greatest}
     about = {"date": "today", "packages": {"torch": "2"}, "precision": "float32", "threads": 1, "devices": {"cpu": "x"}}
-    rows = [row | {"network": "dense"}, row | {"network": "compact"} | speed]
-    table = latency_table({"latency": rows, "artefact": "a", "ratio/macs": 0.5, "environment": about})
-    assert any("other processes were busy" in note for note in table.notes) is told
+    for greatest, told in ((1.2, False), (3.0, True)):
+        speed = {"speedup": 1.1, "speedup/least": 1.0, "speedup/greatest": greatest}
+        rows = [row | {"network": "dense"}, row | {"network": "compact"} | speed]
+        table = latency_table({"latency": rows, "artefact": "a", "ratio/macs": 0.5, "environment": about})
+        with case(greatest=greatest):
+            assert any("other processes were busy" in note for note in table.notes) is told

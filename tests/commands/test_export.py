@@ -6,11 +6,13 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from runs import train
+from cases import case
+from runs import run as done
 from safetensors.torch import load_file
 from torch import nn
 
@@ -29,9 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose two hidden layers are codebooks of few codes."""
     folder = tmp_path_factory.mktemp("export") / "run"
     words = ["solver=sgd", "model.widths=[64,64]", "compression=codebook", "compression.K=4"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nncompress.experiment.write_run_report", lambda folder: [])
-        assert train(folder, *words, "solver.num_steps=1", "dataset.train_size=50") == 0
+    done(folder, *words, "solver.num_steps=1", "dataset.train_size=50", "dataset.test_size=20")
     torch.use_deterministic_algorithms(False)
     return folder
 
@@ -105,10 +105,11 @@ def test_a_program_of_torch_export_takes_any_batch(run: Path) -> None:
     assert json.loads(told["model.json"])["input_shape"] == [1, 8, 8]
 
 
-@pytest.mark.parametrize("kind", ["onnx", "torch_export"])
-def test_a_batch_size_that_is_given_is_the_only_one(kind: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", str(run), "--format", kind, "--batch", "3", "--output", "fixed"]) == 0
-    assert "batches of 3)" in capsys.readouterr().out
+def test_a_batch_size_that_is_given_is_the_only_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in ("onnx", "torch_export"):
+        with case(kind=kind):
+            assert main(["export", str(run), "--format", kind, "--batch", "3", "--output", f"fixed_{kind}"]) == 0
+            assert "batches of 3)" in capsys.readouterr().out
 
 
 def test_a_network_that_cannot_take_any_batch_is_exported_for_one_sample(
@@ -149,15 +150,24 @@ def test_other_outputs_are_an_error_and_the_file_stays(
     assert (run / "export/safetensors/model.json").is_file()
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
 def test_without_the_exporter_it_says_what_to_install(
-    package: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    told = refused([str(run), "--format", "onnx"], 1, capsys)
-    assert f"the format onnx needs {package}, which is not installed: pip install 'nncompress[onnx]'" in told
+    for package in ("onnx", "onnxscript"):
+        with case(package=package), monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            told = refused([str(run), "--format", "onnx"], 1, capsys)
+            assert f"the format onnx needs {package}, which is not installed: pip install 'nncompress[onnx]'" in told
 
 
+@pytest.fixture
+def exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exporter to ONNX that is done at once, with a file that nobody reads."""
+    made = SimpleNamespace(model=SimpleNamespace(metadata_props={}), save=lambda path: Path(path).write_bytes(b"onnx"))
+    monkeypatch.setattr(formats, "_onnx_program", lambda program, dynamic_shapes: made)
+
+
+@pytest.mark.usefixtures("exporter")
 def test_without_onnxruntime_it_is_written_but_not_compared(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,12 +176,13 @@ def test_without_onnxruntime_it_is_written_but_not_compared(
     assert main(["export", str(run), "--format", "onnx"]) == 0
     out = capsys.readouterr().out
     assert "the outputs are not compared, which needs onnxruntime" in out
+    assert (run / "export/onnx/model.onnx").read_bytes() == b"onnx"
     assert "largest difference" not in out
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
+def test_wrong_usage_is_one_sentence_and_exit_code_2(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "model.safetensors").touch()
+    wrong: list[tuple[list[str], str]] = [
         ([], "the following arguments are required: RUN; usage: nncompress export RUN"),
         (["run", "--format", "tflite"], "argument --format: invalid choice: 'tflite'"),
         (["run", "--fast"], "unrecognized arguments: --fast"),
@@ -181,13 +192,10 @@ def test_without_onnxruntime_it_is_written_but_not_compared(
         (["run", "--dense", "--format", "onnx"], "--dense is for the format safetensors, found onnx"),
         (["run", "--output", "run/model"], "nothing is overwritten, found run/model; give another place with --output"),
         (["run", "--dense", "--output", "run"], "nothing is overwritten, found run/model.safetensors"),
-    ],
-)
-def test_wrong_usage_is_one_sentence_and_exit_code_2(
-    words: list[str], expected: str, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (run / "model.safetensors").touch()
-    assert expected in refused(words, 2, capsys)
+    ]
+    for words, expected in wrong:
+        with case(words=words):
+            assert expected in refused(words, 2, capsys)
 
 
 def test_nothing_is_written_twice(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,6 +228,7 @@ def test_help_names_the_formats(capsys: pytest.CaptureFixture[str]) -> None:
     assert "  export  " in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("exporter")
 def test_a_file_that_cannot_be_run_is_refused(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

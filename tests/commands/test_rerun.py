@@ -1,12 +1,18 @@
 """`nncompress rerun`: the same summary from the same configuration, any change, and what sets the two apart."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from runs import rows, status, summary, train
+from cases import case
+from composing import files_read_once
+from golden import DIGITS, WORDS, Golden
+from omegaconf import DictConfig, OmegaConf
+from runs import configuration, rows, run, status, summary
 
 from nncompress.cli import main
+from nncompress.rerun import _configuration
 
 NNBCD = ["solver=nnbcd", "model=tt_mlp", "model.widths=[16]", "solver.num_steps=2", "dataset.train_size=200"]
 LC = [
@@ -16,105 +22,112 @@ LC = [
 SGD = ["solver=sgd", "solver.num_steps=1", "model.widths=[8]"]
 FRANK_WOLFE = ["solver=frank_wolfe", "constraint=nuclear", "constraint.params=weights", "model.widths=[8]"]
 FRANK_WOLFE += ["solver.num_steps=1"]
+CHANGES = ["seed=7", "solver.num_steps=1", "eval_every=1", "data_dir=elsewhere", "data.download=false"]
 
 pytestmark = pytest.mark.usefixtures("apart")
+
+
+@pytest.fixture(autouse=True)
+def _quickly() -> Iterator[None]:
+    with files_read_once():
+        yield
 
 
 def config(folder: str | Path) -> dict[str, object]:
     return dict(yaml.safe_load((Path(folder) / "config.yaml").read_text()))
 
 
-def again(*words: str) -> int:
-    """The exit code of a rerun of the run `a` as `b`."""
-    return main(["rerun", "a", "hydra.run.dir=b", *words])
+def saved(*words: str, **changes: object) -> Path:
+    """A folder with the configuration of a run of these words, which is all that a rerun takes from it."""
+    cfg = configuration(*words)
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key, value)
+    Path("saved").mkdir(exist_ok=True)
+    OmegaConf.save(cfg, "saved/config.yaml", resolve=True)
+    return Path("saved")
 
 
-@pytest.mark.parametrize("words", [NNBCD, LC], ids=["nnbcd", "lc"])
-def test_the_same_configuration_gives_the_same_summary(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(Path("a"), *words, "seed=3") == 0
-    assert again() == 0
-    assert "the final figures are equal to those of a" in capsys.readouterr().out
-    assert summary(Path("b")) == summary(Path("a"))
-    assert rows(Path("b")) == rows(Path("a"))
-    assert config("b") == config("a")
-    files = [Path(name) / "model/model.safetensors" for name in "ab"]
-    assert files[0].read_bytes() == files[1].read_bytes()
+def resolved(cfg: DictConfig) -> object:
+    """A configuration as a run keeps it."""
+    return OmegaConf.to_container(cfg, resolve=True)
 
 
-@pytest.mark.parametrize("words", [NNBCD, LC, FRANK_WOLFE], ids=["nnbcd", "lc", "frank_wolfe"])
-def test_changes_are_those_of_a_command_that_had_them(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    changes = ["seed=7", "solver.num_steps=1", "eval_every=1", "data_dir=elsewhere", "data.download=false"]
-    assert train(Path("a"), *words) == 0
-    assert again(*changes) == 0
-    assert train(Path("c"), *words, *changes) == 0
+def test_the_same_configuration_gives_the_same_summary(golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
+    for family in ("nnbcd", "lc"):
+        kept, new = golden.kept(family), Path(family)
+        with case(family=family):
+            assert main(["rerun", str(kept), f"hydra.run.dir={new}"]) == 0
+            assert f"the final figures are equal to those of {kept}" in capsys.readouterr().out
+            assert summary(new) == summary(kept)
+            assert rows(new) == rows(kept)
+            assert config(new) == config(kept)
+            files = [folder / "model/model.safetensors" for folder in (kept, new)]
+            assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_changes_are_those_of_a_command_that_had_them(golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (NNBCD, LC, FRANK_WOLFE):
+        with case(words=words):
+            assert resolved(_configuration(saved(*words), CHANGES)) == resolved(configuration(*words, *CHANGES))
+    kept = golden.kept("nnbcd")
+    assert main(["rerun", str(kept), "hydra.run.dir=b", *CHANGES]) == 0
+    references = f"reference_dir={kept.parent / 'references'}"
+    run(Path("c"), *WORDS["nnbcd"], *DIGITS, references, *CHANGES)
     assert config("b") == config("c")
     assert summary(Path("b")) == summary(Path("c"))
     said = capsys.readouterr().out
-    assert "the final figures differ from those of a:" in said
+    assert f"the final figures differ from those of {kept}:" in said
     assert "  objective/final " in said
 
 
 def test_a_linked_key_follows_also_when_it_is_not_named() -> None:
-    assert train(Path("a"), *FRANK_WOLFE) == 0
-    assert again("constraint.size.w=20") == 0
-    new = config("b")
-    assert new["constraint"] == new["solver"]["constraint"]
-    assert new["constraint"]["rest"]["size"]["w"] == 20
+    new = _configuration(saved(*FRANK_WOLFE), ["constraint.size.w=20"])
+    assert new.constraint == new.solver.constraint
+    assert new.constraint.rest.size.w == 20
 
 
-@pytest.mark.parametrize(
-    ("words", "options"),
-    [
+def test_options_of_groups_can_be_changed() -> None:
+    for words, options in (
         (NNBCD, ["solver=sgd"]),
         (NNBCD, ["compression=l0", "compression.keep=0.3"]),
         (SGD, ["model=tt_mlp", "solver=nnbcd", "model.widths=[16]"]),
         (FRANK_WOLFE, ["solver=sgd", "solver.num_steps=1"]),
         (SGD, ["solver=frank_wolfe", "solver.num_steps=1"]),
-    ],
-    ids=["solver", "compression", "model", "from-frank_wolfe", "to-frank_wolfe"],
-)
-def test_options_of_groups_can_be_changed(words: list[str], options: list[str]) -> None:
-    options = [*options, "solver.num_steps=1"]
-    assert train(Path("a"), *words) == 0
-    assert again(*options) == 0
-    groups = {word.partition("=")[0] for word in options} & {"solver", "model", "compression"}
-    kept = [word for word in words if word.partition("=")[0].partition(".")[0] not in groups]
-    kept = kept if "solver" not in groups else [word for word in kept if not word.startswith("constraint")]
-    assert train(Path("c"), *kept, *options) == 0
-    assert config("b") == config("c")
-    assert summary(Path("b")) == summary(Path("c"))
+    ):
+        options = [*options, "solver.num_steps=1"]
+        groups = {word.partition("=")[0] for word in options} & {"solver", "model", "compression"}
+        kept = [word for word in words if word.partition("=")[0].partition(".")[0] not in groups]
+        kept = kept if "solver" not in groups else [word for word in kept if not word.startswith("constraint")]
+        with case(words=words, options=options):
+            assert resolved(_configuration(saved(*words), options)) == resolved(configuration(*kept, *options))
 
 
 def test_a_class_of_ones_own_takes_the_place_of_the_old_one() -> None:
-    assert train(Path("a"), *NNBCD) == 0
-    assert again("model._target_=nncompress.models.mlp.MLP", "model.widths=[12]", "model.bias=false") == 0
-    assert config("b")["model"] == {"_target_": "nncompress.models.mlp.MLP", "widths": [12], "bias": False}
-    assert summary(Path("b"))["model"] == "MLP"
-
-
-def test_the_folder_is_new_and_named_by_the_runs_own_choices() -> None:
-    assert train(Path("a"), *NNBCD) == 0
-    before = {path: path.stat().st_mtime_ns for path in Path("a").rglob("*")}
-    assert main(["rerun", "a"]) == 0
-    (folder,) = Path("outputs/nnbcd-tt_mlp-digits").iterdir()
-    assert status(folder)["status"] == "done"
-    assert {path: path.stat().st_mtime_ns for path in Path("a").rglob("*")} == before
-    assert main(["rerun", "a", f"hydra.run.dir={folder}"]) == 2
+    changes = ["model._target_=nncompress.models.mlp.MLP", "model.widths=[12]", "model.bias=false"]
+    new = _configuration(saved(*NNBCD), changes)
+    assert new.model == {"_target_": "nncompress.models.mlp.MLP", "widths": [12], "bias": False}
+    assert new.choices.model == "MLP"
 
 
 def test_a_job_of_a_sweep_is_rerun_alone() -> None:
-    words = [*NNBCD, "seed=0,1", "sweep.on_error=stop", "hydra.sweep.dir=s"]
-    assert main(["train", "-m", *words]) == 0
-    assert main(["rerun", "s/1", "hydra.run.dir=b"]) == 0
-    assert summary(Path("b")) == summary(Path("s/1"))
-    assert config("b")["sweep"]["on_error"] == "continue"
+    sweep = {"sweep.on_error": "stop", "search.trial": 3, "search.store": "study.db"}
+    new = _configuration(saved(*NNBCD, "seed=1", **sweep), [])
+    assert resolved(new) == resolved(configuration(*NNBCD, "seed=1"))
+    assert (new.sweep.on_error, new.search.trial, new.search.store) == ("continue", None, None)
 
 
-def test_a_run_that_has_no_summary_is_run_and_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(Path("a"), *NNBCD) == 0
-    Path("a/summary.json").unlink()
-    assert again() == 0
+def test_the_folder_is_new_and_named_by_the_runs_own_choices_and_without_a_summary_nothing_is_compared(
+    golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = golden.copied("sgd", Path("a"))
+    (old / "summary.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in old.rglob("*")}
+    assert main(["rerun", "a"]) == 0
     assert "a has no summary.json, so that there is nothing to compare" in capsys.readouterr().out
+    (folder,) = Path("outputs/sgd-mlp-digits").iterdir()
+    assert status(folder)["status"] == "done"
+    assert {path: path.stat().st_mtime_ns for path in old.rglob("*")} == before
+    assert main(["rerun", "a", f"hydra.run.dir={folder}"]) == 2
 
 
 WRONG = {
@@ -125,19 +138,19 @@ WRONG = {
     "solver=nnbc": "solver=nnbc: no such option",
     "experiment=nnbcd/har4": "rerun runs the configuration of one run, found experiment=nnbcd/har4",
     "resume=a": "found resume=a",
-    "more": "found a and more",
-    "-m": "found a and -m",
+    "more": "found saved and more",
+    "-m": "found saved and -m",
 }
 
 
 def test_wrong_words_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(Path("a"), *NNBCD) == 0
+    saved(*NNBCD)
     for word, said in WRONG.items():
-        capsys.readouterr()
-        assert again(word) == 2, word
-        message = capsys.readouterr().err
-        assert said in message
-        assert len(message.splitlines()) == 1
+        with case(word=word):
+            assert main(["rerun", "saved", "hydra.run.dir=b", word]) == 2
+            message = capsys.readouterr().err
+            assert said in message
+            assert len(message.splitlines()) == 1
     assert not Path("b/summary.json").exists()
 
 

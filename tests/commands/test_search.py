@@ -1,30 +1,71 @@
-"""`nncompress search`: what is drawn, what is chosen, and that a search goes on where it was left."""
+"""`nncompress search`: what is drawn, what is chosen, and that a search goes on where it was left.
+
+Most trials here are no runs: their accuracy is a function of their learning rate.
+"""
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cases import case
+from composing import files_read_once
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from runs import status
+from omegaconf import DictConfig, OmegaConf
+from runs import resume, rows, run, status
 
-from nncompress import jobs
+from nncompress import experiment, jobs
 from nncompress.cli import main
-from nncompress.errors import ConfigError
-from nncompress.records import SEARCH
+from nncompress.errors import ConfigError, Pruned
+from nncompress.records import SEARCH, write_json
+from nncompress.report import write
+from nncompress.run_folder import status_of
 from nncompress.search import distribution
-from nncompress.trials import NAME, STORE, storage
+from nncompress.trials import NAME, STORE, storage, watch
 
 optuna = pytest.importorskip("optuna")
 
-QUICK = ["solver=sgd", "model=mlp", "model.widths=[8]", "solver.num_steps=2"]
+SMALL = ["dataset.train_size=60", "dataset.test_size=20"]
+QUICK = ["solver=sgd", "model=mlp", "model.widths=[8]", "solver.num_steps=2", *SMALL]
 RATE = "solver.lr=tag(log,interval(1e-3,1))"
 
 
 @pytest.fixture(autouse=True)
-def _bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("nncompress.report.write.run_plots", lambda run, folder: [])
+def _bare(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Nobody plots, trials write no tables, and of the search there are some where a test asks for them."""
+    monkeypatch.setattr(jobs, "write_report", lambda folder: None)
     monkeypatch.setattr("nncompress.report.write.save_sweep_plots", lambda figures, folder: [])
+    if "tables" not in request.fixturenames:
+        monkeypatch.setattr(write, "_write_sweep", lambda *arguments: write._Written([], []))
     monkeypatch.chdir(tmp_path)
+    with files_read_once():
+        yield
+
+
+@pytest.fixture
+def tables() -> None:
+    """The tables of a search."""
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The learning rates tried, none by a run; the accuracy is best at 0.1."""
+    rates: list[float] = []
+
+    def run(cfg: DictConfig, folder: Path) -> None:
+        rates.append(cfg.solver.lr)
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        with status_of(folder, False):
+            if cfg.solver.lr < 1e-6:
+                raise Pruned("the trials before this one were better")
+            accuracy = 1 / (1 + abs(math.log10(cfg.solver.lr) + 1))
+            watch(cfg)({"step": 0, "accuracy/validation": accuracy})
+            figures = {f"accuracy/{part}": accuracy for part in ("train", "test", "validation")}
+            write_json(folder / "summary.json", figures)
+
+    monkeypatch.setattr(experiment, "run", run)
+    return rates
 
 
 def search(*words: str, folder: str = "found") -> int:
@@ -35,9 +76,8 @@ def trials(folder: str = "found") -> list[dict[str, object]]:
     return list(json.loads((Path(folder) / SEARCH).read_text())["trials"])
 
 
-@pytest.mark.parametrize(
-    ("word", "drawn"),
-    [
+def test_a_key_is_drawn_as_its_values_say() -> None:
+    for word, drawn in (
         ("a=x,y,[1,2]", {"name": "CategoricalDistribution", "attributes": {"choices": ["x", "y", "[1,2]"]}}),
         ("a=range(2,9)", {"name": "IntDistribution", "attributes": {"log": False, "step": 1, "low": 2, "high": 8}}),
         ("a=range(2,9,3)", {"name": "IntDistribution", "attributes": {"log": False, "step": 3, "low": 2, "high": 8}}),
@@ -45,11 +85,10 @@ def trials(folder: str = "found") -> list[dict[str, object]]:
             "a=tag(log,interval(0.001,1))",
             {"name": "FloatDistribution", "attributes": {"step": None, "low": 0.001, "high": 1.0, "log": True}},
         ),
-    ],
-)
-def test_a_key_is_drawn_as_its_values_say(word: str, drawn: dict[str, object]) -> None:
-    (override,) = OverridesParser.create().parse_overrides([word])
-    assert json.loads(optuna.distributions.distribution_to_json(distribution(override))) == drawn
+    ):
+        (override,) = OverridesParser.create().parse_overrides([word])
+        with case(word=word):
+            assert json.loads(optuna.distributions.distribution_to_json(distribution(override))) == drawn
 
 
 def test_an_empty_interval_is_refused() -> None:
@@ -58,13 +97,14 @@ def test_an_empty_interval_is_refused() -> None:
         distribution(override)
 
 
-def test_a_search_with_two_objectives_marks_its_front() -> None:
+@pytest.mark.usefixtures("tables")
+def test_a_search_with_two_objectives_marks_its_front(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = "model.widths=[2],[8],[32]"
-    assert search(sizes, "search.minimize=[params/dense]", "search.trials=6", "solver.num_steps=5") == 0
+    assert search(sizes, "search.minimize=[params/dense]", "search.trials=5") == 0
     found = trials()
-    assert len(found) == 6
+    assert len(found) == 5
     assert {trial["state"] for trial in found} == {"done"}
-    values = [tuple(trial["values"]) for trial in found]
+    values = [tuple(trial["values"]) for trial in found]  # type: ignore[arg-type]
     for trial, (accuracy, size) in zip(found, values, strict=True):
         beaten = any(a >= accuracy and s <= size and (a, s) != (accuracy, size) for a, s in values)
         assert trial["best"] == (not beaten)
@@ -72,31 +112,49 @@ def test_a_search_with_two_objectives_marks_its_front() -> None:
     summary = json.loads(Path("found/0/summary.json").read_text())
     assert values[0] == (summary["accuracy/validation"], summary["params/dense"])
     assert "larger is better" in Path("found/tables/search.md").read_text()
+    assert "chosen on them" not in capsys.readouterr().out
 
 
-def test_hopeless_trials_are_pruned_and_named_so() -> None:
-    words = ["solver.lr=0.1,1e-9", "seed=range(0,40)", "solver.num_steps=4", "search.trials=7"]
-    assert (
-        search(*words, "search.pruner.n_startup_trials=2", "search.sampler._target_=optuna.samplers.RandomSampler") == 0
-    )
-    pruned = [trial for trial in trials() if trial["state"] == "pruned"]
-    assert pruned
-    for trial in pruned:
-        job = Path("found") / str(trial["job"])
-        assert status(job)["status"] == "pruned"
-        assert len((job / "records.jsonl").read_text().splitlines()) < 5
-    assert main(["search", "sweep.resume=found"]) == 0
+def test_a_hopeless_trial_is_pruned_and_named_so(tmp_path: Path) -> None:
+    study = optuna.create_study(study_name=NAME, storage=storage(tmp_path / STORE), direction="maximize")
+    space = {"solver.lr": optuna.distributions.FloatDistribution(1e-12, 1)}
+    for _ in range(2):
+        trial = study.ask(space)
+        for step in range(5):
+            trial.report(0.9, step)
+        study.tell(trial, 0.9)
+    study.ask(space)
+    words = ["solver.lr=1e-12", "search.trial=2", f"search.store={tmp_path / STORE}", "validation=0.1"]
+    with pytest.raises(Pruned, match="the trials before this one were better at step"):
+        run(tmp_path / "2", *QUICK, "solver.num_steps=4", "search.pruner.n_startup_trials=2", *words)
+    assert status(tmp_path / "2")["status"] == "pruned"
+    assert 0 < len(rows(tmp_path / "2")) < 5
+    told = study.trials[2].intermediate_values
+    assert told == {row["step"]: row["accuracy/validation"] for row in rows(tmp_path / "2")}
 
 
-def test_an_interrupted_search_ends_as_an_unbroken_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [RATE, "search.trials=3"]
+def test_a_search_takes_up_what_was_pruned_and_what_was_killed(tried: list[float]) -> None:
+    assert search("solver.lr=0.1,1e-9", "search.trials=4", "search.sampler._target_=optuna.samplers.RandomSampler") == 0
+    assert {trial["state"] for trial in trials()} == {"done", "pruned"}
+    assert sorted(tried) == [1e-9, 0.1]
+    for trial in trials():
+        ends = {"done": "done", "pruned": "pruned"}[str(trial["state"])]
+        assert status(Path("found") / str(trial["job"]))["status"] == ends
+        assert trial["best"] == (trial["state"] == "done")
+    study = optuna.load_study(study_name=NAME, storage=storage(Path("found").absolute() / STORE))
+    assert all(trial.intermediate_values == {0: 1.0} for trial in study.trials if trial.params["solver.lr"] == "0.1")
+    study.ask()  # killed while it was proposed, without its settings
+    assert main(["search", "sweep.resume=found", "search.trials=6"]) == 0
+    assert [trial["state"] == "failed" for trial in trials()] == [False] * 4 + [True, False]
+
+
+def test_an_interrupted_search_ends_as_an_unbroken_one(tried: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [RATE, "search.trials=2"]
     assert search(*words) == 0
     attempt = jobs.attempt
-    tried: list[float] = []
 
-    def interrupted(cfg, folder):
-        tried.append(cfg.solver.lr)
-        if len(tried) == 2:
+    def interrupted(cfg: DictConfig, folder: Path) -> object:
+        if len(tried) == 3:
             raise SystemExit(143)
         return attempt(cfg, folder)
 
@@ -106,66 +164,41 @@ def test_an_interrupted_search_ends_as_an_unbroken_one(monkeypatch: pytest.Monke
     assert len(trials("broken")) == 1
     assert main(["search", "sweep.resume=broken"]) == 0
     assert trials("broken") == trials()
-    assert main(["search", "sweep.resume=broken", "search.trials=4"]) == 0
-    assert trials("broken")[:3] == [
+    assert tried[:2] == tried[2:]
+    assert main(["search", "sweep.resume=broken", "search.trials=3"]) == 0
+    assert trials("broken")[:2] == [
         trial | {"best": there["best"]} for trial, there in zip(trials(), trials("broken"), strict=False)
     ]
-    assert len(trials("broken")) == 4
+    assert len(trials("broken")) == 3
 
 
-def test_a_trial_that_was_killed_while_it_was_proposed_is_dropped() -> None:
-    assert search(RATE, "search.trials=2") == 0
-    study = optuna.load_study(study_name=NAME, storage=storage(Path("found").absolute() / STORE))
-    study.ask()  # without its settings
-    assert main(["search", "sweep.resume=found", "search.trials=4"]) == 0
-    assert [trial["state"] for trial in trials()] == ["done", "done", "failed", "done"]
-
-
-@pytest.mark.slow
-def test_trials_at_the_same_time_share_one_study() -> None:
-    engine = ["launcher=joblib", "hydra.launcher.n_jobs=2", "search.parallel=2"]
-    assert search(RATE, "search.trials=4", *engine) == 0
-    assert [trial["state"] for trial in trials()] == ["done"] * 4
-    assert len(list(Path("found").glob("*/summary.json"))) == 4
-
-
-def test_the_test_samples_are_not_looked_at_unasked(capsys: pytest.CaptureFixture[str]) -> None:
-    assert search(RATE, "search.trials=1") == 0
-    assert "chosen on them" not in capsys.readouterr().out
-    assert search(RATE, "search.trials=1", "search.maximize=[accuracy/test]", folder="looked") == 0
+def test_that_the_test_samples_are_looked_at_is_told_and_a_finished_trial_can_be_run_on_by_itself(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert search(RATE, "search.trials=1", "search.maximize=[accuracy/test]") == 0
     assert "accuracy/test is measured on the test samples" in capsys.readouterr().out
+    assert main(["search", "sweep.resume=found", "search.maximize=[accuracy/train]"]) == 2
+    assert "a search keeps its objectives" in capsys.readouterr().err
+    resume(Path("found/0"), "solver.num_steps=4")
+    Path("found/study.db").unlink()
+    resume(Path("found/0"), "solver.num_steps=5")
+    assert status(Path("found/0"))["status"] == "done"
+    assert len(rows(Path("found/0"))) == 6
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
+@pytest.mark.usefixtures("tried")
+def test_what_cannot_be_searched_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong: list[tuple[list[str], str]] = [
         ([], "at least one key with several values"),
         ([RATE, "search.maximize=[accuracy/tset]", "search.trials=1"], "found 'accuracy/tset'"),
         ([RATE, "search.maximize=[]"], "search needs an objective"),
         ([RATE, "search.sampler._target_=optuna.samplers.TPE"], "optuna.samplers"),
         ([RATE, "search.trails=3"], "Key 'trails' not in 'search'"),
-    ],
-)
-def test_what_cannot_be_searched_is_told(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert search(*words) == 2
-    assert said in capsys.readouterr().err
-
-
-def test_another_objective_needs_another_search(capsys: pytest.CaptureFixture[str]) -> None:
-    assert search(RATE, "search.trials=1") == 0
-    assert main(["search", "sweep.resume=found", "search.maximize=[accuracy/train]"]) == 2
-    assert "a search keeps its objectives" in capsys.readouterr().err
-
-
-def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ]
+    for number, (words, said) in enumerate(wrong):
+        with case(words=words):
+            assert search(*words, folder=f"wrong{number}") == 2
+            assert said in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert search(RATE) == 1
     assert "pip install 'nncompress[search]'" in capsys.readouterr().err
-
-
-def test_a_finished_trial_can_be_run_on_by_itself(tmp_path: Path) -> None:
-    assert search(RATE, "search.trials=1") == 0
-    assert main(["train", "resume=found/0", "solver.num_steps=4"]) == 0
-    Path("found/study.db").unlink()
-    assert main(["train", "resume=found/0", "solver.num_steps=5"]) == 0
-    assert status(Path("found/0"))["status"] == "done"

@@ -1,4 +1,4 @@
-"""What kills, full disks, folders that cannot be written, damaged files and a second process leave: nothing lost."""
+"""Kills, a full disk and folders that cannot be written, for real: nothing is lost, nothing half written."""
 
 import hashlib
 import os
@@ -12,29 +12,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cases import case
+from golden import Golden
+from problems import ROOT
 from runs import rows, status, summary, train
 
-from nncompress import experiment
+from nncompress import jobs
 from nncompress.cli import main
-from nncompress.errors import CheckpointError
-from nncompress.records import Recorder, read_run, replace_bytes
-from nncompress.run_folder import claimed
-from nncompress.whole import whole
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* multi-threaded, use of fork:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:This process .* multi-threaded, use of fork:DeprecationWarning"),
+]
 
-NNBCD = ["solver=nnbcd", "model=tt_mlp", "model.widths=[16]", "solver.num_steps=6", "checkpoint_every=1"]
+SMALL = ["dataset.train_size=200", "dataset.test_size=50", "checkpoint_every=1"]
+NNBCD = ["solver=nnbcd", "model=tt_mlp", "model.widths=[16]", "solver.num_steps=6", *SMALL]
 LC = [
     *("solver=lc", "model=mlp", "model.widths=[8]", "compression=codebook", "solver.num_steps=4", "solver.epochs=1"),
-    *("reference_training.num_steps=3", "checkpoint_every=1"),
+    *("reference_training.num_steps=3", *SMALL),
 ]
+KILLS = 8
+Command = Callable[[str], "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(autouse=True)
 def bare(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No tables and plots, most of so small a run's time, but where they are asked for."""
     if "reports" not in request.fixturenames:
-        monkeypatch.setattr(experiment, "write_run_report", lambda folder: [])
+        monkeypatch.setattr(jobs, "write_report", lambda folder: None)
 
 
 @pytest.fixture
@@ -55,6 +60,13 @@ def in_child(work: Callable[[], int]) -> int:
         finally:
             os._exit(code)
     return child
+
+
+def seconds_of(work: Callable[[], int]) -> float:
+    """How long the work takes in a process of its own, where it must succeed."""
+    began = time.monotonic()
+    assert os.waitstatus_to_exitcode(os.waitpid(in_child(work), 0)[1]) == 0
+    return time.monotonic() - began
 
 
 def killed(work: Callable[[], int], seconds: float) -> bool:
@@ -86,182 +98,50 @@ def left(folder: Path) -> tuple[object, ...]:
     return found, rows(folder), network, tables, status(folder)["status"], list(folder.rglob("*.tmp"))
 
 
-def survives(words: list[str], kills: int, tmp_path: Path, seed: int) -> int:
-    """Run after run, each killed at random moments until `kills` are done; how many runs that took."""
+@pytest.mark.parametrize("words", [NNBCD, LC], ids=["nnbcd", "lc"])
+def test_a_run_that_is_killed_ends_with_its_report_as_an_unbroken_one(
+    words: list[str], tmp_path: Path, reports: None
+) -> None:
+    """A kill in each eighth of the run's time, from its first file to its last plot; those in a row hit one run."""
     whole = tmp_path / "whole"
     assert start(words, whole)() == 0  # in this process: what is imported late is in all copies of it
-    began = time.monotonic()
-    assert os.waitstatus_to_exitcode(os.waitpid(in_child(start(words, tmp_path / "timed")), 0)[1]) == 0
-    life = time.monotonic() - began
-    chance = random.Random(seed)
-    done, runs = 0, 0
-    while done < kills:
-        folder = tmp_path / f"run{runs}"
-        for _ in range(chance.randint(1, 6)):
-            done += killed(start(words, folder), chance.uniform(0, life))
-        assert os.waitstatus_to_exitcode(os.waitpid(in_child(start(words, folder)), 0)[1]) == 0
-        assert left(folder) == left(whole)
-        runs += 1
-    return runs
-
-
-@pytest.mark.parametrize(("words", "kills"), [(NNBCD, 6), (LC, 4)], ids=["nnbcd", "lc"])
-def test_runs_that_are_killed_end_as_an_unbroken_one(words: list[str], kills: int, tmp_path: Path) -> None:
-    assert survives(words, kills, tmp_path, seed=0) > 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("words", [NNBCD, LC], ids=["nnbcd", "lc"])
-def test_fifty_kills_of_runs_and_their_reports_lose_nothing(words: list[str], tmp_path: Path, reports: None) -> None:
-    assert survives(words, 50, tmp_path, seed=1) > 0
-
-
-def test_a_report_that_is_killed_leaves_no_half_file(tmp_path: Path, reports: None) -> None:
-    assert train(tmp_path / "run", *NNBCD) == 0
-    files = {path: path.read_bytes() for path in (tmp_path / "run").glob("*s/*.*") if path.suffix != ".pt"}
+    life = seconds_of(start(words, tmp_path / "timed"))
     chance = random.Random(0)
-    for _ in range(4):
-        killed(lambda: main(["report", str(tmp_path / "run")]), chance.uniform(0, 1.5))
-        assert {path: path.read_bytes() for path in files} == files
+    moments = [life * (part + chance.random()) / KILLS for part in range(KILLS)]
+    chance.shuffle(moments)
+    hit = 0
+    for number in range(0, KILLS, 2):
+        folder = tmp_path / f"run{number}"
+        for moment in moments[number : number + 2]:
+            hit += killed(start(words, folder), moment)
+        seconds_of(start(words, folder))
+        with case(moments=moments[number : number + 2]):
+            assert left(folder) == left(whole)
+    assert hit >= KILLS // 2
 
 
-@pytest.mark.parametrize("left", [("status.json", "records.jsonl"), ()], ids=["status and records", "config alone"])
-def test_a_run_without_a_checkpoint_is_resumed_from_its_start(tmp_path: Path, left: tuple[str, ...]) -> None:
-    """With its configuration alone where it was killed between that file and its status."""
-    assert train(tmp_path / "whole", *NNBCD) == 0
-    broken = tmp_path / "broken"
-    assert train(broken, *NNBCD) == 0
-    (broken / "checkpoints" / "last.pt").unlink()
-    for name in {"summary.json", "status.json", "records.jsonl"}.difference(left):
-        (broken / name).unlink()
-    assert main(["train", f"resume={broken}"]) == 0
-    assert rows(broken) == rows(tmp_path / "whole")
-    assert summary(broken) == summary(tmp_path / "whole")
-
-
-def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "run"
-    assert train(folder, *NNBCD, "solver.num_steps=2") == 0
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.log"}
-    capsys.readouterr()
-    with claimed(folder, resumed=True):
-        assert main(["train", f"resume={folder}", "solver.num_steps=4"]) == 2
-    assert "found another process running in" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in before} == before
-    assert main(["train", f"resume={folder}", "solver.num_steps=4"]) == 0
-    assert len(rows(folder)) == 5
-
-
-def test_a_damaged_line_before_the_checkpoint_is_named_and_not_passed_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "run"
-    assert train(folder, *NNBCD) == 0
-    path = folder / "records.jsonl"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines[:2], lines[2][:30], *lines[3:]]) + "\n")
-    assert len(read_run(folder).rows) == len(lines) - 1
-    capsys.readouterr()
-    assert main(["train", f"resume={folder}", "solver.num_steps=8"]) == 1
-    told = capsys.readouterr()
-    assert "line 3: ignored, it is damaged" in told.out + told.err
-    assert "records.jsonl, line 3 is damaged (no JSON row), and the checkpoint was written after it" in told.err
-    assert len(path.read_text().splitlines()) == len(lines)
-    assert status(folder)["status"] == "done"
-    path.write_text("\n".join(lines) + "\n")
-    assert main(["train", f"resume={folder}", "solver.num_steps=8"]) == 0
-
-
-def test_rows_behind_the_checkpoint_do_not_stand_in_for_a_damaged_one(tmp_path: Path) -> None:
-    path = tmp_path / "records.jsonl"
-    path.write_text('{"step": 0}\n{"st\n{"step": 2}\n{"step": 3}\n{"step": 4}\n')
-    before = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"records.jsonl, line 2 is damaged"):
-        Recorder(path, keep=3)
-    assert path.read_bytes() == before
-    with Recorder(path, keep=1) as recorder:
-        assert recorder.count == 1
-    assert path.read_text() == '{"step": 0}\n'
-
-
-@pytest.mark.parametrize(
-    "words",
-    [[*NNBCD, "solver.tolerance=0.99"], [*LC, "solver.tolerance=0.9", "solver.num_steps=6"]],
-    ids=["nnbcd", "lc"],
-)
-def test_a_run_that_ended_by_its_tolerance_stays_so_when_it_is_resumed(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert train(tmp_path / "whole", *words) == 0
-    assert len(rows(tmp_path / "whole")) < 6
-    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
-    for name in ("summary.json", "model/model.json"):  # killed behind its last checkpoint
-        (tmp_path / "killed" / name).unlink()
-    assert main(["train", f"resume={tmp_path / 'killed'}"]) == 0
-    assert left(tmp_path / "killed") == left(tmp_path / "whole")
-
-
-def test_what_killed_processes_left_is_taken_away(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    assert train(folder, *NNBCD, "solver.num_steps=1") == 0
-    for name in (".config.yaml.1.tmp", "tables/.accuracy.csv.2.tmp", "export/.onnx.3.tmp/onnx/half"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("half")
-    assert main(["train", f"resume={folder}"]) == 0
-    assert [path.name for path in folder.rglob(".*.tmp")] == [".onnx.3.tmp"]  # an export may be at work there
-    assert main(["export", str(folder), "--output", str(folder / "export/safetensors")]) == 0
-    assert not list(folder.rglob(".*.tmp"))
-    with whole(folder / "export/a", "") as one:
-        one.write_text("")
-        with whole(folder / "export/b", "") as other:
-            other.write_text("")
-    assert {path.name for path in (folder / "export").iterdir()} == {"safetensors", "a", "b"}
-
-
-def test_a_file_that_is_written_while_a_run_begins_beside_it_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sync = os.fsync
-
-    def begins(file: int) -> None:
-        sync(file)
-        with claimed(tmp_path, resumed=True):
-            pass
-
-    monkeypatch.setattr(os, "fsync", begins)
-    replace_bytes(tmp_path / "table.csv", b"1,2")
-    assert (tmp_path / "table.csv").read_bytes() == b"1,2"
-    assert {path.name for path in tmp_path.iterdir()} == {"table.csv", "run.lock"}
-
-
-def test_a_clock_that_goes_backwards_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert train(tmp_path / "whole", *NNBCD) == 0
-    clock = iter(range(2_000_000_000, 0, -1000))
-    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
-    assert train(tmp_path / "back", *NNBCD) == 0
-    assert rows(tmp_path / "back") == rows(tmp_path / "whole")
-    seconds = read_run(tmp_path / "back").rows["seconds"]
-    assert seconds.is_monotonic_increasing
-    assert 0 <= seconds.iloc[-1] < 600
-
-
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").write_text("")
-    assert train(tmp_path / "file" / "run", *NNBCD) == 1
-    assert "cannot write the output folder" in capsys.readouterr().err
+def test_a_report_that_is_killed_leaves_no_half_file(golden: Golden, tmp_path: Path, reports: None) -> None:
+    run = golden.copied("nnbcd", tmp_path / "run")
+    assert main(["report", str(run)]) == 0
+    files = {path: path.read_bytes() for path in run.glob("*s/*.*") if path.suffix != ".pt"}
+    assert len(files) > 3
+    life = seconds_of(lambda: main(["report", str(run)]))
+    for part in (0.2, 0.5, 0.8):
+        killed(lambda: main(["report", str(run)]), part * life)
+        with case(part=part):
+            assert {path: path.read_bytes() for path in files} == files
 
 
 @pytest.fixture
-def mount(tmp_path: Path) -> Callable[[str], "subprocess.CompletedProcess[str]"]:
+def mount(tmp_path: Path) -> Command:
     """Run in a small file system of its own, which is gone behind it."""
     if shutil.which("unshare") is None:
         pytest.skip("needs unshare")
 
-    def command(script: str) -> subprocess.CompletedProcess[str]:
+    def command(script: str) -> "subprocess.CompletedProcess[str]":
         words = ["unshare", "-Urm", "sh", "-c", script]
         ended = subprocess.run(
-            words, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": ROOT}
+            words, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)}
         )
         if ended.returncode == 99 or "unshare" in ended.stderr[:20]:
             pytest.skip(f"a file system cannot be mounted here: {ended.stderr.strip()}")
@@ -270,12 +150,8 @@ def mount(tmp_path: Path) -> Callable[[str], "subprocess.CompletedProcess[str]"]
     return command
 
 
-ROOT = str(Path(__file__).parents[2])
-
-
-@pytest.mark.slow
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
-    tmp_path: Path, mount: Callable[[str], "subprocess.CompletedProcess[str]"], reports: None
+    tmp_path: Path, mount: Command, reports: None
 ) -> None:
     place, kept = tmp_path / "small", tmp_path / "kept"
     place.mkdir()
@@ -297,7 +173,7 @@ exit $code
     assert left(kept) == left(tmp_path / "whole")
 
 
-def test_a_read_only_folder_is_told(tmp_path: Path, mount: Callable[[str], "subprocess.CompletedProcess[str]"]) -> None:
+def test_a_read_only_folder_is_told(tmp_path: Path, mount: Command) -> None:
     place = tmp_path / "there"
     place.mkdir()
     words = " ".join(NNBCD)
@@ -313,10 +189,9 @@ def test_a_read_only_folder_is_told(tmp_path: Path, mount: Callable[[str], "subp
 
 @pytest.mark.parametrize("command", ["train resume=", "report "])
 def test_a_run_in_a_read_only_folder_stays_as_it_is(
-    command: str, tmp_path: Path, mount: Callable[[str], "subprocess.CompletedProcess[str]"]
+    command: str, golden: Golden, tmp_path: Path, mount: Command
 ) -> None:
-    folder = tmp_path / "run"
-    assert train(folder, *NNBCD, "solver.num_steps=1") == 0
+    folder = golden.copied("nnbcd", tmp_path / "run")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     ended = mount(
         f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} || exit 99; "

@@ -1,43 +1,35 @@
-"""What is installed: every folder of code and configuration, and the command."""
+"""The wheel that is built: every file of code and configuration, and nothing else."""
 
-import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
-from nncompress.cli import main
+import pytest
+from problems import ROOT
 
-ROOT = Path(__file__).parents[2]
-
-
-def project() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+pytestmark = pytest.mark.slow
 
 
-def folders(top: str, pattern: str, package: str) -> set[str]:
-    found = {path.parent.relative_to(ROOT / top) for path in (ROOT / top).rglob(pattern)}
-    return {".".join([package, *folder.parts]) for folder in found}
-
-
-def test_every_folder_of_code_and_configuration_is_packaged() -> None:
-    on_disk = folders("conf", "*.yaml", "nncompress.conf")
-    on_disk |= folders("nncompress", "*.py", "nncompress") | folders("nncompress", "*.yaml", "nncompress")
-    setup = project()["tool"]["setuptools"]
-    elsewhere = {path.replace("/", "."): name for name, path in setup["package-dir"].items()}
-    assert set(setup["packages"]) == {elsewhere.get(name, name) for name in on_disk}
-
-
-def test_every_file_of_a_package_is_of_a_kind_that_is_packaged() -> None:
-    files = [path for top in ("nncompress", "conf") for path in (ROOT / top).rglob("*") if path.is_file()]
-    kinds = {path.suffix for path in files if "__pycache__" not in path.parts}
-    assert kinds <= {".py", ".yaml", ".csv", ".typed"}
-
-
-def test_the_console_command_is_installed() -> None:
-    (command,) = importlib.metadata.entry_points(group="console_scripts", name="nncompress")
-    assert command.load() is main
-
-
-def test_the_version_is_the_same_everywhere() -> None:
-    from nncompress import __version__
-
-    assert project()["project"]["version"] == __version__
+def test_the_wheel_has_every_file_of_the_package_and_its_configuration(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    source = tmp_path / "source"
+    for folder in ("nncompress", "conf"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    elsewhere = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
+    names = [path.relative_to(source).as_posix() for path in source.glob("*/**/*") if path.is_file()]
+    for package, folder in elsewhere.items():
+        names = [re.sub(f"^{folder}/", f"{package.replace('.', '/')}/", name) for name in names]
+    build = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+        (points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        assert b"nncompress = nncompress.cli:main" in archive.read(points)
+    assert packed == {*names}

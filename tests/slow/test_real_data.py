@@ -1,42 +1,79 @@
-"""NN-BCD, LC and slimming on the real data sets, where they are present under $NNCOMPRESS_DATA."""
+"""The real data sets, and NN-BCD, LC and slimming on them, where they are present under $NNCOMPRESS_DATA."""
 
 import itertools
-import json
 import os
 from pathlib import Path
 
 import pytest
+import runs
 import torch
 
-import nncompress.experiment
-from nncompress.cli import main
 from nncompress.compact.artefact import load
-from nncompress.data.cifar import cifar10
+from nncompress.data.cifar import cifar10, cifar100
+from nncompress.data.har import har
+from nncompress.data.mnist import mnist
 
-DATA = Path(os.environ.get("NNCOMPRESS_DATA", "data"))
+DATA = Path(os.environ.get("NNCOMPRESS_DATA", "data")).absolute()
 HELD_OUT = "dataset.test_subjects=[25,26,27,28,29,30]"
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
-def apart(tmp_path, monkeypatch):
-    monkeypatch.setenv("NNCOMPRESS_DATA", str(DATA.absolute()))
+def here(tmp_path, monkeypatch):
+    monkeypatch.setenv("NNCOMPRESS_DATA", str(DATA))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(nncompress.experiment, "write_run_report", lambda folder: [])
     yield
     torch.use_deterministic_algorithms(False)
 
 
 def needs(name: str) -> pytest.MarkDecorator:
-    found = (DATA / name).is_dir()
+    found = (DATA / name).exists()
     return pytest.mark.skipif(not found, reason=f"the real data are absent: $NNCOMPRESS_DATA/{name} does not exist")
 
 
 def run(folder: Path, *words: str) -> tuple[list[dict[str, float]], dict[str, float]]:
-    assert main(["train", *words, "data.download=false", f"hydra.run.dir={folder}"]) == 0
-    rows = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
-    return rows, json.loads((folder / "summary.json").read_text())
+    summary = runs.run(folder, *words, "data.download=false")
+    return runs.rows(folder), summary
+
+
+@needs("cifar-10-batches-py")
+def test_real_cifar10_has_the_published_statistics():
+    data = cifar10(root=str(DATA), download=False)
+    assert (len(data.train), len(data.test)) == (50000, 10000)
+    assert data.train.y[:6].tolist() == [6, 9, 9, 4, 1, 1]
+    assert data.preprocessing == "standard: mean 0.4914 0.4822 0.4465, std 0.2470 0.2435 0.2616"
+
+
+@needs("cifar100.npz")
+def test_real_cifar100_has_statistics_of_its_own():
+    data = cifar100(root=str(DATA), download=False)
+    assert (len(data.train), len(data.test), data.num_classes) == (50000, 10000, 100)
+    assert "mean 0.5070 0.4865 0.4408" in data.preprocessing or "mean 0.5071 0.4865 0.4409" in data.preprocessing
+
+
+@needs("UCI HAR Dataset/train/X_train.txt")
+def test_real_har_splits_by_person_into_5066_and_2286_windows():
+    data = har(root=str(DATA), download=False, test_subjects=[25, 26, 27, 28, 29, 30])
+    assert (len(data.train), len(data.test)) == (5066, 2286)
+    assert data.train.x.min() == -1
+    assert data.train.x.max() == 1
+    counts = torch.bincount(torch.cat([data.train.y, data.test.y]))
+    assert counts.tolist() == [1226, 1073, 986, 1286, 1374, 1407]
+
+
+@needs("MNIST/raw")
+def test_real_mnist_has_the_published_statistics():
+    data = mnist(root=str(DATA), download=False, normalise="standard")
+    assert (len(data.train), len(data.test)) == (60000, 10000)
+    assert data.preprocessing == "standard: mean 0.1307, std 0.3081"
+    assert torch.bincount(data.test.y).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+@needs("MNIST/raw")
+def test_real_mnist_gives_the_subset_of_the_nnbcd_papers():
+    data = mnist(root=str(DATA), download=False, train_size=6000, test_size=999, seed=10)
+    assert (len(data.train), len(data.test)) == (6000, 999)
 
 
 @needs("UCI HAR Dataset")
@@ -89,7 +126,7 @@ def test_slimming_leaves_fewer_channels_of_a_narrow_vgg_on_cifar10_the_larger_la
     zeros = []
     for lam in (0.02, 0.05, 0.1):
         folder = tmp_path / str(lam)
-        rows, summary = run(folder, *words, "hydra.mode=RUN", f"solver.lam={lam}")
+        rows, summary = run(folder, *words, f"solver.lam={lam}")
         network = load(folder / "model")
         with torch.no_grad():
             accuracy = (network(test.x).argmax(dim=1) == test.y).double().mean()

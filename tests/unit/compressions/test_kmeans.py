@@ -1,16 +1,15 @@
-"""k-means in one dimension is global: against all partitions, against the plain recursion, against scikit-learn."""
+"""k-means in one dimension is global: against all partitions, the plain recursion and scikit-learn (slow)."""
 
 import itertools
 
 import pytest
 import torch
-from sklearn.cluster import KMeans
+from cases import case
+from problems import F64
 
 from nncompress.compressions import kmeans_search
 from nncompress.compressions.kmeans import Clusters, Points, clusters_at, companded, lloyd, points_of, sort_rows
 from nncompress.compressions.kmeans_bounds import Blocks, bounds, windows
-
-F64 = torch.float64
 
 
 def numbers(kind: str, count: int, seed: int) -> torch.Tensor:
@@ -67,72 +66,79 @@ def plain_errors(row: torch.Tensor, K: int) -> list[float]:
     return errors
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_no_partition_of_few_numbers_is_better(seed):
-    g = torch.Generator().manual_seed(seed)
-    row = torch.randint(-4, 5, (8,), generator=g).double() if seed % 2 else torch.randn(8, generator=g, dtype=F64)
-    x = row.sort().values
-    for K in range(1, 6):
-        cuts = ((0, *inner, 8) for inner in itertools.combinations(range(1, 8), K - 1))
-        best = min(sum(float((x[a:b] - x[a:b].mean()).square().sum()) for a, b in itertools.pairwise(c)) for c in cuts)
-        assert float(searched(row[None], K, pieces=1).error) == pytest.approx(best, abs=1e-12)
+def spread(rows: torch.Tensor) -> torch.Tensor:
+    """The sum of squares (R,) about the mean of each row."""
+    return (rows - rows.mean(1, keepdim=True)).square().sum(1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("pieces", [1, 8])
-def test_the_search_through_blocks_finds_the_minimum_of_the_plain_recursion(kind, pieces):
-    for seed, count in enumerate((40, 250)):
+def test_no_partition_of_few_numbers_is_better():
+    for seed in range(6):
+        g = torch.Generator().manual_seed(seed)
+        row = torch.randint(-4, 5, (8,), generator=g).double() if seed % 2 else torch.randn(8, generator=g, dtype=F64)
+        x = row.sort().values
+        cost = {(a, b): float((x[a:b] - x[a:b].mean()).square().sum()) for a in range(8) for b in range(a + 1, 9)}
+        for K in range(1, 6):
+            with case(seed=seed, K=K):
+                cuts = ((0, *inner, 8) for inner in itertools.combinations(range(1, 8), K - 1))
+                best = min(sum(cost[pair] for pair in itertools.pairwise(c)) for c in cuts)
+                assert float(searched(row[None], K, pieces=1).error) == pytest.approx(best, abs=1e-12)
+
+
+def test_the_search_through_blocks_finds_the_minimum_of_the_plain_recursion():
+    tried = {40: ((1, 2), (1, 7), (8, 2), (8, 3)), 250: ((1, 3), (1, 20), (8, 7), (8, 20))}  # pieces, K
+    for kind, (seed, count) in itertools.product(KINDS, enumerate(tried)):
         row = numbers(kind, count, seed)
-        errors = plain_errors(row, 20)
-        scale = float((row - row.mean()).square().sum()) + 1e-300
-        for K in (2, 3, 7, 20):
-            assert abs(float(searched(row[None], K, pieces).error) - errors[K - 1]) <= 1e-12 * scale
+        errors, scale = plain_errors(row, 20), float(spread(row[None])) + 1e-300
+        for pieces, K in tried[count]:
+            with case(kind=kind, count=count, pieces=pieces, K=K):
+                assert abs(float(searched(row[None], K, pieces).error) - errors[K - 1]) <= 1e-12 * scale
 
 
-@pytest.mark.parametrize(("kind", "count", "K"), [("normal", 1000, 100), ("clumps", 700, 40), ("laplace", 1500, 3)])
-def test_many_clusters_and_long_rows_agree_with_the_plain_recursion(kind, count, K):
-    row = numbers(kind, count, 7)
-    scale = float((row - row.mean()).square().sum())
-    assert abs(float(searched(row[None], K, 2).error) - plain_errors(row, K)[-1]) <= 1e-12 * scale
+def test_many_clusters_and_long_rows_agree_with_the_plain_recursion():
+    for kind, count, K in (("normal", 600, 80), ("clumps", 700, 40), ("laplace", 1500, 3)):
+        with case(kind=kind, count=count, K=K):
+            row = numbers(kind, count, 7)
+            error = float(searched(row[None], K, 2).error)
+            assert abs(error - plain_errors(row, K)[-1]) <= 1e-12 * float(spread(row[None]))
 
 
-def test_rows_of_different_kinds_are_searched_together(monkeypatch):
-    rows = torch.stack([numbers(kind, 200, 3) for kind in KINDS])
+def test_rows_of_different_kinds_are_searched_together_alone_and_in_halves(monkeypatch):
+    rows = torch.stack([numbers(kind, 120, 3) for kind in KINDS])
+    tolerance = 1e-12 * spread(rows)
+    least = torch.tensor([plain_errors(row, 6)[-1] for row in rows], dtype=F64)
     alone = torch.cat([searched(row[None], 6).error for row in rows])
-    together = searched(rows, 6)
-    tolerance = 1e-12 * (rows - rows.mean(1, keepdim=True)).square().sum(1)
-    assert (together.error - alone).abs().le(tolerance).all()
-    monkeypatch.setattr(kmeans_search, "MAX_ROW_PAIRS", 1 << 11)  # the rows are searched in halves
-    assert (searched(rows, 6).error - alone).abs().le(tolerance).all()
+    assert (alone - least).abs().le(tolerance).all()
+    assert (searched(rows, 6).error - least).abs().le(tolerance).all()
+    halves, narrow_halves = [], kmeans_search._narrow_halves
+    monkeypatch.setattr(kmeans_search, "_narrow_halves", lambda *given: halves.append(0) or narrow_halves(*given))
+    monkeypatch.setattr(kmeans_search, "MAX_ROW_PAIRS", 1 << 11)
+    assert (searched(rows, 6).error - least).abs().le(tolerance).all()
+    assert halves
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_bounds_are_below_the_reduced_costs_of_all_positions_in_the_blocks(kind):
+def test_bounds_are_below_the_reduced_costs_of_all_positions_in_the_blocks():
     """Both sides sum to a path's error less the best known, so potentials that differ show up here."""
-    points = centred(numbers(kind, 300, 5)[None])
-    best = lloyd(points, companded(points, 4))
-    blocks = kmeans_search._cut(points, best, 3)
-    blocks = blocks._replace(low=torch.zeros_like(blocks.low))
-    if torch.equal(blocks.first, blocks.last):
-        return
-    G = blocks.first.shape[1]
-    m = bounds(points, blocks, best)
-    B = kmeans_search._backward(m, blocks)[:, 0]
-    F = kmeans_search._forward(m, blocks)[:, 0]
-    g = torch.Generator().manual_seed(0)
-    for _ in range(300):
-        cuts = torch.cat(
-            [
-                torch.tensor([0]),
-                torch.randint(1, points.x.shape[1], (3,), generator=g).sort().values,
-                torch.tensor([points.x.shape[1]]),
-            ]
-        )[None]
-        over = float(clusters_at(points, cuts).error - best.error)
-        for k in range(5):
-            block = int((blocks.first[0] <= cuts[0, k]).sum()) - 1
-            assert block < G
-            assert float(F[k, block] + B[k, block]) <= over + 1e-9 * float(points.q[0, -1])
+    g, seen = torch.Generator().manual_seed(0), 0
+    for kind in KINDS:
+        points = centred(numbers(kind, 300, 5)[None])
+        best = lloyd(points, companded(points, 4))
+        blocks = kmeans_search._cut(points, best, 3)
+        blocks = blocks._replace(low=torch.zeros_like(blocks.low))
+        if torch.equal(blocks.first, blocks.last):
+            continue
+        seen += 1
+        m = bounds(points, blocks, best)
+        B = kmeans_search._backward(m, blocks)[:, 0]
+        F = kmeans_search._forward(m, blocks)[:, 0]
+        cuts = torch.randint(1, points.x.shape[1], (300, 5), generator=g).sort(1).values
+        cuts[:, 0], cuts[:, -1] = 0, points.x.shape[1]
+        over = clusters_at(Points(*(sums.expand(300, -1) for sums in points)), cuts).error - best.error
+        block = torch.searchsorted(blocks.first[0], cuts, right=True) - 1
+        k = torch.arange(5)
+        with case(kind=kind):
+            assert int(block.max()) < blocks.first.shape[1]
+            assert ((F[k, block] + B[k, block]).amax(1) <= over + 1e-9 * points.q[0, -1]).all()
+    assert seen >= 10
 
 
 def test_a_search_that_gives_up_returns_the_best_it_knows(monkeypatch):
@@ -153,12 +159,15 @@ def test_more_clusters_than_distinct_numbers_leave_no_error():
     assert searched(rows, 5).error.max() <= 1e-14
 
 
-@pytest.mark.parametrize("kind", ["normal", "laplace", "bimodal"])
-@pytest.mark.parametrize("K", [2, 5, 16])
-def test_scikit_learn_is_never_better(kind, K):
-    row = numbers(kind, 4000, 11)
-    other = KMeans(K, n_init=3, random_state=0).fit(row.numpy()[:, None]).inertia_
-    assert float(searched(row[None], K).error) <= other * (1 + 1e-9)
+@pytest.mark.slow
+def test_scikit_learn_is_never_better():
+    from sklearn.cluster import KMeans
+
+    for kind, K in itertools.product(("normal", "laplace", "bimodal"), (2, 5, 16)):
+        with case(kind=kind, K=K):
+            row = numbers(kind, 4000, 11)
+            other = KMeans(K, n_init=3, random_state=0).fit(row.numpy()[:, None]).inertia_
+            assert float(searched(row[None], K).error) <= other * (1 + 1e-9)
 
 
 def test_lloyd_never_increases_the_error():
@@ -167,15 +176,16 @@ def test_lloyd_never_increases_the_error():
     assert errors == sorted(errors, reverse=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_rows_are_sorted_by_their_values(dtype):
-    g = torch.Generator().manual_seed(0)
-    rows = torch.randn(5, 999, generator=g).to(dtype)
-    rows[2, ::7] = 0.0
-    rows[2, 1::7] = -0.0
-    rows[3] = rows[3] * 1e-42  # denormal in single precision
-    assert torch.equal(sort_rows(rows), rows.sort(1).values)
-    assert torch.equal(sort_rows(rows.T.contiguous().T), rows.sort(1).values)
+def test_rows_are_sorted_by_their_values():
+    for dtype in (torch.float32, F64):
+        with case(dtype=dtype):
+            g = torch.Generator().manual_seed(0)
+            rows = torch.randn(5, 999, generator=g).to(dtype)
+            rows[2, ::7] = 0.0
+            rows[2, 1::7] = -0.0
+            rows[3] = rows[3] * 1e-42  # denormal in single precision
+            assert torch.equal(sort_rows(rows), rows.sort(1).values)
+            assert torch.equal(sort_rows(rows.T.contiguous().T), rows.sort(1).values)
 
 
 def test_points_count_equal_numbers_once():

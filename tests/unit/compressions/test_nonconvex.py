@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from cases import case
 from problems import F64, randn
 
 from nncompress.compressions.nonconvex import (
@@ -18,13 +19,10 @@ from nncompress.compressions.sparsity import Sparse
 LEVELS = (1e-3, 0.05, 0.3, 1.0, 7.0)
 SHAPES = (0.01, 0.4, 1.0, 5.0, 300.0)
 COMPRESSIONS = [
-    *(pytest.param(LHalfPenalty(alpha), id=f"half-{alpha}") for alpha in (1e-3, 0.2, 3.0)),
-    *(
-        pytest.param(TransformedL1Penalty(alpha, a), id=f"tl1-{alpha}-{a}")
-        for alpha, a in itertools.product((1e-3, 0.2, 3.0), SHAPES)
-    ),
+    *(LHalfPenalty(alpha) for alpha in (1e-3, 0.2, 3.0)),
+    *(TransformedL1Penalty(alpha, a) for alpha, a in itertools.product((1e-3, 0.2, 3.0), SHAPES)),
 ]
-every = pytest.mark.parametrize("compression", COMPRESSIONS)
+SETTINGS = [(compression, mu) for compression in COMPRESSIONS for mu in (0.07, 1.0, 40.0)]
 
 
 def vector(*entries):
@@ -52,64 +50,64 @@ def projected(compression, w, mu):
     return compression.decompress(compression.compress(w, mu))
 
 
-@every
-@pytest.mark.parametrize("mu", [0.07, 1.0, 40.0])
-def test_no_point_of_a_fine_grid_is_better(compression, mu):
-    t = threshold(compression, mu)
-    w = torch.cat([t * vector(0, 0.3, 0.9, 0.999, 1.001, 1.1, 2, 10), randn(12)])
-    w = torch.cat([w, -w])
-    grid = torch.linspace(-0.1, 1.1, 6001, dtype=F64)[:, None] * w
-    grid = torch.cat([grid, torch.zeros_like(w)[None]])
-    best = (mu / 2 * (grid - w).square() + cost(compression, grid)).amin(dim=0)
-    x = projected(compression, w, mu)
-    found = mu / 2 * (x - w).square() + cost(compression, x)
-    assert ((found - best) <= 1e-14 * (mu / 2 * w.square())).all()
+def test_no_point_of_a_fine_grid_is_better():
+    for compression, mu in SETTINGS:
+        with case(compression=compression, mu=mu):
+            t = threshold(compression, mu)
+            w = torch.cat([t * vector(0, 0.3, 0.9, 0.999, 1.001, 1.1, 2, 10), randn(6)])
+            w = torch.cat([w, -w])
+            grid = torch.linspace(-0.1, 1.1, 6001, dtype=F64)[:, None] * w
+            grid = torch.cat([grid, torch.zeros_like(w)[None]])
+            best = (mu / 2 * (grid - w).square() + cost(compression, grid)).amin(dim=0)
+            x = projected(compression, w, mu)
+            found = mu / 2 * (x - w).square() + cost(compression, x)
+            assert ((found - best) <= 1e-14 * (mu / 2 * w.square())).all()
 
 
-@every
-@pytest.mark.parametrize("mu", [0.07, 1.0, 40.0])
-def test_zero_up_to_the_published_threshold_and_not_beyond(compression, mu):
-    t = threshold(compression, mu)
-    below, above = projected(compression, t * vector(1 - 1e-12, 1 + 1e-9), mu)
-    assert below == 0
-    assert above > 0
+def test_zero_up_to_the_published_threshold_and_not_beyond():
+    for compression, mu in SETTINGS:
+        with case(compression=compression, mu=mu):
+            t = threshold(compression, mu)
+            below, above = projected(compression, t * vector(1 - 1e-12, 1 + 1e-9), mu)
+            assert below == 0
+            assert above > 0
 
 
-@every
-def test_odd_nondecreasing_and_shrinking(compression):
-    t = threshold(compression, 1.0)
-    w = torch.cat([torch.linspace(0, 4, 999, dtype=F64) * t, torch.linspace(0, 50, 999, dtype=F64)]).sort().values
-    x = projected(compression, w, 1.0)
-    assert torch.equal(projected(compression, -w, 1.0), -x)
-    assert (x <= w).all()
-    assert (x.diff() >= -1e-14 * w[1:]).all()
+def test_odd_nondecreasing_and_shrinking():
+    for compression in COMPRESSIONS:
+        with case(compression=compression):
+            t = threshold(compression, 1.0)
+            w = torch.cat([torch.linspace(0, 4, 999, dtype=F64) * t, torch.linspace(0, 50, 999, dtype=F64)])
+            w = w.sort().values
+            x = projected(compression, w, 1.0)
+            assert torch.equal(projected(compression, -w, 1.0), -x)
+            assert (x <= w).all()
+            assert (x.diff() >= -1e-14 * w[1:]).all()
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_half_thresholding_jumps_to_two_thirds_of_the_threshold(level):
-    t = 1.5 * level ** (2 / 3)
-    after = float(half_threshold(vector(t * (1 + 1e-10)), level))
-    assert after == pytest.approx(level ** (2 / 3), rel=1e-9)
-    assert after == pytest.approx(2 / 3 * t, rel=1e-9)
+def test_half_thresholding_jumps_to_two_thirds_of_the_threshold():
+    for level in LEVELS:
+        with case(level=level):
+            t = 1.5 * level ** (2 / 3)
+            after = float(half_threshold(vector(t * (1 + 1e-10)), level))
+            assert after == pytest.approx(level ** (2 / 3), rel=1e-9)
+            assert after == pytest.approx(2 / 3 * t, rel=1e-9)
 
 
-@pytest.mark.parametrize("a", SHAPES)
-@pytest.mark.parametrize("part", [0.01, 0.5, 0.9])
-def test_transformed_l1_rises_from_zero_without_a_jump_below_the_critical_level(a, part):
-    level = part * a**2 / (2 * (a + 1))
-    t = level * (a + 1) / a
-    slope = 1 / (1 - 2 * level * (a + 1) / a**2)  # of the result in |v|, at the threshold
-    after = float(transformed_l1_threshold(vector(t * (1 + 1e-6)), level, a))
-    assert after == pytest.approx(slope * 1e-6 * t, rel=1e-3)
-
-
-@pytest.mark.parametrize("a", SHAPES)
-@pytest.mark.parametrize("times", [1.1, 2.0, 50.0])
-def test_transformed_l1_jumps_above_the_critical_level(a, times):
-    level = times * a**2 / (2 * (a + 1))
-    root = math.sqrt(2 * level * (a + 1))
-    after = float(transformed_l1_threshold(vector((root - a / 2) * (1 + 1e-10)), level, a))
-    assert after == pytest.approx(root - a, rel=1e-6)
+def test_transformed_l1_rises_from_zero_below_the_critical_level_and_jumps_above():
+    for a, part in itertools.product(SHAPES, (0.01, 0.5, 0.9)):
+        with case(a=a, part=part):
+            level = part * a**2 / (2 * (a + 1))
+            t = level * (a + 1) / a
+            slope = 1 / (1 - 2 * level * (a + 1) / a**2)  # of the result in |v|, at the threshold
+            after = float(transformed_l1_threshold(vector(t * (1 + 1e-6)), level, a))
+            assert after == pytest.approx(slope * 1e-6 * t, rel=1e-3)
+    for a, times in itertools.product(SHAPES, (1.1, 2.0, 50.0)):
+        with case(a=a, times=times):
+            level = times * a**2 / (2 * (a + 1))
+            root = math.sqrt(2 * level * (a + 1))
+            after = float(transformed_l1_threshold(vector((root - a / 2) * (1 + 1e-10)), level, a))
+            assert after == pytest.approx(root - a, rel=1e-6)
 
 
 def test_minimisers_by_hand():
@@ -127,19 +125,19 @@ def test_a_tie_gives_zero():
     assert transformed_l1_threshold(vector(3.5).float(), 4.0, 1.0).tolist() == [0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@every
-def test_in_low_precision_never_worse_than_zero_next_to_the_threshold(compression, dtype):
-    v = [torch.tensor(threshold(compression, 1.0), dtype=dtype)]
-    for _ in range(8):
-        v = [torch.nextafter(v[0], torch.zeros_like(v[0])), *v, torch.nextafter(v[-1], 2 * v[-1])]
-    w = torch.stack(v)
-    x = projected(compression, w, 1.0)
-    assert x.dtype == dtype
-    assert x.count_nonzero() in (8, 9)
-    u, x = w.double(), x.double()
-    gain = x * (u - x / 2) - cost(compression, x)  # objective of 0 less that of x, without cancellation
-    assert (gain >= -1e-15 * u.square()).all()
+def test_in_low_precision_never_worse_than_zero_next_to_the_threshold():
+    for compression, dtype in itertools.product(COMPRESSIONS, (torch.float32, torch.bfloat16, torch.float16)):
+        with case(compression=compression, dtype=dtype):
+            v = [torch.tensor(threshold(compression, 1.0), dtype=dtype)]
+            for _ in range(8):
+                v = [torch.nextafter(v[0], torch.zeros_like(v[0])), *v, torch.nextafter(v[-1], 2 * v[-1])]
+            w = torch.stack(v)
+            x = projected(compression, w, 1.0)
+            assert x.dtype == dtype
+            assert x.count_nonzero() in (8, 9)
+            u, x = w.double(), x.double()
+            gain = x * (u - x / 2) - cost(compression, x)  # objective of 0 less that of x, without cancellation
+            assert (gain >= -1e-15 * u.square()).all()
 
 
 def test_what_rounding_makes_worse_than_zero_is_zero():
@@ -151,28 +149,26 @@ def test_what_rounding_makes_worse_than_zero_is_zero():
     assert transformed_l1_threshold(torch.ones(1, dtype=torch.bfloat16), level, 0.4).tolist() == [0]
 
 
-@every
-def test_float32_gives_the_minimiser_of_float64_rounded(compression):
+def test_float32_gives_the_minimiser_of_float64_rounded():
     w = randn(500, dtype=torch.float32)
-    assert torch.equal(projected(compression, w, 1.0), projected(compression, w.double(), 1.0).float())
+    for compression in COMPRESSIONS:
+        with case(compression=compression):
+            assert torch.equal(projected(compression, w, 1.0), projected(compression, w.double(), 1.0).float())
 
 
-@pytest.mark.parametrize("compression", [LHalfPenalty(0.0), TransformedL1Penalty(0.0), TransformedL1Penalty(0.0, 0.01)])
-@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16])
-def test_without_a_penalty_the_weights_stay_as_they_are(compression, dtype):
-    w = torch.cat([randn(20, dtype=dtype), torch.zeros(2, dtype=dtype)])
-    assert torch.equal(projected(compression, w, 0.3), w)
+def test_without_a_penalty_the_weights_stay_as_they_are():
+    free = (LHalfPenalty(0.0), TransformedL1Penalty(0.0), TransformedL1Penalty(0.0, 0.01))
+    for compression, dtype in itertools.product(free, (F64, torch.float32, torch.bfloat16)):
+        with case(compression=compression, dtype=dtype):
+            w = torch.cat([randn(20, dtype=dtype), torch.zeros(2, dtype=dtype)])
+            assert torch.equal(projected(compression, w, 0.3), w)
 
 
-def test_large_a_is_soft_thresholding():
+def test_large_a_is_soft_and_small_a_is_hard_thresholding():
     w = 3 * randn(200)
     soft = w.sign() * (w.abs() - 0.4).clamp_min(0)
     torch.testing.assert_close(transformed_l1_threshold(w, 0.4, 1e8), soft, rtol=0, atol=1e-7)
     torch.testing.assert_close(transformed_l1_threshold(w, 0.4, 1e15), soft, rtol=0, atol=1e-14)
-
-
-def test_small_a_is_hard_thresholding():
-    w = 3 * randn(200)
     hard = torch.where(w.abs() > math.sqrt(2 * 0.4), w, 0.0)
     torch.testing.assert_close(transformed_l1_threshold(w, 0.4, 1e-8), hard, rtol=0, atol=1e-7)
     assert torch.equal(transformed_l1_threshold(w, 0.4, 1e-100), hard)
@@ -202,15 +198,12 @@ def test_numbers_that_are_not_finite_stay():
         assert x[0].isnan()
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
+def test_settings_out_of_range_are_refused():
+    for number, make in enumerate((
         lambda: LHalfPenalty(-1.0), lambda: LHalfPenalty(math.nan), lambda: LHalfPenalty(math.inf),
         lambda: TransformedL1Penalty(-1.0), lambda: TransformedL1Penalty(math.inf, 1.0),
         lambda: TransformedL1Penalty(1.0, 0.0), lambda: TransformedL1Penalty(1.0, -2.0),
         lambda: TransformedL1Penalty(1.0, math.nan), lambda: TransformedL1Penalty(1.0, math.inf),
-    ],
-)  # fmt: skip
-def test_settings_out_of_range_are_refused(make):
-    with pytest.raises(ValueError, match=r"must be .* found"):
-        make()
+    )):  # fmt: skip
+        with case(number=number), pytest.raises(ValueError, match=r"must be .* found"):
+            make()

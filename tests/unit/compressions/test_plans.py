@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from cases import case
 from problems import randn
 from torch import nn
 
@@ -17,7 +18,7 @@ from nncompress.compressions.products import Use
 from nncompress.compressions.quantization import FixedCodebook, binary, fixed_codebook, ternary
 from nncompress.compressions.sparsity import L0, l0, l0_penalty
 from nncompress.compressions.target import Target, fit
-from nncompress.compressions.tensor_train import TensorTrain, tt
+from nncompress.compressions.tensor_train import tt
 from nncompress.compressions.uniform import low_precision
 from nncompress.compressions.views import AsMatrix, AsTensor, AsVector
 from nncompress.errors import ConfigError, Diverged
@@ -62,9 +63,8 @@ def test_plan_leaves_other_weights_alone_and_counts_its_tasks():
     assert set(plan.decompress(theta)) == {"a.weight", "b.weight"}
 
 
-@pytest.mark.parametrize(
-    ("call", "said"),
-    [
+def test_plans_that_do_not_fit_are_refused():
+    for call, said in (
         (lambda: tt(weights(), modes=[4, 4, 2]), "must multiply to its 48 entries"),
         (lambda: tt(weights(), layers=["nothing"]), "found 'nothing'"),
         (lambda: Plan.of([Task(("a*",), AsVector(), L0(1)), Task(("*",), AsVector(), L0(1))], weights()), "in two"),
@@ -87,31 +87,24 @@ def test_plan_leaves_other_weights_alone_and_counts_its_tasks():
         (lambda: additive(weights(), parts={"one": partial(l0, keep=2.0), "two": l0}), r"parts\.one: keep must be"),
         (lambda: additive(weights(), parts={"one": partial(l0, layers="a"), "two": l0}), "are those of the sum"),
         (lambda: plan_of(lambda w: 3, weights()), "must make a Plan or be a Compression, found int"),
-    ],
-)
-def test_plans_that_do_not_fit_are_refused(call, said):
-    with pytest.raises(ConfigError, match=said):
-        call()
+    ):
+        with case(said=said), pytest.raises(ConfigError, match=said):
+            call()
 
 
-def test_ranks_below_one_are_refused():
-    with pytest.raises(ValueError, match="found 0"):
-        TensorTrain(0)
-
-
-@pytest.mark.parametrize("recipe", [tt, l0])
-@pytest.mark.parametrize("ratio", [0.5, 0.8, 1.0])
-def test_a_target_is_met_by_the_largest_setting(recipe, ratio):
+def test_a_target_is_met_by_the_largest_setting():
     w = {"a.weight": randn(32, 16), "b.weight": randn(32, 32, seed=1), "out.weight": randn(3, 32, seed=2)}
-    target = ratio_target(w, ratio)
-    found = fit(recipe, w, target)
-    assert target.measure(found.plan) == found.achieved <= ratio
-    if recipe is tt and ratio < 1:
-        rank = found.plan.tasks[0].compression.rank
-        assert found.setting == f"rank={rank}"
-        assert target.measure(tt(w, rank=rank + 1)) > ratio
-    if recipe is l0:
-        assert found.achieved > ratio - 0.001
+    for recipe, ratio in itertools.product((tt, l0), (0.5, 0.8, 1.0)):
+        with case(recipe=recipe.__name__, ratio=ratio):
+            target = ratio_target(w, ratio)
+            found = fit(recipe, w, target)
+            assert target.measure(found.plan) == found.achieved <= ratio
+            if recipe is tt and ratio < 1:
+                rank = found.plan.tasks[0].compression.rank
+                assert found.setting == f"rank={rank}"
+                assert target.measure(tt(w, rank=rank + 1)) > ratio
+            if recipe is l0:
+                assert found.achieved > ratio - 0.001
 
 
 def test_a_users_compression_is_applied_to_each_layer():
@@ -167,13 +160,14 @@ def test_a_joint_sum_joins_its_parts():
     assert sum(int(torch.count_nonzero(t)) for t in plan.decompress(theta).values()) == 8
 
 
-@pytest.mark.parametrize("part", [ternary, binary, low_precision, fixed_codebook, l0_penalty, codebook, L0(2)])
-def test_what_treats_every_entry_alike_or_can_join_layers_fits_into_a_joint_sum(part):
-    plan = additive(weights(), parts={"few": partial(l0, keep=3), "part": part}, joint=True)
-    (task,) = plan.tasks
-    (theta,) = plan.compress(plan.select(weights()))
-    alone = task.compression.parts[1].compression
-    assert alone.decompress(theta.parts[1]).shape == (48 + 64,)
+def test_what_treats_every_entry_alike_or_can_join_layers_fits_into_a_joint_sum():
+    for part in (ternary, binary, low_precision, fixed_codebook, l0_penalty, codebook, L0(2)):
+        with case(part=part):
+            plan = additive(weights(), parts={"few": partial(l0, keep=3), "part": part}, joint=True)
+            (task,) = plan.tasks
+            (theta,) = plan.compress(plan.select(weights()))
+            alone = task.compression.parts[1].compression
+            assert alone.decompress(theta.parts[1]).shape == (48 + 64,)
 
 
 def test_a_sum_takes_compressions_and_adds_their_products():
@@ -217,12 +211,12 @@ def test_uses_and_macs_of_a_network():
     assert found["macs/compressed"] == 25 * 10 + 9 * 10 + 180
 
 
-@pytest.mark.parametrize("scheme", [1, 2])
-def test_a_convolution_as_a_matrix_and_back(scheme):
+def test_a_convolution_as_a_matrix_and_back():
     w = randn(4, 3, 2, 5)
-    view = AsMatrix(scheme)
-    matrix = view.join([w])
-    assert matrix.shape == ((4, 30) if scheme == 1 else (8, 15))
-    if scheme == 2:
-        assert matrix[3, 7] == w[1, 1, 1, 2]  # row (output 1, height 1), column (input 1, width 2)
-    assert torch.equal(view.split(matrix, [w.shape])[0], w)
+    for scheme, shape in ((1, (4, 30)), (2, (8, 15))):
+        with case(scheme=scheme):
+            view = AsMatrix(scheme)
+            matrix = view.join([w])
+            assert matrix.shape == shape
+            assert torch.equal(view.split(matrix, [w.shape])[0], w)
+    assert matrix[3, 7] == w[1, 1, 1, 2]  # row (output 1, height 1), column (input 1, width 2)

@@ -3,19 +3,18 @@
 import itertools
 from typing import Any
 
-import pytest
 import torch
+from cases import case
+from product_cases import KERNEL, MATRIX, ON_KERNELS, ON_MATRICES
 from torch import Tensor
 from torch.nn.functional import conv2d, linear
 from torch.utils.flop_counter import FlopCounterMode
 
-from nncompress.compressions.additive import Additive, Part
 from nncompress.compressions.base import Compression
 from nncompress.compressions.codebook import Codebook
 from nncompress.compressions.cp import CP
 from nncompress.compressions.low_rank import Factors, LowRank
 from nncompress.compressions.products import Geometry, Product, Use
-from nncompress.compressions.rank_selection import RankSelection
 from nncompress.compressions.sparsity import L0
 from nncompress.compressions.structured import NM, GroupL0
 from nncompress.compressions.tensor_train import Cores, TensorTrain
@@ -23,52 +22,11 @@ from nncompress.compressions.train_products import cheapest_cut, tt_matrix_produ
 from nncompress.compressions.tt_matrix import TTMatrix
 from nncompress.compressions.tucker import Tucker
 from nncompress.compressions.uniform import LowPrecision
-from nncompress.compressions.views import AsMatrix, AsTensor, AsVector, View
+from nncompress.compressions.views import View
 
 
 def randn(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-MATRIX, KERNEL = (12, 20), (6, 8, 3, 2)
-ON_MATRICES: list[Any] = [
-    pytest.param(TensorTrain(3), AsTensor((3, 4, 5, 4)), id="tt"),
-    pytest.param(TensorTrain(5), AsTensor((2, 2, 3, 5, 2, 2)), id="tt-of-six-cores"),
-    pytest.param(TensorTrain(1), AsTensor((12, 20)), id="tt-of-two-cores"),
-    pytest.param(TensorTrain(1), AsTensor((3, 4, 20)), id="tt-of-rank-one"),
-    pytest.param(TTMatrix(3, (3, 2, 2), (2, 2, 5)), AsMatrix(), id="tt-matrix"),
-    pytest.param(TTMatrix(3, (2, 2, 3), (5, 4, 1)), AsMatrix(), id="tt-matrix-from-the-other-end"),
-    pytest.param(TTMatrix(2, (2, 1, 2, 3), (5, 2, 2, 1)), AsMatrix(), id="tt-matrix-of-four-cores"),
-    pytest.param(Tucker(2), AsTensor((3, 4, 5, 4)), id="tucker"),
-    pytest.param(Tucker((2, 4, 5, 3)), AsTensor((3, 4, 5, 4)), id="tucker-with-whole-modes"),
-    pytest.param(CP(3), AsTensor((3, 4, 5, 4)), id="cp"),
-    pytest.param(CP(2), AsTensor((12, 20)), id="cp-of-a-matrix"),
-    pytest.param(LowRank(3), AsMatrix(), id="low-rank"),
-    pytest.param(RankSelection(100.0), AsMatrix(), id="rank-selection-nothing"),
-    pytest.param(GroupL0(0.5, ((12, 20),)), AsVector(), id="group-l0"),
-    pytest.param(L0(0.2), AsVector(), id="l0"),
-    pytest.param(L0(0), AsVector(), id="l0-nothing"),
-    pytest.param(
-        Additive((Part(AsVector(), L0(9)), Part(AsMatrix(), LowRank(2))), (MATRIX,)), AsVector(), id="additive"
-    ),
-]  # fmt: skip
-ON_KERNELS: list[Any] = [
-    pytest.param(TensorTrain(3), AsTensor((2, 3, 4, 2, 6)), id="tt"),
-    pytest.param(TTMatrix(3, (3, 2), (12, 4)), AsMatrix(), id="tt-matrix"),
-    pytest.param(Tucker((3, 4, 3, 2)), AsTensor(KERNEL), id="tucker"),
-    pytest.param(Tucker((3, 4, 2, 1)), AsTensor(KERNEL), id="tucker-of-all-modes"),
-    pytest.param(Tucker((6, 4, 3, 2)), AsTensor(KERNEL), id="tucker-of-the-inputs"),
-    pytest.param(Tucker(2), AsTensor((2, 3, 8, 6)), id="tucker-of-other-modes"),
-    pytest.param(CP(4), AsTensor(KERNEL), id="cp"),
-    pytest.param(CP(3), AsTensor((2, 3, 8, 6)), id="cp-of-other-modes"),
-    pytest.param(LowRank(3), AsMatrix(), id="low-rank"),
-    pytest.param(LowRank(3), AsMatrix(2), id="low-rank-scheme-2"),
-    pytest.param(GroupL0(3, ((6, 48),)), AsVector(), id="group-l0"),
-    pytest.param(L0(0.2), AsVector(), id="l0"),
-    pytest.param(
-        Additive((Part(AsVector(), L0(9)), Part(AsMatrix(2), LowRank(2))), (KERNEL,)), AsVector(), id="additive"
-    ),
-]  # fmt: skip
 
 
 def made(compression: Compression[Any], view: View, shape: tuple[int, ...]) -> tuple[Product, Tensor]:
@@ -86,48 +44,47 @@ def operations(product: Product, *arguments: Any) -> int:
     return counter.get_total_flops() // 2
 
 
-@pytest.mark.parametrize(("compression", "view"), ON_MATRICES)
-def test_of_a_linear_layer_it_is_that_of_the_dense_weight(compression, view):
-    product, weight = made(compression, view, MATRIX)
-    for lead in ((), (1,), (7,), (2, 3)):
-        x, bias = randn(*lead, 20), randn(12)
-        before = x.clone()
-        torch.testing.assert_close(product(x), linear(x, weight))
-        torch.testing.assert_close(product(x, bias), linear(x, weight, bias))
-        assert torch.equal(x, before)
-    if product.plain:
-        assert operations(product, randn(7, 20)) == 7 * product.macs(Use(MATRIX))
-    assert product.macs(Use(MATRIX, (5,), (5,))) == 5 * product.macs(Use(MATRIX))
+def test_of_a_linear_layer_it_is_that_of_the_dense_weight():
+    for param in ON_MATRICES:
+        with case(name=param.id):
+            product, weight = made(*param.values, MATRIX)
+            for lead in ((), (1,), (7,), (2, 3)):
+                x, bias = randn(*lead, 20), randn(12)
+                before = x.clone()
+                torch.testing.assert_close(product(x), linear(x, weight))
+                torch.testing.assert_close(product(x, bias), linear(x, weight, bias))
+                assert torch.equal(x, before)
+            if product.plain:
+                assert operations(product, randn(7, 20)) == 7 * product.macs(Use(MATRIX))
+            assert product.macs(Use(MATRIX, (5,), (5,))) == 5 * product.macs(Use(MATRIX))
 
 
 GEOMETRIES = [Geometry((1, 1), (0, 0), (1, 1)), Geometry((2, 1), (1, 2), (1, 2)), Geometry((3, 2), (2, 0), (1, 3))]
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize(("compression", "view"), ON_KERNELS)
-def test_of_a_convolution_it_is_that_of_the_dense_kernel(compression, view, geometry):
-    product, kernel = made(compression, view, KERNEL)
+def test_of_a_convolution_it_is_that_of_the_dense_kernel():
     x, bias = randn(2, 8, 9, 10), randn(6)
-    expected = conv2d(x, kernel, bias, *geometry)
-    torch.testing.assert_close(product(x, bias, geometry), expected)
-    torch.testing.assert_close(product(x, None, geometry), conv2d(x, kernel, None, *geometry))
-    if product.plain:
-        use = Use(KERNEL, (9, 10), tuple(expected.shape[2:]))
-        counted = operations(product, x, bias, geometry)
-        assert counted == 2 * product.macs(use) if geometry.padding == (0, 0) else counted >= 0
+    for param, geometry in itertools.product(ON_KERNELS, GEOMETRIES):
+        with case(name=param.id, geometry=geometry):
+            product, kernel = made(*param.values, KERNEL)
+            expected = conv2d(x, kernel, bias, *geometry)
+            torch.testing.assert_close(product(x, bias, geometry), expected)
+            torch.testing.assert_close(product(x, None, geometry), conv2d(x, kernel, None, *geometry))
+            if product.plain:
+                use = Use(KERNEL, (9, 10), tuple(expected.shape[2:]))
+                counted = operations(product, x, bias, geometry)
+                assert counted == 2 * product.macs(use) if geometry.padding == (0, 0) else counted >= 0
 
 
-@pytest.mark.parametrize(
-    ("compression", "shape"),
-    [
-        (TensorTrain(2), (5, 48)), (TTMatrix(2, (3, 4), (5, 4)), (20, 12)), (Tucker(2), (16, 15)), (CP(2), (15, 16)),
-        (LowRank(2), (20, 12)), (NM(2, 4), MATRIX), (Codebook(3), MATRIX), (LowPrecision("float16"), MATRIX),
-    ],
-)  # fmt: skip
-def test_there_is_none_for_another_shape_and_for_compressions_without_one(compression, shape):
-    modes = {TTMatrix: (12, 20), LowRank: (12, 20), NM: MATRIX}.get(type(compression), (3, 4, 5, 4))
-    theta = compression.compress(randn(*modes))
-    assert compression.product(theta, shape) is None
+def test_there_is_none_for_another_shape_and_for_compressions_without_one():
+    modes = (3, 4, 5, 4)
+    for compression, given, shape in (
+        (TensorTrain(2), modes, (5, 48)), (TTMatrix(2, (3, 4), (5, 4)), MATRIX, (20, 12)),
+        (Tucker(2), modes, (16, 15)), (CP(2), modes, (15, 16)), (LowRank(2), MATRIX, (20, 12)),
+        (NM(2, 4), MATRIX, MATRIX), (Codebook(3), modes, MATRIX), (LowPrecision("float16"), modes, MATRIX),
+    ):  # fmt: skip
+        with case(compression=compression, shape=shape):
+            assert compression.product(compression.compress(randn(*given)), shape) is None
 
 
 def test_there_is_none_of_several_weights_together():
@@ -138,8 +95,8 @@ def test_there_is_none_of_several_weights_together():
 
 
 def test_gradients_reach_every_factor():
-    for parameter in ON_MATRICES[:12]:
-        compression, view = parameter.values
+    for param in ON_MATRICES[:12]:
+        compression, view = param.values
         theta = compression.compress(view.join([randn(*MATRIX)]))
         free = [t.requires_grad_() for t in _floats(theta) if t.numel()]
         product = compression.product(theta, MATRIX)
@@ -147,8 +104,8 @@ def test_gradients_reach_every_factor():
         expected = torch.autograd.grad(
             linear(x, view.split(compression.decompress(theta), [torch.Size(MATRIX)])[0]).square().sum(), free
         )
-        found = torch.autograd.grad(product(x).square().sum(), free)
-        torch.testing.assert_close(found, expected)
+        with case(name=param.id):
+            torch.testing.assert_close(torch.autograd.grad(product(x).square().sum(), free), expected)
 
 
 def _floats(theta: Any) -> list[Tensor]:

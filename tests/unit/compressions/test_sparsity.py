@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from cases import case
 from problems import F64, randn
 
 from nncompress.compressions.coding import huffman_bits, huffman_position_bits, index_bits, position_bits
@@ -22,7 +23,7 @@ def projected(compression, w, mu=1.0):
 
 def test_l0_beats_every_support_of_its_size():
     w = randn(7)
-    kept = L0(3).decompress(L0(3).compress(w))
+    kept = projected(L0(3), w)
     best = min(
         float((w - torch.zeros(7, dtype=F64).index_copy(0, torch.tensor(s), w[list(s)])).square().sum())
         for s in itertools.combinations(range(7), 3)
@@ -30,67 +31,46 @@ def test_l0_beats_every_support_of_its_size():
     assert float((w - kept).square().sum()) == pytest.approx(best, abs=1e-14)
 
 
-def test_l0_keeps_the_first_of_equal_magnitudes():
-    assert L0(2).decompress(L0(2).compress(torch.tensor([1.0, -1, 1, 1], dtype=F64))).tolist() == [1, -1, 0, 0]
-
-
-def test_position_bits_by_hand():
-    # gaps 1, 3, 4, counted from -1: two-bit fields hold up to 3, so 1 + 1 + 2 fields; three bits: 3 fields
-    assert position_bits(torch.tensor([0, 3, 7])) == min(2 * 4, 3 * 3)
-    assert position_bits(torch.tensor([], dtype=torch.int64)) == 0
-    assert position_bits(torch.tensor([3])) == 3  # gap 4: two 2-bit fields or one 3-bit field
-
-
-def test_pruning_lenet300_to_five_percent_stores_sixteen_times_less():
-    g = torch.Generator().manual_seed(0)
-    w = torch.randn(266_200, generator=g)
-    theta = L0(13_310).compress(w)
-    ratio = 32 * (266_200 + 410) / (L0(13_310).bits(theta) + 32 * 410)
-    assert ratio == pytest.approx(16.34, abs=0.05)  # random mask, 6-bit gaps
-
-
-def test_largest_agrees_with_a_stable_sort_ties_included():
-    for seed in range(50):
-        values = torch.randint(5, (40,), generator=torch.Generator().manual_seed(seed)).double()
-        for count in (0, 1, 7, 39, 40):
+def test_of_equal_magnitudes_the_first_are_kept():
+    assert projected(L0(2), [1.0, -1, 1, 1]).tolist() == [1, -1, 0, 0]
+    assert projected(NM(2, 4), [[1.0, -1, 1, 1]]).tolist() == [[1, -1, 0, 0]]
+    for seed, count in itertools.product(range(10), (0, 1, 7, 39, 40)):
+        with case(seed=seed, count=count):
+            values = torch.randint(5, (40,), generator=torch.Generator().manual_seed(seed)).double()
             plain = values.sort(descending=True, stable=True).indices[:count].sort().values
             assert torch.equal(largest(values, count), plain)
 
 
-@pytest.mark.parametrize(
-    ("w", "radius", "expected"),
-    [
+def test_l1_projection_by_hand():
+    for w, radius, expected in (
         ([3, 1, 0.1], 2, [2, 0, 0]),
         ([3, 3], 2, [1, 1]),
         (V.tolist(), 2, [-0.44, -0.24, 0, 0, 0, 0.14, 0.54, 0.64]),
         (V.tolist(), 100, V.tolist()),
         ([0, 0], 1, [0, 0]),
         ([-5], 2, [-2]),
-    ],
-)
-def test_l1_projection_by_hand(w, radius, expected):
-    torch.testing.assert_close(projected(L1(radius), w), torch.tensor(expected, dtype=F64), rtol=0, atol=1e-14)
+    ):
+        with case(w=w, radius=radius):
+            torch.testing.assert_close(projected(L1(radius), w), torch.tensor(expected, dtype=F64), rtol=0, atol=1e-14)
 
 
 def test_l1_projection_satisfies_its_optimality_conditions():
-    for seed in range(50):
-        w = randn(30, seed=seed)
-        p = projected(L1(3.0), w)
-        assert float(p.abs().sum()) == pytest.approx(3.0, abs=1e-12)
-        # <w - p, x - p> <= 0 for every vertex x of the ball
-        gradient = w - p
-        assert float(3.0 * gradient.abs().max() - gradient @ p) <= 1e-12
+    for seed in range(10):
+        with case(seed=seed):
+            w = randn(30, seed=seed)
+            p = projected(L1(3.0), w)
+            assert float(p.abs().sum()) == pytest.approx(3.0, abs=1e-12)
+            # <w - p, x - p> <= 0 for every vertex x of the ball
+            gradient = w - p
+            assert float(3.0 * gradient.abs().max() - gradient @ p) <= 1e-12
 
 
-def test_l0_penalty_by_hand():
+def test_penalties_by_hand():
     theta = L0Penalty(0.3).compress(V, 2.0)
     dense = L0Penalty(0.3).decompress(theta)
     assert dense.tolist() == [-1.1, -0.9, 0, 0, 0, 0.8, 1.2, 1.3]
     assert float((V - dense).square().sum() + 2 * L0Penalty(0.3).penalty(theta) / 2.0) == pytest.approx(1.6325)
     assert projected(L0Penalty(0.3), [0.5477, 0.5478], 2.0).tolist() == [0, 0.5478]  # threshold .547723
-
-
-def test_l1_penalty_by_hand():
     dense = projected(L1Penalty(0.3), V, 2.0)  # threshold .15
     torch.testing.assert_close(dense, torch.tensor([-0.95, -0.75, -0.05, 0, 0.15, 0.65, 1.05, 1.15], dtype=F64))
 
@@ -99,9 +79,10 @@ def test_penalties_beat_a_grid():
     grid = torch.linspace(-3, 3, 6001, dtype=F64)
     for v in (-2.0, -0.6, 0.1, 0.55, 1.7):
         for compression, cost in ((L0Penalty(0.4), (grid != 0).double()), (L1Penalty(0.4), grid.abs())):
-            theta = compression.compress(torch.tensor([v], dtype=F64), 1.5)
-            ours = 0.75 * float(compression.decompress(theta) - v) ** 2 + float(compression.penalty(theta))
-            assert ours <= float((0.75 * (grid - v).square() + 0.4 * cost).min()) + 1e-12
+            with case(v=v, compression=compression):
+                theta = compression.compress(torch.tensor([v], dtype=F64), 1.5)
+                ours = 0.75 * float(compression.decompress(theta) - v) ** 2 + float(compression.penalty(theta))
+                assert ours <= float((0.75 * (grid - v).square() + 0.4 * cost).min()) + 1e-12
 
 
 def test_groups_beat_every_choice_of_rows():
@@ -150,37 +131,21 @@ def test_n_m_beats_every_mask_of_each_group():
             assert int(found.count_nonzero()) <= 2
 
 
-def test_n_m_keeps_the_first_of_equal_magnitudes_and_runs_along_the_inputs_of_a_convolution():
-    assert projected(NM(2, 4), [[1.0, -1, 1, 1]]).tolist() == [[1, -1, 0, 0]]
+def test_n_m_runs_along_the_inputs_of_a_convolution_and_stores_two_bits_a_place():
     w = randn(3, 8, 3, 3)
     kept = projected(NM(1, 4), w) != 0
     assert torch.equal(kept[:, :4].sum(dim=1), torch.ones(3, 3, 3, dtype=torch.int64))
     theta = NM(2, 4).compress(randn(6, 8))
-    assert NM(2, 4).bits(theta) == 24 * (32 + 2)  # two bits a place, as sparse tensor cores store it
-
-
-def test_huffman_bits_by_hand():
-    # frequencies 1, 1, 2, 4 have code lengths 3, 3, 2, 1; the table has eight bits for each length
-    assert huffman_bits(torch.tensor([4, 1, 0, 2, 1])) == 3 + 3 + 4 + 4 + 5 * 8
-    assert huffman_bits(torch.tensor([4, 1, 2, 1]), 256) == 3 + 3 + 4 + 4 + 4 * (8 + 8)
-    assert huffman_bits(torch.tensor([7])) == 8
-    assert huffman_bits(torch.tensor([0, 0])) == 0
+    assert NM(2, 4).bits(theta) == 24 * (32 + 2)  # as sparse tensor cores store it
 
 
 def test_what_pads_a_short_group_is_not_counted():
     for shape, n, m in (((5, 1), 2, 4), ((3, 7, 2, 2), 2, 4), ((2, 9), 3, 8)):
-        compression = NM(n, m)
-        theta = compression.compress(randn(*shape))
-        assert compression.num_params(theta) == int(torch.count_nonzero(compression.decompress(theta)))
-        assert compression.macs(theta, Use(shape)) == compression.num_params(theta)
-
-
-def test_a_small_fraction_keeps_one_entry_and_few_rows_are_said():
-    assert int(torch.count_nonzero(projected(L0(1e-9), randn(20)))) == 1
-    w = {"a.weight": randn(4, 3), "b.weight": randn(2, 2)}
-    assert group_l0(w, keep=1, joint=True, layers="all").clipped() == [
-        "a.weight, b.weight: keep 1 leaves a weight without rows, 2 are kept, at least one of each"
-    ]
+        with case(shape=shape, n=n, m=m):
+            compression = NM(n, m)
+            theta = compression.compress(randn(*shape))
+            assert compression.num_params(theta) == int(torch.count_nonzero(compression.decompress(theta)))
+            assert compression.macs(theta, Use(shape)) == compression.num_params(theta)
 
 
 def test_numbers_that_are_not_finite_do_not_break_the_selection():
@@ -189,49 +154,63 @@ def test_numbers_that_are_not_finite_do_not_break_the_selection():
     assert L0(5).update(w)[1].shape == w.shape
 
 
-def test_huffman_code_is_within_one_bit_of_the_entropy():
-    counts = torch.randint(1, 1000, (64,), generator=torch.Generator().manual_seed(0))
-    p = counts.double() / counts.sum()
-    entropy = float(-(p * p.log2()).sum() * counts.sum())
-    text = huffman_bits(counts) - 8 * 64
-    assert entropy <= text <= entropy + int(counts.sum())
-
-
-def test_huffman_coded_positions_cost_less_than_fields_for_a_random_mask():
-    rng = np.random.default_rng(0)
-    positions = torch.from_numpy(np.sort(rng.choice(100_000, 5000, replace=False)))
-    assert huffman_position_bits(positions) < position_bits(positions)
-    assert huffman_position_bits(positions[:0]) == 0
-    entropy = 100_000 * -(0.05 * math.log2(0.05) + 0.95 * math.log2(0.95))
-    assert huffman_position_bits(positions) > 0.99 * entropy
-
-
-@pytest.mark.parametrize(("count", "bits"), [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (256, 8), (257, 9)])
-def test_index_bits_are_the_logarithm_rounded_up(count, bits):
-    assert index_bits(count) == bits
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: L0(1.5), lambda: L0(0.0), lambda: L0(-1), lambda: L1(0.0), lambda: L0Penalty(-1.0),
-        lambda: L1Penalty(-1.0), lambda: GroupL0(0.0, ((2, 2),)), lambda: NM(3, 2), lambda: NM(0, 2),
-        lambda: L1(math.nan),
-    ],
-)  # fmt: skip
-def test_settings_out_of_range_are_refused(make):
-    with pytest.raises(ValueError, match="found"):
-        make()
-
-
-def test_a_count_above_the_entries_is_clipped_and_said():
+def test_settings_out_of_range_are_refused_and_those_that_do_not_fit_are_said():
+    for number, make in enumerate((
+        lambda: L0(1.5), lambda: L0(0.0), lambda: L0(-1), lambda: L1(0.0), lambda: L1(math.nan),
+        lambda: L0Penalty(-1.0), lambda: L1Penalty(-1.0), lambda: GroupL0(0.0, ((2, 2),)),
+        lambda: NM(3, 2), lambda: NM(0, 2),
+    )):  # fmt: skip
+        with case(number=number), pytest.raises(ValueError, match="found"):
+            make()
     w = {"a.weight": randn(4, 3), "b.weight": randn(2, 2)}
     assert l0(w, keep=9, layers="all").clipped() == ["b.weight: keep 9 is above the 4 entries there are, 4 are kept"]
     assert group_l0(w, keep=3, layers="all").clipped() == ["b.weight: keep 3 is above the 2 rows there are, 2 are kept"]
     assert n_m(w, layers="all").clipped() == []
+    assert group_l0(w, keep=1, joint=True, layers="all").clipped() == [
+        "a.weight, b.weight: keep 1 leaves a weight without rows, 2 are kept, at least one of each"
+    ]
+    assert int(torch.count_nonzero(projected(L0(1e-9), randn(20)))) == 1
 
 
 def test_sparse_products_cost_their_entries():
     theta = Sparse(torch.arange(3), torch.ones(3), (2, 3))
     assert L0(3).macs(theta, Use((2, 3))) == 3
     assert L0(3).macs(theta, Use((2, 3), (7,), (7,))) == 21
+
+
+# Bits of positions and codes
+
+
+def test_bits_by_hand():
+    # gaps 1, 3, 4, counted from -1: two-bit fields hold up to 3, so 1 + 1 + 2 fields; three bits: 3 fields
+    assert position_bits(torch.tensor([0, 3, 7])) == min(2 * 4, 3 * 3)
+    assert position_bits(torch.tensor([], dtype=torch.int64)) == 0
+    assert position_bits(torch.tensor([3])) == 3  # gap 4: two 2-bit fields or one 3-bit field
+    # frequencies 1, 1, 2, 4 have code lengths 3, 3, 2, 1; the table has eight bits for each length
+    assert huffman_bits(torch.tensor([4, 1, 0, 2, 1])) == 3 + 3 + 4 + 4 + 5 * 8
+    assert huffman_bits(torch.tensor([4, 1, 2, 1]), 256) == 3 + 3 + 4 + 4 + 4 * (8 + 8)
+    assert huffman_bits(torch.tensor([7])) == 8
+    assert huffman_bits(torch.tensor([0, 0])) == 0
+    assert [index_bits(count) for count in (1, 2, 3, 4, 5, 256, 257)] == [0, 1, 2, 2, 3, 8, 9]
+
+
+def test_pruning_lenet300_to_five_percent_stores_sixteen_times_less():
+    g = torch.Generator().manual_seed(0)
+    w = torch.randn(266_200, generator=g)
+    theta = L0(13_310).compress(w)
+    ratio = 32 * (266_200 + 410) / (L0(13_310).bits(theta) + 32 * 410)
+    assert ratio == pytest.approx(16.34, abs=0.05)  # random mask, 6-bit gaps
+
+
+def test_huffman_codes_are_near_the_entropy_and_shorter_than_fields_for_a_random_mask():
+    counts = torch.randint(1, 1000, (64,), generator=torch.Generator().manual_seed(0))
+    p = counts.double() / counts.sum()
+    entropy = float(-(p * p.log2()).sum() * counts.sum())
+    text = huffman_bits(counts) - 8 * 64
+    assert entropy <= text <= entropy + int(counts.sum())
+    rng = np.random.default_rng(0)
+    positions = torch.from_numpy(np.sort(rng.choice(100_000, 5000, replace=False)))
+    assert huffman_position_bits(positions) < position_bits(positions)
+    assert huffman_position_bits(positions[:0]) == 0
+    entropy = 100_000 * -(0.05 * math.log2(0.05) + 0.95 * math.log2(0.95))
+    assert huffman_position_bits(positions) > 0.99 * entropy

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hydra import compose, initialize_config_module
+from cases import case
 from omegaconf import DictConfig, OmegaConf
 
-import nncompress.train  # noqa: F401 (its resolver is used by conf/config.yaml)
 from nncompress import config
 from nncompress.errors import ConfigError, DataError
 from nncompress.signatures import describe, fits, locate
-
-CONF = Path(__file__).parents[3] / "conf"
 
 
 def data(*, root: str, download: bool = True, train_size: int | None = None) -> str:
@@ -94,62 +91,34 @@ def test_a_right_configuration_passes_and_nothing_is_built() -> None:
     assert problems(solver={"_target_": f"{__name__}.failing", "num_steps": 1}) == []
 
 
-def shipped() -> list[str]:
-    """Every option of every group of the packaged configuration, as the word one types."""
-    folders = [CONF / group for group in (*config.GROUPS, "experiment")]
-    files = [(folder, path.relative_to(folder)) for folder in folders for path in sorted(folder.rglob("*.yaml"))]
-    return [f"{folder.name}={path.with_suffix('').as_posix()}" for folder, path in files]
-
-
-@pytest.mark.parametrize("word", shipped())
-def test_every_option_composes_and_binds(word: str) -> None:
-    config.register()
-    with initialize_config_module("nncompress.conf", version_base="1.3"):
-        cfg = compose("config", [word])
-    config.validate(cfg)
-    resolved = config.resolve(cfg)
-    assert all("_target_" in resolved[group] for group in config.GROUPS)
-
-
 def test_all_problems_are_told_at_once() -> None:
     found = problems(**{"seed": -1, "model.foo": 1, "solver.lr": "fast", "dataset._target_": "nowhere.data"})
     assert [line.split(":")[0] for line in found] == ["seed", "dataset", "model.foo", "solver.lr"]
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("seed", -1),
-        ("eval_every", 0),
-        ("checkpoint_every", 0),
-        ("target.ratio", 0.0),
-        ("target.ratio", 1.5),
-        ("target.bits", 0.0),
-        ("target.macs", -1.0),
-        ("device", "gpu"),
-        ("device", "cuda:x"),
-        ("precision", "half"),
+def test_a_value_out_of_range_is_named_with_what_was_found() -> None:
+    wrong = [
+        ("seed", -1), ("eval_every", 0), ("checkpoint_every", 0), ("target.ratio", 0.0), ("target.ratio", 1.5),
+        ("target.bits", 0.0), ("target.macs", -1.0), ("device", "gpu"), ("device", "cuda:x"), ("precision", "half"),
         ("solver.num_steps", -1),
-    ],
-)
-def test_a_value_out_of_range_is_named_with_what_was_found(key: str, value: object) -> None:
-    (line,) = problems(**{key: value})
-    assert line.startswith(f"{key}: must be")
-    assert str(value) in line
+    ]  # fmt: skip
+    for key, value in wrong:
+        with case(key=key, value=value):
+            (line,) = problems(**{key: value})
+            assert line.startswith(f"{key}: must be")
+            assert str(value) in line
 
 
-@pytest.mark.parametrize("value", ["cpu", "cuda", "cuda:1", "auto"])
-def test_the_devices_there_are_pass(value: str) -> None:
-    assert problems(device=value) == []
+def test_the_devices_there_are_pass() -> None:
+    for device in ("cpu", "cuda", "cuda:1", "auto"):
+        with case(device=device):
+            assert problems(device=device) == []
 
 
-def test_an_unknown_keyword_comes_with_the_nearest_one() -> None:
+def test_an_unknown_keyword_comes_with_the_nearest_one_or_else_with_those_there_are() -> None:
     (line,) = problems(**{"dataset.train_sise": 3})
     assert line.startswith("dataset.train_sise:")
     assert "did you mean 'train_size'?" in line
-
-
-def test_a_keyword_like_no_other_comes_with_those_there_are() -> None:
     (line,) = problems(**{"solver.zzz": 3})
     assert "it takes num_steps, lr" in line
 
@@ -158,13 +127,10 @@ def test_any_keyword_may_go_to_a_target_that_is_open() -> None:
     assert problems(model={"_target_": f"{__name__}.OpenNet", "anything": 1}) == []
 
 
-def test_a_missing_keyword_is_named() -> None:
+def test_a_missing_keyword_and_a_value_still_to_be_given_are_named() -> None:
     (line,) = problems(dataset={"_target_": f"{__name__}.data"})
     assert line.startswith("dataset.root:")
     assert "give dataset.root=..." in line
-
-
-def test_a_value_still_to_be_given_is_named() -> None:
     (line,) = problems(**{"dataset.root": "???"})
     assert line == "dataset.root: a value is required; give dataset.root=..."
 
@@ -174,9 +140,8 @@ def test_a_solver_without_a_number_of_steps_is_refused() -> None:
     assert line.startswith("solver.num_steps:")
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "expected"),
-    [
+def test_a_value_of_the_wrong_type_is_told_with_the_right_one() -> None:
+    wrong = [
         ("compression.rank", 4.5, "an integer or null, found 4.5"),
         ("compression.rank", True, "an integer or null, found true"),
         ("solver.lr", "1e-3", "a number, found '1e-3' (that is text: write the number without quotes)"),
@@ -186,10 +151,10 @@ def test_a_solver_without_a_number_of_steps_is_refused() -> None:
         ("model.widths", 3, "a list of an integer, found 3"),
         ("model.widths", [3, "x"], "a list of an integer, found [3, 'x']"),
         ("model.activation", "tanh", "one of relu, leaky_relu, found 'tanh'"),
-    ],
-)
-def test_a_value_of_the_wrong_type_is_told_with_the_right_one(key: str, value: object, expected: str) -> None:
-    assert problems(**{key: value}) == [f"{key}: must be {expected}"]
+    ]
+    for key, value, expected in wrong:
+        with case(key=key, value=value):
+            assert problems(**{key: value}) == [f"{key}: must be {expected}"]
 
 
 def test_an_integer_passes_for_a_float() -> None:
@@ -230,21 +195,20 @@ def test_an_interpolation_that_leads_nowhere_is_named_by_its_group() -> None:
     assert "nowhere" in line
 
 
-@pytest.mark.parametrize(
-    ("target", "said"),
-    [
+def test_a_target_that_cannot_be_had_says_why() -> None:
+    wrong = [
         ("nowhere.Net", "no module 'nowhere'"),
         ("nncompress.confg.build", "did you mean 'config'?"),
         ("nncompress.config.buid", "did you mean 'build'?"),
         ("Net", "dotted path"),
         ("nncompress..config", "dotted path"),
         ("nncompress.config.GROUPS", "must be a class or a function, found the tuple"),
-    ],
-)
-def test_a_target_that_cannot_be_had_says_why(target: str, said: str) -> None:
-    (line,) = problems(**{"model._target_": target})
-    assert line.startswith("model: ")
-    assert said in line
+    ]
+    for target, said in wrong:
+        with case(target=target):
+            (line,) = problems(**{"model._target_": target})
+            assert line.startswith("model: ")
+            assert said in line
 
 
 def test_a_module_that_fails_on_import_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,12 +258,9 @@ def test_a_value_refused_when_a_partial_is_called_is_named_by_the_caller() -> No
         partial()
 
 
-def test_our_own_errors_pass_through_build_unchanged() -> None:
+def test_our_own_errors_and_unforeseen_ones_pass_through_build_unchanged() -> None:
     with pytest.raises(DataError, match="cut short"):
         config.build({"_target_": f"{__name__}.broken", "num_steps": 1})
-
-
-def test_an_unforeseen_error_passes_through_build_unchanged() -> None:
     with pytest.raises(RuntimeError, match="no such luck"):
         config.build({"_target_": f"{__name__}.failing", "num_steps": 1})
 
@@ -316,9 +277,8 @@ def test_resolve_names_a_missing_value() -> None:
         config.resolve(make(**{"dataset.root": "???"}))
 
 
-@pytest.mark.parametrize(
-    ("value", "annotation", "expected"),
-    [
+def test_a_plain_value_fits_an_annotation_or_not() -> None:
+    known = [
         ([1, 2], tuple[int, int], True),
         ([1], tuple[int, int], False),
         ([1, 2, 3], tuple[int, ...], True),
@@ -333,10 +293,10 @@ def test_resolve_names_a_missing_value() -> None:
         (3, Net, True),
         ([3], list, True),
         (1, Literal[True], False),
-    ],
-)
-def test_a_plain_value_fits_an_annotation_or_not(value: object, annotation: object, expected: bool) -> None:
-    assert fits(value, annotation) is expected
+    ]
+    for value, annotation, expected in known:
+        with case(value=value, annotation=annotation):
+            assert fits(value, annotation) is expected
 
 
 def test_annotations_are_told_in_words() -> None:

@@ -1,18 +1,18 @@
 """Augmentation: each change against a plain loop over the samples, and how often it does what."""
 
+import itertools
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from cases import case
 from omegaconf import OmegaConf
-from problems import F64, randn
+from problems import F64, ROOT, randn
 from torch import Tensor
 
 from nncompress import config
 from nncompress.augmentation import Augmentation, Augmentations, Crop, Cutout, Flip, Rotation
 
-CONF = Path(__file__).parents[3] / "conf" / "augmentation"
 LAST = 1 - 2**-24  # the largest float32 below 1
 EACH = [
     *(Crop(padding=0), Crop(padding=2), Flip(probability=0.4), Rotation(degrees=40.0), Cutout(size=3)),
@@ -83,30 +83,31 @@ def plain_rotation(x: Tensor, drawn: Tensor, blank: Tensor, degrees: float) -> T
     return y
 
 
-@pytest.mark.parametrize("blank", BLANKS, ids=["scalar", "channels"])
-@pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize(
-    ("change", "plain", "settings"),
+    ("change", "plain", "setting", "values"),
     [
-        *((Crop, plain_crop, {"padding": p}) for p in (0, 1, 4)),
-        *((Flip, plain_flip, {"probability": p}) for p in (0.0, 0.3, 1.0)),
-        *((Cutout, plain_cutout, {"size": s}) for s in (1, 2, 5, 8, 40)),
+        pytest.param(Crop, plain_crop, "padding", (0, 1, 4), id="crop"),
+        pytest.param(Flip, plain_flip, "probability", (0.0, 0.3, 1.0), id="flip"),
+        pytest.param(Cutout, plain_cutout, "size", (1, 2, 5, 8, 40), id="cutout"),
     ],
 )
-def test_the_batch_equals_a_plain_loop_bit_for_bit(change, plain, settings, memory_format, blank):
-    x = randn(60, 3, 9, 6).contiguous(memory_format=memory_format)
-    drawn = change(**settings).draw(60, generator())
-    found = change(**settings).apply(x, drawn, blank)
-    assert torch.equal(found, torch.stack([plain(*sample, blank, **settings) for sample in zip(x, drawn, strict=True)]))
+def test_the_batch_equals_a_plain_loop_bit_for_bit(change, plain, setting, values):
+    for value, memory_format, blank in itertools.product(values, FORMATS, BLANKS):
+        with case(**{setting: value}, memory_format=memory_format, blank=blank):
+            x, augmentation = randn(60, 3, 9, 6).contiguous(memory_format=memory_format), change(**{setting: value})
+            drawn = augmentation.draw(60, generator())
+            expected = [plain(*sample, blank, value) for sample in zip(x, drawn, strict=True)]
+            assert torch.equal(augmentation.apply(x, drawn, blank), torch.stack(expected))
 
 
-@pytest.mark.parametrize("blank", BLANKS, ids=["scalar", "channels"])
-@pytest.mark.parametrize("degrees", [0.0, 15.0, 180.0])
-def test_a_rotation_equals_bilinear_interpolation_in_a_plain_loop(degrees, blank):
-    x, rotation = randn(12, 3, 7, 4), Rotation(degrees=degrees)
-    drawn = rotation.draw(12, generator())
-    expected = torch.stack([plain_rotation(*sample, blank, degrees) for sample in zip(x, drawn, strict=True)])
-    torch.testing.assert_close(rotation.apply(x, drawn, blank), expected, rtol=0, atol=1e-12)
+def test_a_rotation_equals_bilinear_interpolation_in_a_plain_loop():
+    x = randn(6, 3, 7, 4)
+    for degrees, blank in itertools.product((0.0, 15.0, 180.0), BLANKS):
+        with case(degrees=degrees, blank=blank):
+            rotation = Rotation(degrees=degrees)
+            drawn = rotation.draw(6, generator())
+            expected = torch.stack([plain_rotation(*sample, blank, degrees) for sample in zip(x, drawn, strict=True)])
+            torch.testing.assert_close(rotation.apply(x, drawn, blank), expected, rtol=0, atol=1e-12)
 
 
 def test_rotations_by_multiples_of_90_degrees_permute_the_pixels():
@@ -179,47 +180,53 @@ def test_angles_are_about_uniform_in_both_directions():
     assert chi_squared((degrees + 40) // 8, 10) < 27.9  # 0.999 quantile, 9 degrees of freedom
 
 
-@pytest.mark.parametrize("padding", range(1, 9))
-def test_the_largest_number_below_one_gives_the_last_window(padding):
+def test_the_largest_number_below_one_gives_the_last_window():
     x = distinct(1, 9)
-    found = Crop(padding=padding).apply(x, numbers([LAST, LAST]), torch.tensor(-1.0))
-    assert torch.equal(found[..., : 9 - padding, : 9 - padding], x[..., padding:, padding:])
+    for padding in range(1, 9):
+        with case(padding=padding):
+            found = Crop(padding=padding).apply(x, numbers([LAST, LAST]), torch.tensor(-1.0))
+            assert torch.equal(found[..., : 9 - padding, : 9 - padding], x[..., padding:, padding:])
 
 
-@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("augmentation", EACH, ids=repr)
-def test_shape_type_and_memory_format_are_kept_and_the_images_unchanged(augmentation, memory_format, dtype):
-    x = randn(6, 3, 8, 10, dtype=dtype).contiguous(memory_format=memory_format)
-    before = x.clone()
-    y = augmentation.apply(x, augmentation.draw(6, generator()), BLANKS[1])
-    assert (y.shape, y.dtype, y.stride()) == (x.shape, dtype, x.stride())
-    assert torch.equal(x, before)
+# What holds for each.
 
 
-@pytest.mark.parametrize("augmentation", EACH, ids=repr)
-def test_no_value_is_looked_at(augmentation):
-    x, drawn, blank = (t.to("meta") for t in (randn(6, 3, 8, 8), augmentation.draw(6, generator()), BLANKS[1]))
-    assert (
-        augmentation.apply(x, drawn, blank).shape == x.shape
-    )  # tensors without values: .item() or nonzero would raise
+def test_shape_type_and_memory_format_are_kept_and_the_images_unchanged():
+    dtypes = (F64, torch.float32, torch.bfloat16, torch.float16)
+    for augmentation, memory_format, dtype in itertools.product(EACH, FORMATS, dtypes):
+        with case(augmentation=augmentation, memory_format=memory_format, dtype=dtype):
+            x = randn(6, 3, 8, 10, dtype=dtype).contiguous(memory_format=memory_format)
+            before = x.clone()
+            y = augmentation.apply(x, augmentation.draw(6, generator()), BLANKS[1])
+            assert (y.shape, y.dtype, y.stride()) == (x.shape, dtype, x.stride())
+            assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("augmentation", EACH, ids=repr)
-def test_the_same_generator_state_gives_the_same_images(augmentation):
-    x, first, second = randn(6, 3, 8, 8), generator(3), generator(3)
-    for _ in range(2):
-        a, b = (augmentation.apply(x, augmentation.draw(6, g), BLANKS[0]) for g in (first, second))
-        assert torch.equal(a, b)
+def test_no_value_is_looked_at():
+    for augmentation in EACH:
+        with case(augmentation=augmentation):
+            x, drawn, blank = (t.to("meta") for t in (randn(6, 3, 8, 8), augmentation.draw(6, generator()), BLANKS[1]))
+            found = augmentation.apply(x, drawn, blank)  # tensors without values: .item() or nonzero would raise
+            assert found.shape == x.shape
 
 
-@pytest.mark.parametrize("augmentation", EACH, ids=repr)
-def test_numbers_are_drawn_for_all_samples_at_once_or_for_some_and_then_the_rest(augmentation):
-    g = generator()
-    halves = [augmentation.draw(4, g), augmentation.draw(3, g)]
-    drawn = augmentation.draw(7, generator())
-    assert torch.equal(drawn, torch.cat(halves))
-    assert (drawn.shape, drawn.dtype, drawn.device.type) == ((7, augmentation.columns), torch.float32, "cpu")
+def test_the_same_generator_state_gives_the_same_images():
+    for augmentation in EACH:
+        x, first, second = randn(6, 3, 8, 8), generator(3), generator(3)
+        for k in range(2):
+            with case(augmentation=augmentation, k=k):
+                a, b = (augmentation.apply(x, augmentation.draw(6, g), BLANKS[0]) for g in (first, second))
+                assert torch.equal(a, b)
+
+
+def test_numbers_are_drawn_for_all_samples_at_once_or_for_some_and_then_the_rest():
+    for augmentation in EACH:
+        with case(augmentation=augmentation):
+            g = generator()
+            halves = [augmentation.draw(4, g), augmentation.draw(3, g)]
+            drawn = augmentation.draw(7, generator())
+            assert torch.equal(drawn, torch.cat(halves))
+            assert (drawn.shape, drawn.dtype, drawn.device.type) == ((7, augmentation.columns), torch.float32, "cpu")
 
 
 def test_a_sample_does_not_depend_on_the_others():
@@ -245,12 +252,15 @@ def test_no_parts_return_the_samples_themselves_of_any_shape():
     nothing.check((7,))
 
 
-@pytest.mark.parametrize("augmentation", [a for a in EACH if a.columns], ids=repr)
-def test_samples_that_are_no_images_are_refused(augmentation):
-    augmentation.check((1, 8, 8))
-    for shape in [(64,), (8, 8), (1, 8, 8, 8), (1, 0, 8)]:
-        with pytest.raises(ValueError, match=r"needs images .* found samples of shape \("):
-            augmentation.check(shape)
+# What is refused.
+
+
+def test_samples_that_are_no_images_are_refused():
+    for augmentation in [a for a in EACH if a.columns]:
+        augmentation.check((1, 8, 8))
+        for shape in [(64,), (8, 8), (1, 8, 8, 8), (1, 0, 8)]:
+            with pytest.raises(ValueError, match=r"needs images .* found samples of shape \("):
+                augmentation.check(shape)
 
 
 def test_a_padding_as_large_as_a_side_is_refused():
@@ -261,9 +271,8 @@ def test_a_padding_as_large_as_a_side_is_refused():
                 crop.check(shape)
 
 
-@pytest.mark.parametrize(
-    ("kind", "setting"),
-    [
+def test_settings_out_of_range_are_refused():
+    for kind, setting in [
         (Crop, {"padding": -1}),
         (Flip, {"probability": -0.1}),
         (Flip, {"probability": 1.1}),
@@ -273,22 +282,21 @@ def test_a_padding_as_large_as_a_side_is_refused():
         (Rotation, {"degrees": math.nan}),
         (Cutout, {"size": 0}),
         (Augmentations, {"parts": [Crop]}),
-    ],
-)
-def test_settings_out_of_range_are_refused(kind, setting):
-    with pytest.raises(ValueError, match="found"):
-        kind(**setting)
+    ]:
+        with pytest.raises(ValueError, match=f"{next(iter(setting))}.* found"):
+            kind(**setting)
 
 
-@pytest.mark.parametrize(
-    ("name", "parts"),
-    [
-        ("none", []),
-        ("crop_flip", [Crop(padding=4), Flip(probability=0.5)]),
-        ("crop_flip_cutout", [Crop(padding=4), Flip(probability=0.5), Cutout(size=8)]),
-        ("rotation", [Rotation(degrees=15.0)]),
-    ],
-)
-def test_a_packaged_option_builds_its_parts(name, parts):
-    built: Augmentation = config.build(OmegaConf.load(CONF / f"{name}.yaml"))
-    assert built == Augmentations(parts=parts)
+def test_a_packaged_option_builds_its_parts():
+    folder = ROOT / "conf" / "augmentation"
+    parts: dict[str, list[Augmentation]] = {
+        "none": [],
+        "crop_flip": [Crop(padding=4), Flip(probability=0.5)],
+        "crop_flip_cutout": [Crop(padding=4), Flip(probability=0.5), Cutout(size=8)],
+        "crop_flip_rotation": [Crop(padding=4), Flip(probability=0.5), Rotation(degrees=15.0)],
+        "rotation": [Rotation(degrees=15.0)],
+    }
+    assert {path.stem for path in folder.glob("*.yaml")} == {*parts}
+    for name, expected in parts.items():
+        with case(name=name):
+            assert config.build(OmegaConf.load(folder / f"{name}.yaml")) == Augmentations(parts=expected)

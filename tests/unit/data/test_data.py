@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from cases import case
+from problems import ROOT
 
 from nncompress.augmentation import Crop
+from nncompress.data import digits as digits_module
 from nncompress.data import har as har_module
 from nncompress.data.digits import digits
 from nncompress.data.mnist import mnist
@@ -20,7 +23,7 @@ from nncompress.data.prepare import Preparation, prepare
 from nncompress.errors import ConfigError
 from nncompress.problem import Split
 
-CONF = Path(__file__).parents[3] / "conf" / "dataset"
+CONF = ROOT / "conf" / "dataset"
 
 
 def splits(n=12, m=6, shape=(3, 4, 4)):
@@ -106,25 +109,26 @@ def test_flatten_makes_vectors():
     assert prepared(flatten=True).input_shape == (48,)
 
 
-@pytest.mark.parametrize("size", [0, -1, 13, 2.5, True, "5"])
-def test_a_bad_size_names_the_key_the_value_and_the_range(size):
-    with pytest.raises(ConfigError, match=r"dataset.train_size must be null or an integer from 1 to .*found ") as error:
-        prepared(train_size=size)
-    assert repr(size) in str(error.value)
-    assert size != 13 or "12 samples" in str(error.value)
+def test_a_bad_size_names_the_key_the_value_and_the_range():
+    for size in (0, -1, 13, 2.5, True, "5"):
+        with case(size=size):
+            with pytest.raises(
+                ConfigError, match=r"dataset.train_size must be null or an integer from 1 to .*found "
+            ) as e:
+                prepared(train_size=size)
+            assert repr(size) in str(e.value)
+            assert size != 13 or "12 samples" in str(e.value)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
+def test_bad_options_are_refused_before_any_data_is_read():
+    bad = [
         ({"normalise": "minmax"}, "dataset.normalise must be one of none, unit, standard, pixel_mean; found 'minmax'"),
         ({"test_size": 0}, "dataset.test_size"),
         ({"seed": "x"}, "dataset.seed must be an integer"),
-    ],
-)
-def test_bad_options_are_refused_before_any_data_is_read(options, words):
-    with pytest.raises(ConfigError, match=words):
-        mnist(root="/nowhere", download=False, **options)
+    ]
+    for options, words in bad:
+        with case(options=options), pytest.raises(ConfigError, match=words):
+            mnist(root="/nowhere", download=False, **options)
 
 
 def test_digits_are_a_fixed_stratified_split_of_1797_images():
@@ -138,33 +142,52 @@ def test_digits_are_a_fixed_stratified_split_of_1797_images():
     assert torch.equal(digits(seed=3).test.x, data.test.x)
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_data_set_file_states_every_option_and_its_default(path):
-    node = yaml.safe_load(path.read_text())
-    module, name = node.pop("_target_").rsplit(".", 1)
-    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-    defaults = {key: parameter.default for key, parameter in parameters.items()}
-    assert node.keys() == defaults.keys()
+def test_digits_are_those_of_scikit_learn_split_as_it_does(monkeypatch):
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    parts = train_test_split(range(1797), test_size=0.2, random_state=0, stratify=labels)
+    packaged = digits_module.FILE
+    for file in (packaged, "not/there"):  # without its file scikit-learn is asked itself
+        with case(file=file):
+            monkeypatch.setattr(digits_module, "FILE", file)
+            data = digits(normalise="none")
+            for split, indices in zip((data.train, data.test), parts, strict=True):
+                assert torch.equal(split.x, torch.from_numpy(images[indices]).float().reshape(-1, 1, 8, 8))
+                assert torch.equal(split.y, torch.from_numpy(labels[indices]).long())
+
+
+def test_a_data_set_file_states_every_option_and_its_default():
     given = {"root": "${data_dir}", "download": "${data.download}"}
-    assert node == {key: given.get(key, default) for key, default in defaults.items()}
+    for path in sorted(CONF.glob("*.yaml")):
+        with case(path=path.name):
+            node = yaml.safe_load(path.read_text())
+            module, name = node.pop("_target_").rsplit(".", 1)
+            parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+            assert node == {key: given.get(key, parameter.default) for key, parameter in parameters.items()}
 
 
-def test_the_data_modules_import_neither_torchvision_nor_scikit_learn_nor_pandas():
+def test_neither_the_data_modules_nor_the_digits_import_torchvision_scikit_learn_or_pandas():
     modules = ", ".join(f"nncompress.data.{path.stem}" for path in Path(har_module.__file__).parent.glob("[!_]*.py"))
-    code = f"import sys, {modules}; print([m for m in ('torchvision', 'sklearn', 'pandas', 'PIL') if m in sys.modules])"
+    code = f"""import sys, {modules}
+assert len(nncompress.data.digits.digits().train) == 1437
+print([name for name in ("torchvision", "sklearn", "pandas", "PIL") if name in sys.modules])"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("kind", ["none", "unit", "standard"])
-def test_what_is_cropped_from_outside_an_image_is_black_before_normalisation(kind):
+def test_what_is_cropped_from_outside_an_image_is_black_before_normalisation():
     train, test = splits(shape=(3, 6, 6))
     padded = Split(torch.nn.functional.pad(train.x, (2, 2, 2, 2)), train.y)
-    data = prepare(train, test, Preparation(normalise=kind), num_classes=2, name="t", maximum=255.0)
-    mean, std = (data.blank * 0, 1.0) if kind != "standard" else moments(train.x / 255.0)
-    expected = (padded.x.float() / (1.0 if kind == "none" else 255.0) - mean) / std
-    drawn = torch.zeros(len(train), 2)  # the first window: two rows and columns of it come from outside
-    torch.testing.assert_close(Crop(padding=2).apply(data.train.x, drawn, data.blank), expected[:, :, :6, :6])
+    for kind in ("none", "unit", "standard"):
+        with case(kind=kind):
+            data = prepare(train, test, Preparation(normalise=kind), num_classes=2, name="t", maximum=255.0)
+            mean, std = (data.blank * 0, 1.0) if kind != "standard" else moments(train.x / 255.0)
+            expected = (padded.x.float() / (1.0 if kind == "none" else 255.0) - mean) / std
+            drawn = torch.zeros(len(train), 2)  # the first window: two rows and columns of it come from outside
+            found = Crop(padding=2).apply(data.train.x, drawn, data.blank)
+            torch.testing.assert_close(found, expected[:, :, :6, :6])
 
 
 def test_the_black_of_an_image_less_the_mean_image_is_its_average():

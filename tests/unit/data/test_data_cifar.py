@@ -1,4 +1,4 @@
-"""CIFAR: tiny python batches, and the real ones where $NNCOMPRESS_DATA has them."""
+"""CIFAR: tiny python batches."""
 
 from __future__ import annotations
 
@@ -13,18 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import case
 
 from nncompress.data.cifar import cifar10, cifar100
 from nncompress.errors import DataError
-
-REAL = os.environ.get("NNCOMPRESS_DATA", "")
-
-
-def real(path):
-    """The real data folder, or a skip that says what is missing."""
-    if not REAL or not (Path(REAL) / path).exists():
-        pytest.skip(f"needs {path} under $NNCOMPRESS_DATA")
-    return REAL
 
 
 def md5(path):
@@ -72,15 +64,16 @@ def test_cifar10_reads_the_python_batches_channels_first(cifar_root):
     assert data.train.y[:4].tolist() == batch["labels"]
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-50], lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:]])
-def test_cifar10_names_the_file_whose_checksum_differs(cifar_root, damage):
+def test_cifar10_names_the_file_whose_checksum_differs(cifar_root):
     path = cifar_root / "cifar-10-batches-py/data_batch_3"
-    official = md5(path)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match="data_batch_3 is damaged: its content differs") as error:
-        cifar10(root=str(cifar_root))
-    assert official in str(error.value)
-    assert md5(path) in str(error.value)
+    official, content = md5(path), path.read_bytes()
+    for damaged in (content[:-50], content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]):
+        with case(size=len(damaged)):
+            path.write_bytes(damaged)
+            with pytest.raises(DataError, match="data_batch_3 is damaged: its content differs") as error:
+                cifar10(root=str(cifar_root))
+            assert official in str(error.value)
+            assert md5(path) in str(error.value)
 
 
 def test_cifar10_names_the_missing_files(cifar_root):
@@ -116,8 +109,7 @@ def member(name, **settings):
     return found
 
 
-@pytest.mark.parametrize("local", [False, True], ids=["fetched", "at hand"])
-def test_an_archive_of_cifar10_is_checked_and_leaves_its_official_files_alone(local, cifar_root, monkeypatch, served):
+def test_an_archive_of_cifar10_is_checked_and_leaves_its_official_files_alone(cifar_root, monkeypatch, served):
     from torchvision.datasets import CIFAR10
 
     outside = cifar_root / "outside"
@@ -133,18 +125,22 @@ def test_an_archive_of_cifar10_is_checked_and_leaves_its_official_files_alone(lo
     (cifar_root / "cifar-10-batches-py").rename(cifar_root / "server/cifar-10-batches-py")
     archive = packed(cifar_root / "server", evil)
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive).hexdigest())
-    root = cifar_root / "data"
-    root.mkdir()
-    if local:
-        (root / CIFAR10.filename).write_bytes(archive)
-    else:
-        served[CIFAR10.url] = archive
-    data = cifar10(root=str(root), normalise="none")
-    assert len(data.train) == 20
-    names = {path.name for path in (root / "cifar-10-batches-py").iterdir()}
-    assert names == {*(name for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]), "batches.meta"}
-    assert {path.name for path in root.iterdir()} == {"cifar-10-batches-py", *([CIFAR10.filename] if local else [])}
-    assert not list(cifar_root.rglob("evil"))
+    for local in (False, True):
+        with case(local=local):
+            root = cifar_root / f"data{local}"
+            root.mkdir()
+            served.clear()
+            if local:
+                (root / CIFAR10.filename).write_bytes(archive)
+            else:
+                served[CIFAR10.url] = archive
+            data = cifar10(root=str(root), normalise="none")
+            assert len(data.train) == 20
+            names = {path.name for path in (root / "cifar-10-batches-py").iterdir()}
+            assert names == {*(name for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]), "batches.meta"}
+            left = {"cifar-10-batches-py", *([CIFAR10.filename] if local else [])}
+            assert {path.name for path in root.iterdir()} == left
+            assert not list(cifar_root.rglob("evil"))
 
 
 def test_an_archive_of_cifar10_with_another_checksum_is_refused(tmp_path, served):
@@ -163,28 +159,29 @@ class Struck:
         return os.mkdir, ("struck",)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
+def test_a_batch_with_more_than_arrays_in_it_is_refused_and_runs_nothing(cifar_root, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.chdir(cifar_root)
+    path = cifar_root / "cifar-10-batches-py/data_batch_2"
+    official = CIFAR10.train_list
+    bad = [
         {"data": Struck(), "labels": [0]},
         [Struck()],
         {"data": np.zeros((1, 3072), np.uint8), "labels": [Path("x")]},
         {"data": np.zeros((1, 3072), np.uint8)},
         {"data": "words", "labels": [0]},
         3,
-    ],
-)
-def test_a_batch_with_more_than_arrays_in_it_is_refused_and_runs_nothing(content, cifar_root, monkeypatch):
-    from torchvision.datasets import CIFAR10
-
-    monkeypatch.chdir(cifar_root)
-    path = cifar_root / "cifar-10-batches-py/data_batch_2"
-    path.write_bytes(pickle.dumps(content))
-    listed = [[name, md5(path) if name == path.name else known] for name, known in CIFAR10.train_list]
-    monkeypatch.setattr(CIFAR10, "train_list", listed)
-    with pytest.raises(DataError, match="data_batch_2 is damaged: a python batch of images and labels is required"):
-        cifar10(root=str(cifar_root), download=False)
-    assert not Path("struck").exists()
+    ]
+    for number, content in enumerate(bad):
+        with case(number=number):
+            path.write_bytes(pickle.dumps(content))
+            listed = [[name, md5(path) if name == path.name else known] for name, known in official]
+            monkeypatch.setattr(CIFAR10, "train_list", listed)
+            said = "data_batch_2 is damaged: a python batch of images and labels is required"
+            with pytest.raises(DataError, match=said):
+                cifar10(root=str(cifar_root), download=False)
+            assert not Path("struck").exists()
 
 
 def test_cifar100_reads_the_fine_labels(tmp_path, monkeypatch):
@@ -218,23 +215,12 @@ def test_a_repacked_cifar100_is_read_with_a_warning_and_recorded(tmp_path, caplo
     assert data.train.x[0, 2, 4, 5] == arrays()["x_train"][0, 4, 5, 2]
 
 
-@pytest.mark.parametrize("change", [{"shape": (3, 32, 32)}, {"dtype": np.float32}, {"classes": 3, "y_test": [100] * 4}])
-def test_a_repacked_cifar100_of_another_form_is_refused(tmp_path, change):
-    labels = {key: change.pop(key) for key in list(change) if key.startswith("y_")}
-    np.savez(tmp_path / "cifar100.npz", **{**arrays(**change), **labels})
-    with pytest.raises(DataError, match=r"cifar100.npz"):
-        cifar100(root=str(tmp_path))
-
-
-def test_real_cifar10_has_the_published_statistics():
-    data = cifar10(root=real("cifar-10-batches-py"), download=False)
-    assert (len(data.train), len(data.test)) == (50000, 10000)
-    assert data.train.y[:6].tolist() == [6, 9, 9, 4, 1, 1]
-    assert data.preprocessing == "standard: mean 0.4914 0.4822 0.4465, std 0.2470 0.2435 0.2616"
-
-
-def test_real_cifar100_has_statistics_of_its_own():
-    root = real("cifar100.npz")
-    data = cifar100(root=root, download=False)
-    assert (len(data.train), len(data.test), data.num_classes) == (50000, 10000, 100)
-    assert "mean 0.5070 0.4865 0.4408" in data.preprocessing or "mean 0.5071 0.4865 0.4409" in data.preprocessing
+def test_a_repacked_cifar100_of_another_form_is_refused(tmp_path):
+    bad = [{"shape": (3, 32, 32)}, {"dtype": np.float32}, {"classes": 3, "y_test": [100] * 4}]
+    for change in bad:
+        with case(change=change):
+            labels = {key: value for key, value in change.items() if key.startswith("y_")}
+            form = {key: value for key, value in change.items() if key not in labels}
+            np.savez(tmp_path / "cifar100.npz", **{**arrays(**form), **labels})
+            with pytest.raises(DataError, match=r"cifar100.npz"):
+                cifar100(root=str(tmp_path))

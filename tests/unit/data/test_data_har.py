@@ -1,29 +1,18 @@
-"""UCI HAR: tiny official tables, and the real ones where $NNCOMPRESS_DATA has them."""
+"""UCI HAR: tiny official tables."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from cases import case
 
 from nncompress.data import har as har_module
 from nncompress.data.har import har
 from nncompress.errors import ConfigError, DataError
-
-REAL = os.environ.get("NNCOMPRESS_DATA", "")
-
-
-def real(path):
-    """The real data folder, or a skip that says what is missing."""
-    if not REAL or not (Path(REAL) / path).exists():
-        pytest.skip(f"needs {path} under $NNCOMPRESS_DATA")
-    return REAL
 
 
 def md5(path):
@@ -83,10 +72,10 @@ def test_har_splits_the_training_part_by_person_when_it_is_alone(har_root):
         har(root=str(har_root), test_subjects=[2])
 
 
-@pytest.mark.parametrize("subjects", [[], 3, "3", [3.0], [True], [1, 2, 3]])
-def test_bad_test_subjects_are_refused(har_root, subjects):
-    with pytest.raises(ConfigError, match=r"dataset.test_subjects must"):
-        har(root=str(har_root), download=False, test_subjects=subjects)
+def test_bad_test_subjects_are_refused(har_root):
+    for subjects in ([], 3, "3", [3.0], [True], [1, 2, 3]):
+        with case(subjects=subjects), pytest.raises(ConfigError, match=r"dataset.test_subjects must"):
+            har(root=str(har_root), download=False, test_subjects=subjects)
 
 
 def test_a_missing_test_part_points_to_the_split_by_person(har_root):
@@ -95,9 +84,8 @@ def test_a_missing_test_part_points_to_the_split_by_person(har_root):
         har(root=str(har_root), download=False)
 
 
-@pytest.mark.parametrize(
-    ("name", "damage", "words"),
-    [
+def test_har_names_a_damaged_file_with_its_checksum(har_root):
+    damages = [
         ("train/X_train.txt", lambda b: b[: len(b) * 7 // 8], "rows of 561 numbers are required, found .* in row 4"),
         ("train/X_train.txt", lambda b: b[: len(b) // 4], "must have as many rows; found 1 of features, 4 of labels"),
         ("train/X_train.txt", lambda b: b[:-3], "cut after row 4"),
@@ -110,15 +98,17 @@ def test_a_missing_test_part_points_to_the_split_by_person(har_root):
         ("train/y_train.txt", lambda b: b"7" + b[1:], "whole numbers from 1 to 6"),
         ("train/subject_train.txt", lambda b: b[:-2], "subject_train.txt is damaged.*as many rows"),
         ("test/subject_test.txt", lambda b: b"0" + b[1:], "whole numbers from 1 to 30"),
-    ],
-)
-def test_har_names_a_damaged_file_with_its_checksum(har_root, name, damage, words):
-    path = har_root / "UCI HAR Dataset" / name
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match=words) as error:
-        har(root=str(har_root), download=False)
-    for word in (str(path), md5(path), har_module.OFFICIAL[name].md5, "delete it and run again"):
-        assert word in str(error.value)
+    ]
+    for name, damage, words in damages:
+        path = har_root / "UCI HAR Dataset" / name
+        content = path.read_bytes()
+        path.write_bytes(damage(content))
+        with case(name=name, words=words):
+            with pytest.raises(DataError, match=words) as error:
+                har(root=str(har_root), download=False)
+            for word in (str(path), md5(path), har_module.OFFICIAL[name].md5, "delete it and run again"):
+                assert word in str(error.value)
+        path.write_bytes(content)
 
 
 @pytest.fixture
@@ -158,12 +148,3 @@ def test_har_refuses_an_archive_with_another_checksum(tmp_path, archive, served)
     with pytest.raises(DataError, match=r"the download failed \(.* has sha256 \w+, \w+ is required\)"):
         har(root=str(tmp_path / "data"))
     assert list((tmp_path / "data").iterdir()) == []
-
-
-def test_real_har_splits_by_person_into_5066_and_2286_windows():
-    data = har(root=real("UCI HAR Dataset/train/X_train.txt"), download=False, test_subjects=[25, 26, 27, 28, 29, 30])
-    assert (len(data.train), len(data.test)) == (5066, 2286)
-    assert data.train.x.min() == -1
-    assert data.train.x.max() == 1
-    counts = torch.bincount(torch.cat([data.train.y, data.test.y]))
-    assert counts.tolist() == [1226, 1073, 986, 1286, 1374, 1407]

@@ -1,13 +1,14 @@
-"""The networks for small images: published counts, the channels they say can be removed, initial weights, gradients."""
+"""The networks for small images: published counts, initial weights, gradients, and what is refused."""
 
-import copy
-from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from problems import F64, randn
+from cases import case
+from composing import composing
+from hydra import compose
+from image_networks import CLASSES, SMALL, count, norms, of_each_class, outputs, small
+from problems import F64
 from torch import Tensor, nn
 
 from nncompress import config
@@ -29,97 +30,53 @@ PUBLISHED = {
 }
 IN_100 = {"vgg19": 20_081_188, "densenet40": 1_100_428, "resnet164": 1_726_388}
 
-Make = Callable[[], nn.Module]
-SMALL: dict[str, tuple[Make, tuple[int, ...]]] = {
-    "vgg16": (lambda: VGG((3, 17, 16), 5, depth=16, width=0.03), (3, 17, 16)),
-    "vgg-stages": (lambda: VGG((1, 8, 8), 5, layers=[1, 2, 1], width=0.1), (1, 8, 8)),
-    "preresnet-basic": (lambda: PreResNet((3, 9, 8), 5, depth=14, bottleneck=False, width=0.25), (3, 9, 8)),
-    "preresnet-bottleneck": (lambda: PreResNet((1, 8, 8), 5, depth=20, width=0.25), (1, 8, 8)),
-    "densenet": (lambda: DenseNet((3, 8, 9), 5, depth=10, growth=3), (3, 8, 9)),
-    "resnet18": (lambda: ResNet18((3, 8, 8), 5, width=0.06), (3, 8, 8)),
-    "wide-resnet": (lambda: WideResNet((3, 8, 8), 5, depth=10, widen=1), (3, 8, 8)),
-    "wide-resnet-dropout": (lambda: WideResNet((3, 8, 8), 5, depth=16, widen=2, dropout=0.3), (3, 8, 8)),
-}
-every = pytest.mark.parametrize("name", SMALL)
 
-
-def full(option: str, num_classes: int) -> nn.Module:
-    """The network of an option of conf/model for 32x32 colour images, without memory for its weights."""
-    config.register()
-    with initialize_config_module("nncompress.conf", version_base="1.3"):
+def full(option: str, *num_classes: int) -> list[nn.Module]:
+    """The networks of an option of conf/model for 32x32 colour images, without memory for their weights."""
+    with composing():
         node = compose("config", [f"model={option}"]).model
     with torch.device("meta"):
-        return config.build(node, input_shape=(3, 32, 32), num_classes=num_classes)
+        return [config.build(node, input_shape=(3, 32, 32), num_classes=number) for number in num_classes]
 
 
 def image() -> Tensor:
     return torch.empty(1, 3, 32, 32, device="meta")
 
 
-class Zero(nn.Module):
-    """What may stand for a branch that gives nothing."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.new_zeros(())
-
-
-def small(name: str) -> tuple[nn.Module, Tensor]:
-    """A narrow network with batch norms as after training, and three samples."""
-    torch.manual_seed(0)
-    make, shape = SMALL[name]
-    network = make().to(F64)
-    for norm in norms(network):
-        for tensor, low, high in ((norm.weight, 0.3, 1), (norm.bias, -0.2, 0.4)):
-            nn.init.uniform_(tensor, low, high)
-        norm.running_mean.uniform_(-0.2, 0.2)
-        norm.running_var.uniform_(0.5, 2)
-    return network.eval(), randn(3, *shape)
-
-
-def norms(network: nn.Module) -> list[nn.BatchNorm2d]:
-    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-
-
-def count(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
-
-
 @pytest.mark.parametrize("option", PUBLISHED)
 def test_the_networks_of_network_slimming_have_the_published_sizes(option):
-    network = full(option, 10)
+    network, larger = full(option, 10, 100)
+    params, selected, _, flops, _, features = PUBLISHED[option]
     scales = sum(norm_of(network, scale).num_features for scale in network.scales())
     macs = sum(layer.entries * layer.positions for layer in layers_of(network, image()))
     found = (count(network), params_with_selection(network), scales, script_flops(network, image()), macs)
     assert found == PUBLISHED[option][:-1]
-
-
-@pytest.mark.parametrize("option", PUBLISHED)
-def test_ninety_more_classes_add_their_rows_of_the_last_layer_alone(option):
-    params, selected, _, flops, _, features = PUBLISHED[option]
-    network = full(option, 100)
-    assert count(network) == IN_100[option] == params + 90 * (features + 1)
-    assert params_with_selection(network) == selected + 90 * (features + 1)
-    assert script_flops(network, image()) == flops + 90 * (2 * features + 1)
+    # ninety more classes add their rows of the last layer alone
+    assert count(larger) == IN_100[option] == params + 90 * (features + 1)
+    assert params_with_selection(larger) == selected + 90 * (features + 1)
+    assert script_flops(larger, image()) == flops + 90 * (2 * features + 1)
 
 
 def test_resnet18_and_the_wide_resnet_have_the_sizes_of_their_papers_networks():
-    assert count(full("resnet18", 10)) == 11_173_962
-    assert count(full("wrn28_10", 10)) == 36_479_194
+    for option, params in (("resnet18", 11_173_962), ("wrn28_10", 36_479_194)):
+        with case(option=option):
+            assert count(*full(option, 10)) == params
 
 
-@pytest.mark.parametrize(("option", "n"), [("resnet20", 3), ("resnet56", 9), ("resnet110", 18)])
-def test_a_resnet_of_depth_6n_plus_2_has_the_parameters_of_its_sum(option, n):
-    stages = [2 * n * 9 * 16 * 16 + 2 * n * 2 * 16]
-    for before, after in pairwise([16, 32, 64]):
-        weights = 9 * before * after + (2 * n - 1) * 9 * after * after + before * after
-        stages.append(weights + 2 * before + (2 * n - 1) * 2 * after)
-    assert count(full(option, 10)) == 27 * 16 + sum(stages) + 2 * 64 + 65 * 10
+def test_a_resnet_of_depth_6n_plus_2_has_the_parameters_of_its_sum():
+    for option, n in (("resnet20", 3), ("resnet56", 9), ("resnet110", 18)):
+        stages = [2 * n * 9 * 16 * 16 + 2 * n * 2 * 16]
+        for before, after in pairwise([16, 32, 64]):
+            weights = 9 * before * after + (2 * n - 1) * 9 * after * after + before * after
+            stages.append(weights + 2 * before + (2 * n - 1) * 2 * after)
+        with case(option=option):
+            assert count(*full(option, 10)) == 27 * 16 + sum(stages) + 2 * 64 + 65 * 10
 
 
 def test_vgg16_has_thirteen_convolutions_and_one_linear_layer():
     widths = [3, 64, 64, 128, 128, *[256] * 3, *[512] * 6]
     convolutions = sum(9 * before * after + 2 * after for before, after in pairwise(widths))
-    assert count(full("vgg16", 10)) == convolutions + 513 * 10
+    assert count(*full("vgg16", 10)) == convolutions + 513 * 10
 
 
 def test_the_published_script_counts_modules_as_by_hand():
@@ -141,113 +98,42 @@ def test_the_published_script_counts_modules_as_by_hand():
     assert network[1].num_batches_tracked == 0
 
 
-@every
-def test_the_scales_are_batch_norms_in_forward_order_and_all_but_those_of_resnet18s_stream(name):
-    network, x = small(name)
-    names = {module: key for key, module in network.named_modules()}
-    used: list[str] = []
-    for norm in norms(network):
-        norm.register_forward_hook(lambda module, args, output: used.append(names[module]))
-    network(x)
-    if name == "resnet18":
-        used = [key for key in used if key.startswith("blocks") and key.endswith("bn1")]
-    assert [scale.norm for scale in network.scales()] == used
-
-
-@every
-def test_the_layers_around_a_scale_have_its_channels(name):
-    network, _ = small(name)
-    for scale in network.scales():
-        channels = network.get_submodule(scale.norm).num_features
-        assert scale.consumers
-        assert {network.get_submodule(consumer).weight.shape[1] for consumer in scale.consumers} == {channels}
-        if scale.producer is not None:
-            assert network.get_submodule(scale.producer).weight.shape[0] == channels
-
-
-@every
-def test_a_channel_without_scale_and_shift_is_one_that_no_consumer_reads_and_no_producer_need_make(name):
-    network, x = small(name)
-    with torch.no_grad():
-        for norm in norms(network):
-            norm.bias[0] = 1  # the channel is alive
-        before = network(x)
-        for scale in network.scales():
-            dead, unread = copy.deepcopy(network), copy.deepcopy(network)
-            norm, c = dead.get_submodule(scale.norm), 0
-            norm.weight[c], norm.bias[c] = 0, 0
-            for consumer in scale.consumers:
-                unread.get_submodule(consumer).weight[:, c] = 0
-            if scale.producer is not None:
-                dead.get_submodule(scale.producer).weight[c] = 7
-            torch.testing.assert_close(dead(x), unread(x), rtol=1e-12, atol=1e-12)
-        assert not torch.allclose(before, unread(x))
-
-
-@every
-def test_a_branch_gives_zeros_when_its_last_scale_has_no_channel_and_may_then_be_a_single_zero(name):
-    network, x = small(name)
-    last = {scale.branch: scale.norm for scale in network.scales() if scale.branch is not None}
-    assert len(last) == (len(network.blocks) if name.startswith(("preresnet", "wide")) else 0)
-    for branch, norm in last.items():
-        dead, without = copy.deepcopy(network), copy.deepcopy(network)
-        nn.init.zeros_(dead.get_submodule(norm).weight)
-        nn.init.zeros_(dead.get_submodule(norm).bias)
-        without.set_submodule(branch, Zero())
-        assert torch.equal(dead(x), without(x))
-
-
-@every
-def test_without_a_branch_the_scales_in_it_and_their_readers_are_gone(name):
-    network, _ = small(name)
-    for branch in {scale.branch for scale in network.scales()} - {None}:
-        without = copy.deepcopy(network)
-        without.set_submodule(branch, Zero())
-        present, left = dict(without.named_modules()), without.scales()
-        assert [scale.norm for scale in left] == [s.norm for s in network.scales() if s.branch != branch]
-        assert all(consumer in present for scale in left for consumer in scale.consumers)
-
-
-@every
-def test_every_parameter_gets_a_finite_gradient_and_the_input_stays(name):
-    network, x = small(name)
-    kept = x.clone()
-    logits = network.train()(x)
-    assert logits.shape == (3, 5)
-    assert logits.dtype == F64
-    nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2])).backward()
-    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in network.parameters())
-    assert torch.equal(x, kept)
-
-
-@every
-def test_relus_in_place_give_the_gradients_of_relus_that_are_not(name):
-    gradients = []
+@of_each_class()
+def test_every_parameter_gets_a_finite_gradient_which_relus_in_place_do_not_change(name, network, x):
+    gradients, kept = [], x.clone()
     for inplace in (True, False):
-        network, x = small(name)
+        network, _ = small(name)
         for module in network.modules():
             if isinstance(module, nn.ReLU):
                 assert module.inplace
                 module.inplace = inplace
         torch.manual_seed(1)  # dropout
-        network.train()(x).square().sum().backward()
+        logits = network.train()(x)
+        assert logits.shape == (3, 5)
+        assert logits.dtype == F64
+        nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2])).backward()
+        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in network.parameters())
+        assert torch.equal(x, kept)
         gradients.append([p.grad for p in network.parameters()])
     assert all(map(torch.equal, *gradients))
 
 
-@every
-def test_channels_last_computes_the_same(name):
-    network, x = small(name)
-    plain = network(x)
-    last = network.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(last, plain, rtol=1e-10, atol=1e-10)
+def test_channels_last_computes_the_same():
+    for name in SMALL:
+        with case(name=name):
+            network, x = small(name)
+            plain = outputs(network, x)
+            last = outputs(network.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last))
+            torch.testing.assert_close(last, plain, rtol=1e-10, atol=1e-10)
 
 
-@every
-def test_batch_norms_begin_with_one_scale_and_no_shift(name):
-    network = SMALL[name][0]()
-    begin = 1.0 if name.startswith(("resnet18", "wide")) else 0.5
-    assert all(bool((norm.weight == begin).all()) and not norm.bias.any() for norm in norms(network))
+def test_batch_norms_begin_with_one_scale_and_no_shift():
+    for kind, names in CLASSES.items():
+        begin = 1.0 if kind in ("ResNet18", "WideResNet") else 0.5
+        for name in names:
+            with case(name=name):
+                found = norms(SMALL[name][0]())
+                assert all(bool((norm.weight == begin).all()) and not norm.bias.any() for norm in found)
 
 
 def test_convolutions_begin_with_the_deviation_of_their_outgoing_weights():
@@ -268,34 +154,34 @@ def test_a_width_multiplies_all_channels_and_leaves_at_least_one():
     assert {norm.num_features for norm in norms(least)} == {1}
 
 
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (lambda: VGG((3, 32, 32), 10, depth=18), "depth must be 16 or 19, found 18"),
-        (lambda: VGG((3, 32, 32), 10, layers=[]), r"layers must be .* 1 to 5 stages, each at least 1, found \[\]"),
-        (lambda: VGG((3, 32, 32), 10, layers=[1, 0]), r"each at least 1, found \[1, 0\]"),
-        (lambda: VGG((3, 64, 64), 10, layers=[1] * 6), "1 to 5 stages"),
-        (lambda: VGG((3, 32, 32), 10, width=0), "width must be above 0, found 0"),
-        (lambda: VGG((1, 8, 8), 10), r"vgg needs images .* of at least 16x16, found \(1, 8, 8\); choose such"),
-        (
-            lambda: PreResNet((3, 32, 32), 10, depth=100),
-            "depth must be 9n \\+ 2 with bottlenecks, found 100; choose 92",
-        ),
-        (
-            lambda: PreResNet((3, 32, 32), 10, depth=2, bottleneck=False),
-            "6n \\+ 2 without bottlenecks, found 2; choose 8",
-        ),
-        (lambda: PreResNet((64,), 10), r"preresnet needs images .* found \(64,\); choose such"),
-        (lambda: DenseNet((3, 32, 32), 10, depth=41), "depth must be 3n \\+ 4 with n at least 1, found 41"),
-        (lambda: DenseNet((3, 32, 32), 10, growth=0), "growth must be at least 1, found 0"),
-        (lambda: DenseNet((3, 3, 32), 10), "densenet needs images"),
-        (lambda: ResNet18((3, 7, 32), 10), "resnet18 needs images"),
-        (lambda: WideResNet((3, 32, 32), 10, depth=4), "depth must be 6n \\+ 4 with n at least 1, found 4"),
-        (lambda: WideResNet((3, 32, 32), 10, widen=0), "widen must be at least 1 and dropout in .*, found 0 and 0.0"),
-        (lambda: WideResNet((3, 32, 32), 10, dropout=1.0), "found 10 and 1.0"),
-        (lambda: WideResNet((64,), 10), "wide_resnet needs images"),
-    ],
-)
-def test_what_does_not_fit_is_refused_with_a_sentence(make, said):
-    with pytest.raises(ValueError, match=said):
-        make()
+REFUSED = [
+    (lambda: VGG((3, 32, 32), 10, depth=18), "depth must be 16 or 19, found 18"),
+    (lambda: VGG((3, 32, 32), 10, layers=[]), r"layers must be .* 1 to 5 stages, each at least 1, found \[\]"),
+    (lambda: VGG((3, 32, 32), 10, layers=[1, 0]), r"each at least 1, found \[1, 0\]"),
+    (lambda: VGG((3, 64, 64), 10, layers=[1] * 6), "1 to 5 stages"),
+    (lambda: VGG((3, 32, 32), 10, width=0), "width must be above 0, found 0"),
+    (lambda: VGG((1, 8, 8), 10), r"vgg needs images .* of at least 16x16, found \(1, 8, 8\); choose such"),
+    (
+        lambda: PreResNet((3, 32, 32), 10, depth=100),
+        "depth must be 9n \\+ 2 with bottlenecks, found 100; choose 92",
+    ),
+    (
+        lambda: PreResNet((3, 32, 32), 10, depth=2, bottleneck=False),
+        "6n \\+ 2 without bottlenecks, found 2; choose 8",
+    ),
+    (lambda: PreResNet((64,), 10), r"preresnet needs images .* found \(64,\); choose such"),
+    (lambda: DenseNet((3, 32, 32), 10, depth=41), "depth must be 3n \\+ 4 with n at least 1, found 41"),
+    (lambda: DenseNet((3, 32, 32), 10, growth=0), "growth must be at least 1, found 0"),
+    (lambda: DenseNet((3, 3, 32), 10), "densenet needs images"),
+    (lambda: ResNet18((3, 7, 32), 10), "resnet18 needs images"),
+    (lambda: WideResNet((3, 32, 32), 10, depth=4), "depth must be 6n \\+ 4 with n at least 1, found 4"),
+    (lambda: WideResNet((3, 32, 32), 10, widen=0), "widen must be at least 1 and dropout in .*, found 0 and 0.0"),
+    (lambda: WideResNet((3, 32, 32), 10, dropout=1.0), "found 10 and 1.0"),
+    (lambda: WideResNet((64,), 10), "wide_resnet needs images"),
+]
+
+
+def test_what_does_not_fit_is_refused_with_a_sentence():
+    for make, said in REFUSED:
+        with case(said=said), pytest.raises(ValueError, match=said):
+            make()

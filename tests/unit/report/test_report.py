@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from fake_runs import fake_run, texts
+from cases import case
+from fake_runs import drawn, fake_run, texts, undrawn
 from safetensors.torch import save_file as torch_save
 
 from nncompress.records import Recorder, read_run, write_json
@@ -42,26 +43,26 @@ def test_a_run_report_writes_three_tables_and_four_plots_with_the_same_bytes_eac
     assert {path: path.read_bytes() for path in write_run_report(folder)} == first
 
 
-@pytest.mark.parametrize("protocol", ["last", "paper"])
 def test_accuracy_table_holds_final_and_dense_and_of_test_data_the_best_if_the_protocol_is_the_papers(
-    tmp_path: Path, protocol: str
+    tmp_path: Path,
 ) -> None:
     folder = fake_run(tmp_path / "run", n=4)
     rows = [{"step": k, "seconds": k / 2, "accuracy/test": a, "loss/test": 1.0} for k, a in enumerate((0.5, 0.9, 0.8))]
     with Recorder(folder / "records.jsonl", keep=0) as recorder:
         for row in rows:
             recorder.write(row)
-    summary = {"accuracy/test": 0.8, "accuracy/dense_test": 0.95, "seconds/total": 1.5, "protocol": protocol}
-    write_json(folder / "summary.json", summary)
-    run = read_run(folder)
-    table = accuracy_table(run, final(run))
-    line = table.raw.set_index(["split", "metric"]).loc[("test", "accuracy")]
-    best = (0.9, 1.0, "90.00(step1)|") if protocol == "paper" else (None, None, "")
-    found = {key: None if pd.isna(value) else value for key, value in line.items()}
-    assert found == {"final": 0.8, "best": best[0], "best_step": best[1], "dense": 0.95}
-    assert f"|80.00|{best[2]}95.00|" in markdown(table).replace(" ", "")
-    assert table.raw.set_index("metric").loc["seconds", "final"] == 1.5
-    assert table.raw.set_index("metric").loc["steps", "final"] == 2
+    summary = {"accuracy/test": 0.8, "accuracy/dense_test": 0.95, "seconds/total": 1.5}
+    for protocol, best in (("last", (None, None, "")), ("paper", (0.9, 1.0, "90.00(step1)|"))):
+        with case(protocol=protocol):
+            write_json(folder / "summary.json", summary | {"protocol": protocol})
+            run = read_run(folder)
+            table = accuracy_table(run, final(run))
+            line = table.raw.set_index(["split", "metric"]).loc[("test", "accuracy")]
+            found = {key: None if pd.isna(value) else value for key, value in line.items()}
+            assert found == {"final": 0.8, "best": best[0], "best_step": best[1], "dense": 0.95}
+            assert f"|80.00|{best[2]}95.00|" in markdown(table).replace(" ", "")
+            assert table.raw.set_index("metric").loc["seconds", "final"] == 1.5
+            assert table.raw.set_index("metric").loc["steps", "final"] == 2
 
 
 def test_compression_table_has_bytes_flops_and_times(tmp_path: Path) -> None:
@@ -101,7 +102,8 @@ def test_a_violated_guarantee_is_said(tmp_path: Path) -> None:
     assert "rose at 1 of 5" in notes
 
 
-def test_an_interrupted_run_is_summed_up_by_its_last_record(tmp_path: Path) -> None:
+def test_an_interrupted_run_is_summed_up_by_its_last_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undrawn(monkeypatch)
     folder = fake_run(tmp_path / "run", n=7, status="interrupted", reason="SIGINT")
     run = read_run(folder)
     assert run.summary is None
@@ -120,7 +122,8 @@ def test_a_run_with_its_summary_is_not_called_unfinished_while_its_status_is_sti
     assert "not done" not in " ".join(convergence_table(read_run(folder)).notes)
 
 
-def test_a_run_with_only_its_starting_point_is_reported(tmp_path: Path) -> None:
+def test_a_run_with_only_its_starting_point_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undrawn(monkeypatch)
     names = {path.name for path in write_run_report(fake_run(tmp_path / "run", n=0, status="interrupted"))}
     assert {"accuracy.md", "compression.md", "convergence.md", "objective.png"} <= names
     assert "rate.png" not in names
@@ -162,6 +165,7 @@ def test_the_constraint_plot_draws_gap_mu_and_multipliers_where_they_are_recorde
     objective = objective_plot(constrained(rows), "")
     assert objective is not None
     assert "training loss of the weights w" in texts(objective)
+    assert len({*drawn(figure)}) > 50
 
 
 def test_the_convergence_table_has_mu_gap_and_multipliers_where_they_are_recorded(tmp_path: Path) -> None:

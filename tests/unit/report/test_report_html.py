@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from fake_runs import config, fake_run
+from cases import case
+from fake_runs import config, fake_run, undrawn
 
 from nncompress.cli import main
 from nncompress.records import write_json
@@ -40,20 +41,16 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "6/records.jsonl").unlink()
     fake_run(folder / "7", config(20, 32) | said, n=2, status="running")
     with pytest.MonkeyPatch.context() as patch:
+        undrawn(patch)
         patch.setattr("nncompress.report.write.run_plots", lambda run, folder: [])
         assert folder / "report.html" in report([folder], html=True)
     return folder
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plots stay as they are on disk."""
-
-    def on_disk(figures: object, folder: Path) -> list[Path]:
-        return sorted(folder.glob("*"))
-
-    monkeypatch.setattr("nncompress.report.write.run_plots", lambda run, folder: [])
-    monkeypatch.setattr("nncompress.report.write.save_sweep_plots", on_disk)
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of plots are there, and empty."""
+    undrawn(monkeypatch)
 
 
 class Reader(HTMLParser):
@@ -112,10 +109,10 @@ def test_everything_is_within_the_page_and_escaped(sweep: Path) -> None:
     assert re.search(r"script-src 'sha256-[\w+/]+='$", str(policy))
 
 
-def test_the_page_is_the_same_each_time_and_jobs_get_none(sweep: Path, drawn: None) -> None:
-    assert report([sweep], html=True)[-1] == sweep / "report.html"
+def test_the_page_is_the_same_each_time_and_jobs_get_none(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nncompress.report.write.run_plots", lambda run, folder: [])
     first = (sweep / "report.html").read_bytes()
-    report([sweep], html=True)
+    assert report([sweep], html=True)[-1] == sweep / "report.html"
     assert (sweep / "report.html").read_bytes() == first
     assert not list(sweep.glob("*/report.html"))
 
@@ -135,36 +132,29 @@ def test_a_run_has_a_page_from_the_command_line(tmp_path: Path, capsys: pytest.C
     assert len(found(page, "img")) == 4
 
 
-@pytest.mark.parametrize(
-    ("status", "said"),
-    [
-        (
-            {"status": "failed", "reason": f"bad {EVIL}", "traceback": f"ValueError: bad {EVIL}", "step": None},
-            "bad <script",
-        ),
-        (
-            {"status": "unsupported", "reason": "no", "traceback": "nncompress.errors.Unsupported: no", "step": None},
-            "no",
-        ),
-        ({"status": "failed", "reason": None, "traceback": None, "step": None}, "no reason is on record"),
-        ({"status": "running", "reason": None, "traceback": None, "step": None}, "killed, or the machine stopped"),
-    ],
-)
-def test_a_run_that_ended_before_its_first_record_has_a_page_with_the_reason(
-    tmp_path: Path, status: dict[str, Any], said: str
-) -> None:
-    (tmp_path / "run").mkdir()
-    write_json(tmp_path / "run/status.json", status)
-    assert report([tmp_path / "run"], html=True) == [tmp_path / "run/report.html"]
-    page = Reader(tmp_path / "run/report.html")
-    assert said in page.text
-    assert ("ValueError" in page.text) == (str(status["traceback"]).startswith("ValueError"))
-    assert "nncompress.errors" not in page.text
-    assert len(found(page, "script")) == 1
+def test_a_run_that_ended_before_its_first_record_has_a_page_with_the_reason(tmp_path: Path) -> None:
+    ends = [
+        ("failed", f"bad {EVIL}", f"ValueError: bad {EVIL}", "bad <script"),
+        ("unsupported", "no", "nncompress.errors.Unsupported: no", "no"),
+        ("failed", None, None, "no reason is on record"),
+        ("running", None, None, "killed, or the machine stopped"),
+    ]
+    for number, (status, reason, traceback, said) in enumerate(ends):
+        with case(status=status, reason=reason):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            ended = {"status": status, "reason": reason, "traceback": traceback, "step": None}
+            write_json(folder / "status.json", ended)
+            assert report([folder], html=True) == [folder / "report.html"]
+            page = Reader(folder / "report.html")
+            assert said in page.text
+            assert ("ValueError" in page.text) == str(traceback).startswith("ValueError")
+            assert "nncompress.errors" not in page.text
+            assert len(found(page, "script")) == 1
 
 
 def test_a_large_plot_is_embedded_as_png(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nncompress.report.html.LARGEST_SVG", 100)
+    monkeypatch.setattr("nncompress.report.html.LARGEST_SVG", 10)
     folder = fake_run(tmp_path / "run", n=3)
     report([folder], html=True)
     sources = [str(image["src"]) for image in found(Reader(folder / "report.html"), "img")]
@@ -172,16 +162,15 @@ def test_a_large_plot_is_embedded_as_png(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in sources)
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
+def test_what_a_cell_is_sorted_by() -> None:
+    known = [
         ("1,234,567", 1234567.0), ("96.94 ± 0.21", 96.94), ("6.25×", 6.25), ("97.1 (step 3)", 97.1), ("−0.843", -0.843),
         ("-1", -1.0), ("1e-07", 1e-7), ("+3 %", None), ("12%", 12.0), ("–", None), ("", None), ("2 failed", None),
         ("2026-11-28", None), ("64-512-10", None), ("[512]", None), ("done", None), ("1 (8 failed)", 1.0),
-    ],
-)  # fmt: skip
-def test_what_a_cell_is_sorted_by(text: str, size: float | None) -> None:
-    assert size_of(text) == size
+    ]  # fmt: skip
+    for text, size in known:
+        with case(text=text):
+            assert size_of(text) == size
 
 
 def test_columns_of_numbers_are_known_as_such() -> None:
@@ -265,6 +254,7 @@ def test_a_click_on_a_heading_sorts_up_then_down_with_the_empty_last(page: Any) 
     assert page.locator("#summary th[aria-sort]").count() == 1
 
 
+@pytest.mark.slow
 def test_the_keyboard_sorts_as_the_mouse_does(page: Any) -> None:
     page.locator("#jobs th button", has_text="status").focus()
     page.keyboard.press("Enter")
@@ -275,6 +265,7 @@ def test_the_keyboard_sorts_as_the_mouse_does(page: Any) -> None:
     assert page.evaluate("document.activeElement.textContent") == "rank"
 
 
+@pytest.mark.slow
 def test_text_of_a_run_is_shown_and_not_run(page: Any) -> None:
     assert page.title().startswith("Sweep: nnbcd-tt_mlp-digits-tt")
     assert "<script>" in page.locator("#failures").inner_text()
@@ -282,13 +273,15 @@ def test_text_of_a_run_is_shown_and_not_run(page: Any) -> None:
     assert drawn is True
 
 
+@pytest.mark.slow
 def test_settings_open_from_the_keyboard(page: Any) -> None:
     page.locator("#settings summary").focus()
     page.keyboard.press("Enter")
     assert page.locator("#settings td", has_text="compression.rank").is_visible()
 
 
-def test_a_page_of_many_jobs_is_filtered_dark_and_printed_light(browser: Any, drawn: None, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_page_of_many_jobs_is_filtered_dark_and_printed_light(browser: Any, tmp_path: Path) -> None:
     for job in range(40):
         status, reason = ("failed", "Out Of memory") if job == 13 else ("done", None)
         fake_run(tmp_path / "s" / str(job), config(job, 4), n=1, status=status, reason=reason)

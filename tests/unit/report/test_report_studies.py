@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from fake_runs import config, texts
+from cases import case
+from fake_runs import config, drawn, texts, undrawn
 from matplotlib.figure import Figure
 
 from nncompress.records import Recorder, Run, read_runs, write_json
@@ -21,6 +22,12 @@ from nncompress.report.sweep_tables import sensitivity_table
 from nncompress.report.tables import latex, markdown
 
 STUDIES = {"sensitivity.png", "sensitivity.svg", "spread.png", "spread.svg", "curves.png", "curves.svg"}
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of plots are there, and empty."""
+    undrawn(monkeypatch)
 
 
 def study_run(
@@ -199,6 +206,9 @@ def test_one_number_and_switches_are_no_grid_and_no_spread(tmp_path: Path, caplo
 def test_equal_accuracies_are_drawn(tmp_path: Path) -> None:
     for job, (gamma, rho) in enumerate(product((1, 2), (1, 2))):
         study_run(tmp_path / str(job), (0.5,), gamma=gamma, rho=rho)
+    grid = grid_of(tmp_path)
+    assert grid is not None
+    assert len({*drawn(sensitivity_plot(grid, "t"))}) > 50
     assert "sensitivity.png" in written(tmp_path)
 
 
@@ -227,6 +237,7 @@ def test_the_spread_has_every_accuracy_in_the_order_of_the_sweep(tmp_path: Path)
     assert labels == ["xavier\nn = 3", "normal\nn = 2", "lecun\nn = 0"]
     dots = [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines if line.get_marker() == "o"]
     np.testing.assert_allclose(np.concatenate(dots), [50, 70, 60, 80, 85])
+    assert len({*drawn(axes.figure)}) > 50
     assert written(tmp_path) == {"spread.png", "spread.svg", "curves.png", "curves.svg"}
 
 
@@ -288,11 +299,15 @@ def test_solvers_side_by_side_do_not_share_a_meaning_of_step(tmp_path: Path, mon
     assert labels == ["step (sweep or epoch)"]
 
 
-@pytest.mark.parametrize(("settings", "drawn"), [(1, False), (2, True), (10, True), (11, False)])
-def test_courses_are_drawn_for_two_to_ten_settings(tmp_path: Path, settings: int, drawn: bool) -> None:
-    for job in range(settings):
-        study_run(tmp_path / str(job), gamma=job)
-    assert written(tmp_path) == ({"curves.png", "curves.svg"} if drawn else set())
+def test_courses_are_drawn_for_two_to_ten_settings(tmp_path: Path) -> None:
+    made = 0
+    for settings, is_drawn in ((1, False), (2, True), (10, True), (11, False)):
+        with case(settings=settings):
+            for job in range(made, settings):
+                study_run(tmp_path / str(job), gamma=job)
+            made = settings
+            assert (course_of(tmp_path) is not None) == is_drawn
+    assert written(tmp_path) == set()
 
 
 def test_runs_without_seconds_above_zero_are_drawn_against_steps_alone(tmp_path: Path) -> None:
@@ -300,24 +315,25 @@ def test_runs_without_seconds_above_zero_are_drawn_against_steps_alone(tmp_path:
         study_run(tmp_path / str(job), (0.5,), gamma=job)
     course = course_of(tmp_path)
     assert course is not None
-    assert courses_plot(course, "t", "step K").axes[1].get_xscale() == "linear"
+    figure = courses_plot(course, "t", "step K")
+    assert figure.axes[1].get_xscale() == "linear"
+    assert len({*drawn(figure)}) > 50
     assert written(tmp_path) == {"curves.png", "curves.svg"}
 
 
 # --- sweeps with little in them ---
 
 
-@pytest.mark.parametrize("status", ["failed", "diverged", "done"])
-def test_a_sweep_without_an_accuracy_draws_none_of_them(
-    tmp_path: Path, status: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    for job, (gamma, rho, seed) in enumerate(product((1, 2), (1, 2), (1, 2))):
-        study_run(tmp_path / "grid" / str(job), (), status, seed, gamma=gamma, rho=rho)
-        study_run(tmp_path / "options" / str(job), (), status, seed, initial=f"{gamma}{rho}x")
-    with caplog.at_level(logging.INFO):
-        assert written(tmp_path / "grid") == set()
-        assert written(tmp_path / "options") == set()
-    assert caplog.messages == []
+def test_a_sweep_without_an_accuracy_draws_none_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for status in ("failed", "diverged", "done"):
+        grid, options = tmp_path / status / "grid", tmp_path / status / "options"
+        for job, (gamma, rho, seed) in enumerate(product((1, 2), (1, 2), (1, 2))):
+            study_run(grid / str(job), (), status, seed, gamma=gamma, rho=rho)
+            study_run(options / str(job), (), status, seed, initial=f"{gamma}{rho}x")
+        with case(status=status), caplog.at_level(logging.INFO):
+            assert written(grid) == set()
+            assert written(options) == set()
+            assert caplog.messages == []
 
 
 def test_a_run_that_failed_before_its_config_was_written_is_left_out(tmp_path: Path) -> None:
@@ -333,10 +349,16 @@ def test_a_run_that_failed_before_its_config_was_written_is_left_out(tmp_path: P
 
 def test_the_plots_and_the_table_are_the_same_bytes_each_time(grid_sweep: Path) -> None:
     def contents() -> dict[Path, bytes]:
-        paths = write_sweep_report(grid_sweep).paths
-        return {path: path.read_bytes() for path in paths if path.stem in ("sensitivity", "curves")}
+        with pytest.MonkeyPatch.context() as patch:
+            undrawn(patch, but=names)
+            paths = write_sweep_report(grid_sweep).paths
+        return {path: path.read_bytes() for path in paths if path.stem in names}
 
-    assert contents() == contents()
+    names = ("sensitivity", "curves")
+    first = contents()
+    assert len(first) == 7
+    assert all(len(content) > 100 for content in first.values())
+    assert contents() == first
 
 
 def test_a_cell_of_one_run_is_called_so(tmp_path: Path) -> None:

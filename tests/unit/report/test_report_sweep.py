@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from fake_runs import config, fake_run, texts
+from fake_runs import config, drawn, fake_run, texts, undrawn
 
 from nncompress.errors import ConfigError
 from nncompress.outline import flatten
@@ -16,9 +16,15 @@ from nncompress.records import read_run, write_json
 from nncompress.report import report, write_sweep_report
 from nncompress.report.collect import aggregate, failures, group_label, short_names, summaries, varied_keys
 from nncompress.report.pareto import pareto_front
-from nncompress.report.sweep_plots import accuracy_ratio_plot
+from nncompress.report.sweep_plots import accuracy_ratio_plot, objectives_plot
 from nncompress.report.sweep_tables import sweep_table
 from nncompress.report.tables import markdown
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of plots are there, and empty."""
+    undrawn(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_sweep_has_one_line_per_setting_with_mean_std_and_n(sweep: Path) -> None:
+def test_a_sweep_has_one_line_per_setting_and_its_jobs_that_are_not_done_with_their_reason(sweep: Path) -> None:
     result = write_sweep_report(sweep)
     assert (result.done, len(result.failed)) == (4, 2)
     table = pd.read_csv(sweep / "tables" / "summary.csv")
@@ -43,10 +49,6 @@ def test_a_sweep_has_one_line_per_setting_with_mean_std_and_n(sweep: Path) -> No
     assert table["accuracy/test"][0] == pytest.approx(np.mean(finals))
     assert table["accuracy/test std"][0] == pytest.approx(abs(finals[0] - finals[1]) / 2**0.5)
     assert len(pd.read_csv(sweep / "tables" / "runs.csv")) == 4
-
-
-def test_jobs_that_are_not_done_are_listed_with_their_reason_in_job_order(sweep: Path) -> None:
-    write_sweep_report(sweep)
     listed = pd.read_csv(sweep / "tables" / "failures.csv")
     assert listed["job"].to_list() == [4, 10]
     assert listed["status"].to_list() == ["failed", "interrupted"]
@@ -185,6 +187,12 @@ def test_the_ratio_plot_names_points_front_and_dense_reference(sweep: Path) -> N
     assert accuracy_ratio_plot(groups.drop(columns="ratio/params"), keys, "") is None
     assert len(failures(runs)) == 1
     assert "12.50×" in markdown(sweep_table(groups, keys, failures(runs), "title"))
+    objectives = objectives_plot([(f"rank={run.config['compression']['rank']}", run.rows) for run in runs], "title")
+    assert objectives is not None
+    bits = accuracy_ratio_plot(groups, keys, "title", of="bits")
+    assert bits is not None
+    for each in (figure, objectives, bits):
+        assert len({*drawn(each)}) > 50
 
 
 def test_many_settings_are_named_in_the_legend_instead(sweep: Path) -> None:

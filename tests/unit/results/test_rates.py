@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from cases import case
 
 from nncompress.rates import convergence, decrease_constant, fit_slope, rate_summary
 
@@ -42,13 +43,10 @@ def test_the_mean_divides_by_the_step_when_steps_are_skipped() -> None:
     assert list(convergence(rows)["step_sq_mean"])[1:] == [0.5, 0.3]
 
 
-def test_a_step_sum_above_the_bound_is_reported() -> None:
+def test_a_step_sum_or_a_mean_subgradient_above_its_bound_is_reported() -> None:
     rows = descent_rows([10.0, 6.0, 4.0])
     rows["step_sq/sum"] *= 3
     assert rate_summary(rows)["rate/bound_ok"] is False
-
-
-def test_a_mean_subgradient_above_its_bound_is_reported() -> None:
     rows = descent_rows([10.0, 6.0, 4.0])
     rows["step_sq/sum"] /= 100
     rows["step_sq"] *= 100  # the quotient, and the bound with it, fall
@@ -62,13 +60,14 @@ def test_the_bound_met_with_equality_holds_despite_rounding() -> None:
     assert rate_summary(rows)["rate/bound_ok"] is True
 
 
-@pytest.mark.parametrize("power", [-1.0, -2.5, 0.0])
-def test_slope_of_a_power_law_is_its_exponent(power: float) -> None:
+def test_slope_of_a_power_law_is_its_exponent() -> None:
     k = np.arange(1, 1001)
-    fit = fit_slope(k, 7.0 * k**power)
-    assert fit.slope == pytest.approx(power, abs=1e-10)
-    assert math.exp(fit.intercept) == pytest.approx(7.0)
-    assert (fit.first, fit.last, fit.n) == (100, 1000, 901)
+    for power in (-1.0, -2.5, 0.0):
+        with case(power=power):
+            fit = fit_slope(k, 7.0 * k**power)
+            assert fit.slope == pytest.approx(power, abs=1e-10)
+            assert math.exp(fit.intercept) == pytest.approx(7.0)
+            assert (fit.first, fit.last, fit.n) == (100, 1000, 901)
 
 
 def test_only_the_last_decade_is_fitted() -> None:
@@ -85,21 +84,20 @@ def test_slope_agrees_with_numpy_on_noisy_points() -> None:
     assert (fit.slope, fit.intercept) == (pytest.approx(slope), pytest.approx(intercept))
 
 
-@pytest.mark.parametrize(
-    ("k", "y"),
-    [
+def test_fewer_than_five_points_give_no_slope() -> None:
+    few = [
         ([], []),
         ([0], [1.0]),
         ([1, 2, 3, 4], [1, 1, 1, 1]),
         ([1, 2, 3, 4, 5], [1, 1, 0, 1, 1]),
         ([1, 2, 3, 4, 5], [1, 1, np.nan, np.inf, 1]),
         ([5] * 6, [1.0] * 6),
-    ],
-)
-def test_fewer_than_five_points_give_no_slope(k: list[float], y: list[float]) -> None:
-    fit = fit_slope(k, y)
-    assert math.isnan(fit.slope)
-    assert fit.first is None
+    ]
+    for k, y in few:
+        with case(k=k, y=y):
+            fit = fit_slope(k, y)
+            assert math.isnan(fit.slope)
+            assert fit.first is None
 
 
 def test_summary_of_a_sublinear_descent() -> None:
@@ -123,20 +121,19 @@ def test_a_violated_decrease_and_a_rise_are_counted() -> None:
     assert summary["rate/worst_slack"] == -0.25
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
+def test_absent_keys_and_single_rows_give_no_figures_rather_than_errors() -> None:
+    little = [
         pd.DataFrame({"step": [0], "objective": [1.0]}),
         pd.DataFrame({"step": [0]}),
         pd.DataFrame({"step": [], "seconds": []}, dtype=float),
         pd.DataFrame({"step": [0, 1, 2], "loss/train": [3.0, 2.0, 1.0]}),
         pd.DataFrame({"step": [0, 1], "objective": [None, None], "step_sq": [None, None]}),
-    ],
-)
-def test_absent_keys_and_single_rows_give_no_figures_rather_than_errors(rows: pd.DataFrame) -> None:
-    summary = rate_summary(rows)
-    assert {key for key, value in summary.items() if value is not None} <= {"objective/rises"}
-    assert len(convergence(rows)) == len(rows)
+    ]
+    for rows in little:
+        with case(columns=list(rows), n=len(rows)):
+            summary = rate_summary(rows)
+            assert {key for key, value in summary.items() if value is not None} <= {"objective/rises"}
+            assert len(convergence(rows)) == len(rows)
 
 
 def test_no_bound_without_a_positive_constant_or_a_starting_point() -> None:

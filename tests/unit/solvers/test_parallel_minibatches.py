@@ -1,55 +1,52 @@
-"""Minibatches shared out between processes (torchrun, gloo): the results of one process with the whole batch."""
+"""Minibatches shared out between two processes (gloo): the results of one process with the whole batch."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import rows
-from test_parallel import LIMIT, SCRIPT, TORCHRUN
+from cases import case
+from composing import files_read_once
+from runs import configuration, rows
+from torchrun import forked, resume, run
 
-import nncompress.experiment
 from nncompress import parallel
-from nncompress.cli import main
 from nncompress.errors import NNCompressError, Unsupported
 from nncompress.solvers.shared_norm import shared_norms
 
-NET = ["model=resnet20", "model.depth=8", "model.width=0.25", "precision=float64", "augmentation=crop_flip"]
-DATA = ["dataset=digits", "dataset.train_size=150", "dataset.test_size=40", "augmentation.parts.0.padding=1"]
-SLIM = ["solver.lam=1.1", "solver.beta=5", "solver.curvature=2"]
+NET = ["model=resnet20", "model.depth=8", "model.width=0.25"]
+SMALLER = ["model=vgg19", "model.layers=[1,1]", "model.width=0.1"]
+DATA = ["precision=float64", "augmentation=crop_flip", "augmentation.parts.0.padding=1"]
+DATA += ["dataset=digits", "dataset.train_size=54", "dataset.test_size=20"]
+SLIM = ["solver.lam=4", "solver.beta=8", "solver.curvature=2"]
 KINDS = {
-    "slimming": ["solver=slimming", *NET, *DATA, *SLIM, "solver.num_steps=8"],
-    "network_slimming": ["solver=network_slimming", *NET, *DATA, "solver.num_steps=4", "solver.fine_tune=2"],
-    "frank_wolfe": ["solver=frank_wolfe", "constraint=spectral_k_support", *NET, *DATA, "solver.num_steps=3"],
-    "sgd": ["solver=sgd", *NET, *DATA, "solver.num_steps=3", "solver.average=0.9", "solver.mixup=0.4"],
+    "slimming": ["solver=slimming", *NET, *DATA, *SLIM, "solver.num_steps=4"],
+    "network_slimming": ["solver=network_slimming", *SMALLER, *DATA, "solver.num_steps=4", "solver.fine_tune=2"],
+    "frank_wolfe": ["solver=frank_wolfe", "constraint=spectral_k_support", *SMALLER, *DATA, "solver.num_steps=3"],
+    "sgd": ["solver=sgd", *SMALLER, *DATA, "solver.num_steps=3", "solver.average=0.9", "solver.mixup=0.4"],
 }
-BATCH = {1: "solver.batch_size=32", 2: "solver.batch_size=16"}  # the last batch, of 22, is smaller
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of one process (folder one) and then of two (folder two), which go on with one of the former too."""
     folder = tmp_path_factory.mktemp("minibatches")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "path", list(sys.path))
-        patch.setattr(nncompress.experiment, "write_run_report", lambda folder: [])
-        alone = {**KINDS, "half": [*KINDS["slimming"], "solver.num_steps=2"]}
-        for name, words in alone.items():
-            assert main(["train", *words, BATCH[1], f"hydra.run.dir=one/{name}"]) == 0
-        jobs: list[list[str]] = [[*words, BATCH[2], f"hydra.run.dir=two/{name}"] for name, words in KINDS.items()]
-        jobs.append(["resume=one/half", "solver.num_steps=3"])
-        (folder / "script.py").write_text(SCRIPT)
-        ran = subprocess.run(
-            [*TORCHRUN, "script.py", json.dumps(jobs)], capture_output=True, text=True, timeout=LIMIT, cwd=folder
-        )
-        assert ran.returncode == 0, ran.stderr
-        assert [json.loads(Path(f"codes{rank}.json").read_text()) for rank in range(2)] == [[0] * len(jobs)] * 2
+    kinds = {**KINDS, "half": [*KINDS["slimming"], "solver.num_steps=2"]}
+    with files_read_once():
+        cfgs = {name: configuration(*words) for name, words in kinds.items()}
+    for name, cfg in cfgs.items():
+        cfg.solver.batch_size = 20
+        assert run(folder / "one" / name, cfg) is None
+        cfg.solver.batch_size = 10  # the last batch, of 14, is smaller
+
+    def work() -> list[str | None]:
+        failures = [run(folder / "two" / name, cfgs[name]) for name in KINDS]
+        return [*failures, resume(folder / "one" / "half", "solver.num_steps=3")]
+
+    failures, _ = forked(folder, work)
+    assert failures == [[None] * 5] * 2
     torch.use_deterministic_algorithms(False)
     return folder
 
@@ -88,12 +85,16 @@ def test_a_run_of_one_process_is_taken_up_by_two(together: Path) -> None:
     assert found[-1]["objective"] < found[-2]["objective"]
 
 
-@pytest.mark.parametrize("settings", [{"momentum": None}, {"track_running_stats": False}])
-def test_a_batch_norm_that_processes_cannot_share_is_refused(monkeypatch, settings):
+def test_a_batch_norm_that_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "size", lambda: 2)
-    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2, **settings))
-    with pytest.raises(Unsupported, match="batch norms with running statistics and a momentum, found 1 with"):
-        shared_norms(network)
+    wrong: list[dict[str, Any]] = [{"momentum": None}, {"track_running_stats": False}]
+    for settings in wrong:
+        network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2, **settings))
+        with (
+            case(settings=settings),
+            pytest.raises(Unsupported, match="batch norms with running statistics and a momentum, found 1 with"),
+        ):
+            shared_norms(network)
 
 
 def test_processes_that_differ_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,254 @@
+"""Which plan a layer that holds Θ takes: what is measured, once for which sizes, and what decides."""
+
+import logging
+from collections.abc import Callable
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from cases import case
+from compact_cases import conv, fc, held, pair_of
+from problems import F64, randn
+from torch import nn
+
+from nncompress.compact import planning
+from nncompress.compact.layers import (
+    CACHED,
+    CHAIN,
+    PLANS,
+    RECONSTRUCT,
+    CompactConv2d,
+    CompactLinear,
+    chosen_plans,
+    compact_layer,
+    compacted,
+)
+from nncompress.compact.planning import Choice, fastest
+from nncompress.compressions.codebook import Codebook, codebook
+from nncompress.compressions.low_rank import LowRank, low_rank
+from nncompress.compressions.plan import Plan
+from nncompress.compressions.sparsity import L0
+from nncompress.compressions.uniform import LowPrecision
+from nncompress.compressions.views import AsMatrix, AsVector
+from nncompress.errors import ConfigError
+from nncompress.problem import weights_of
+
+BLOCKS, BLOCK_SECONDS = planning.BLOCKS, planning.BLOCK_SECONDS
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_plans_that_do_not_exist_are_refused():
+    for plans, found in ((("fast",), "fast"), ((), "none"), (("chain", "slow", "x"), "slow, x")):
+        with pytest.raises(ConfigError, match=f"plans must be some of chain, reconstruct, cached, found {found}$"):
+            pair_of(fc(), LowRank(2), AsMatrix(), plans=plans)
+
+
+def test_the_plan_chain_alone_is_refused_at_once_where_there_is_none():
+    for dense in (fc(), conv()):
+        with pytest.raises(ConfigError, match=r"Codebook\(K=3.*no plan chain; take one of reconstruct, cached$"):
+            pair_of(dense, Codebook(3), AsVector(), plans=(CHAIN,))
+    _, layer = pair_of(fc(), Codebook(3), AsVector(), plans=(CHAIN, CACHED))
+    with torch.no_grad():
+        layer(randn(2, 20))
+    assert [choice.plan for choice in layer.choices.values()] == [CACHED]
+    with pytest.raises(ConfigError, match="has no plan chain"):
+        layer.compute(randn(2, 20), CHAIN)
+    with pytest.raises(ConfigError, match="stands for a Linear or Conv2d, found ReLU"):
+        compact_layer(nn.ReLU(), AsMatrix(), layer.theta)
+
+
+def test_the_only_plan_allowed_is_taken_without_a_measurement(monkeypatch):
+    monkeypatch.setattr(planning, "_seconds", lambda *arguments: pytest.fail("measured"))
+    for plan in PLANS:
+        with case(plan=plan):
+            dense, layer = pair_of(fc(), LowRank(3), AsMatrix(), plans=(plan,))
+            with torch.no_grad():
+                torch.testing.assert_close(layer(randn(3, 20)), dense(randn(3, 20)))
+            assert layer.choices == {(2, 20): Choice(plan, {plan: 0.0}, {plan: layer._macs(randn(3, 20))[plan]})}
+
+
+def test_with_gradients_to_the_bias_alone_nothing_is_measured():
+    """Equal seeds give equal records: what descent computes does not hang on a clock."""
+    for compression, view in [(LowRank(3), AsMatrix()), (LowPrecision("float16"), AsVector())]:
+        dense, layer = pair_of(fc(), compression, view)
+        layer.theta.requires_grad_(False)
+        layer(randn(3, 20)).square().sum().backward()
+        expected = torch.autograd.grad(dense(randn(3, 20)).square().sum(), dense.bias)[0]
+        torch.testing.assert_close(layer.bias.grad, expected)
+        assert not layer.choices
+
+
+def test_with_gradients_the_product_is_taken_where_it_has_fewer_operations(monkeypatch):
+    taken = []
+    for kind in (CompactLinear, CompactConv2d):
+        for method in ("contract", "multiply"):
+            monkeypatch.setattr(kind, method, spy(getattr(kind, method), method, taken))
+    for rank, plans, expected in (
+        (3, PLANS, "contract"), (11, PLANS, "multiply"), (11, (CHAIN,), "contract"), (3, (CACHED,), "multiply"),
+    ):  # fmt: skip
+        _, layer = pair_of(fc(), LowRank(rank), AsMatrix(), plans=plans)
+        layer(randn(3, 20))
+        assert taken.pop() == expected
+    for keep in (0.1, 0.9):  # sparse products have no gradients
+        _, layer = pair_of(fc(), L0(keep), AsVector())
+        layer(randn(3, 20))
+        assert taken.pop() == "multiply"
+
+
+def spy(function: Callable[..., Any], name: str, calls: list[str]) -> Callable[..., Any]:
+    def called(*arguments: Any) -> Any:
+        calls.append(name)
+        return function(*arguments)
+
+    return called
+
+
+def test_a_plan_is_chosen_once_for_each_power_of_two_of_samples_and_each_size(monkeypatch, caplog):
+    asked = []
+
+    def fake(ways, macs, device):
+        asked.append(dict(macs))
+        return Choice(list(ways)[len(asked) % len(ways)], {}, dict(macs))
+
+    monkeypatch.setattr("nncompress.compact.layers.fastest", fake)
+    _, layer = pair_of(fc(), LowRank(3), AsMatrix())
+    layer.name = "fc.weight"
+    with torch.no_grad(), caplog.at_level(logging.DEBUG, "nncompress"):
+        for n in (1, 2, 3, 2, 4, 7, 5, 1):
+            layer(randn(n, 20))
+        layer(randn(2, 5, 20))
+    assert list(layer.choices) == [(1, 20), (2, 20), (3, 20), (2, 5, 20)]
+    assert asked == [
+        {CHAIN: n * 3 * 32, RECONSTRUCT: n * 240 + 240, CACHED: n * 240} for n in (1, 2, 4, 10)
+    ]  # fmt: skip
+    assert "fc.weight" in caplog.text
+    assert [row["samples"] for row in chosen_plans(layer)] == [1, 2, 4, 2]
+
+
+def test_the_dense_weight_is_kept_only_while_a_choice_needs_it(monkeypatch):
+    plans = iter([CHAIN, CACHED, RECONSTRUCT])
+
+    def fake(ways, macs, device):
+        for way in ways.values():
+            way()
+        return Choice(next(plans), {}, dict(macs))
+
+    monkeypatch.setattr("nncompress.compact.layers.fastest", fake)
+    _, layer = pair_of(fc(), LowRank(3), AsMatrix())
+    with torch.no_grad():
+        for n, kept in ((1, False), (2, True), (4, True)):
+            layer(randn(n, 20))
+            assert (CACHED in layer._kept) is kept
+
+
+class Clock:
+    """A clock that only the ways move."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: dict[str, int] = {}
+
+    def way(self, name: str, *costs: float) -> Callable[[], None]:
+        """A way whose calls take these seconds in turn, the last one for ever."""
+
+        def call() -> None:
+            k = self.calls.get(name, 0)
+            self.calls[name] = k + 1
+            self.now += costs[min(k, len(costs) - 1)]
+
+        return call
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=found.perf_counter))
+    monkeypatch.setattr(planning, "BLOCKS", BLOCKS)
+    monkeypatch.setattr(planning, "BLOCK_SECONDS", BLOCK_SECONDS)
+    return found
+
+
+CPU = torch.device("cpu")
+
+
+def choose(clock: Clock, macs: dict[str, int], **costs: Any) -> Choice:
+    ways = {name: clock.way(name, *(cost if isinstance(cost, tuple) else (cost,))) for name, cost in costs.items()}
+    return fastest(ways, macs, CPU)
+
+
+def test_the_fastest_way_is_taken_and_its_time_told(clock):
+    choice = choose(clock, {"a": 5, "b": 5, "c": 5}, a=3e-4, b=2e-4, c=2.5e-4)
+    assert choice.plan == "b"
+    assert choice.seconds == pytest.approx({"a": 3e-4, "b": 2e-4, "c": 2.5e-4})
+    assert choice.macs == {"a": 5, "b": 5, "c": 5}
+
+
+def test_what_is_made_once_does_not_count(clock):
+    assert choose(clock, {"a": 5, "b": 5}, a=(1.0, 1e-4), b=2e-4).plan == "a"
+
+
+def test_a_slow_call_among_others_does_not_count(clock):
+    assert choose(clock, {"a": 5, "b": 5}, a=(1e-4, 1e-4, 1e-4, 9e-4, 1e-4), b=2e-4).plan == "a"
+
+
+def test_of_equally_fast_ways_the_first_is_taken(clock):
+    assert choose(clock, {"a": 9, "b": 5}, a=2.04e-4, b=2e-4).plan == "a"
+    assert choose(clock, {"c": 9, "d": 5}, c=2.1e-4, d=2e-4).plan == "d"
+    assert choose(clock, {"e": 1, "f": 1}, e=0.0, f=0.0).plan == "e"
+
+
+def test_a_hopeless_way_is_not_called_and_a_slow_one_not_often(clock):
+    many = planning.CHEAP
+    macs = {"a": 3200 * many, "b": 100 * many, "c": 3201 * many, "d": 200 * many}
+    choice = choose(clock, macs, a=1e-4, b=2e-4, c=1e-9, d=4e-4)
+    assert choice.plan == "a"
+    assert choice.seconds.keys() == {"a", "b", "d"}
+    assert "c" not in clock.calls
+    assert clock.calls["d"] == 3
+    assert clock.calls["a"] == 3 + planning.BLOCKS * 10
+    assert choose(clock, {"x": 0, "y": many + 1}, x=9.0, y=1e-9).plan == "x"
+    assert "y" not in clock.calls
+
+
+def test_a_way_of_seconds_is_called_few_times(clock):
+    choose(clock, {"a": 5, "b": 5}, a=2.0, b=2.5)
+    assert clock.calls == {"a": 3 + planning.BLOCKS, "b": 3 + planning.BLOCKS}
+
+
+def test_what_was_chosen_is_a_table(monkeypatch):
+    network = nn.Sequential(fc(), nn.ReLU(), nn.Linear(12, 7))
+    plan = Plan.of(
+        [
+            *low_rank(weights_of(network), rank=3, layers=["0"]).tasks,
+            *codebook(weights_of(network), layers=["2"]).tasks,
+        ],
+        weights_of(network),
+    )
+    compact = network.to(F64)
+    compacted(compact, plan, held(plan, network))
+    monkeypatch.setattr(planning, "measured", lambda ways, device: {name: 0.001 * len(name) for name in ways})
+    assert chosen_plans(compact) == []
+    with torch.no_grad():
+        compact(randn(6, 20))
+    assert chosen_plans(compact) == [
+        {"layer": "0.weight", "samples": 4, "plan": CHAIN, "ms/chain": 5.0, "ms/reconstruct": 11.0, "ms/cached": 6.0,
+         "macs/chain": 6 * 96, "macs/dense": 6 * 240},
+        {"layer": "2.weight", "samples": 4, "plan": CACHED, "ms/chain": None, "ms/reconstruct": 11.0, "ms/cached": 6.0,
+         "macs/chain": None, "macs/dense": 6 * 84},
+    ]  # fmt: skip
+
+
+def test_a_recurring_use_of_equal_sizes_measures_once(monkeypatch):
+    measured = []
+    original = planning.measured
+    monkeypatch.setattr(planning, "measured", lambda ways, device: measured.append(1) or original(ways, device))
+    _, layer = pair_of(fc(), LowRank(3), AsMatrix())
+    with torch.no_grad():
+        outputs = [layer(randn(3, 20)) for _ in range(3)]
+    assert len(measured) == 1
+    assert all(torch.equal(a, b) for a, b in pairwise(outputs))
