@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ JOBS += ["compression.rank=2,3", "seed=0,1,2"]
 def test_a_sweep_that_is_killed_ends_with_the_tables_of_an_unbroken_one(launcher: str) -> None:
     assert main(["train", "-m", *JOBS, "hydra.sweep.dir=whole"]) == 0
     command = [*RUN, "train", "-m", *JOBS, *LAUNCHERS[launcher], "hydra.sweep.dir=broken"]
-    with subprocess.Popen(command, env=ENVIRONMENT) as process:
+    with subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True) as process:
         while list(standings("broken").values()).count("done") < 2:
             assert process.poll() is None
             time.sleep(0.02)
@@ -72,6 +73,8 @@ def test_a_sweep_that_is_killed_ends_with_the_tables_of_an_unbroken_one(launcher
     assert standings("broken") == {str(job): "done" for job in range(6)}
     for table in ("summary.csv", "runs.csv"):
         assert untimed(Path("broken/tables") / table) == untimed(Path("whole/tables") / table)
+    with suppress(ProcessLookupError):  # joblib's workers outlive the sweep
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def untimed(path: Path) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 """The report of one-shot compression: areas by hand, one table and plot a run, groups side by side in a sweep."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def shot_run(
     return folder
 
 
+@cache
 def sweep_of(folder: Path) -> tuple[dict[str, Table], Mapping[str, Figure | None]]:
     runs = read_runs([folder])
     tables, figures = sweep_one_shot(runs, varied(runs), "mlp-digits")

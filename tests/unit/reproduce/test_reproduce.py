@@ -107,6 +107,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def paper(apart: None, monkeypatch: pytest.MonkeyPatch, made: Made) -> Iterator[Path]:
     """Where its experiments go by default; sweeps copy the runs that were made, and nothing is timed or drawn."""
     undrawn(monkeypatch)
+    for other in ("accuracy_ratio_plot", "objectives_plot", "courses_plot"):
+        monkeypatch.setattr(f"nncompress.report.write.{other}", lambda *of, **more: None)
     monkeypatch.setattr(command, "train", copied_from(made.folder / "kept"))
     monkeypatch.setattr(planning, "_measured", timed)
     with in_place_of_lc(monkeypatch):

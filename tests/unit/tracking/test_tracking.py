@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from cases import case
 from composing import composing
 from hydra import compose
@@ -22,6 +25,7 @@ from nncompress.solvers.sgd import SGD
 from nncompress.tracking.base import About, Tracker
 from nncompress.tracking.mlflow import MLflow
 from nncompress.tracking.tensorboard import TensorBoard
+from nncompress.tracking.tracking import Tracking
 from nncompress.tracking.wandb import WandB
 
 pytestmark = pytest.mark.usefixtures("apart")
@@ -61,6 +65,19 @@ def test_a_failing_tracker_is_one_warning_and_changes_nothing(tmp_path: Path, ca
             told = caplog.text.count("tracking.own is left out from here on: RuntimeError: no")
             assert told == (method != "none")
             assert "Traceback" not in caplog.text
+
+
+def test_a_tracker_that_draws_leaves_the_random_generators_as_they_were(tmp_path: Path) -> None:
+    def state() -> tuple[object, ...]:
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]
+
+    before = state()
+    with Tracking(configuration(*WORDS, own("Failing", method="end")), tmp_path) as tracking:
+        tracking.start()
+        assert state() == before
+        tracking.row({"step": 0, "objective": 1.0})
+        assert state() == before
+    assert state() == before
 
 
 def test_the_other_trackers_go_on(tmp_path: Path) -> None:

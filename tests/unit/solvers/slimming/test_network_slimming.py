@@ -212,6 +212,16 @@ def test_fine_tuning_with_masks_is_training_the_smaller_network(make):
     torch.testing.assert_close(outputs(masked, p.data.test.x), outputs(network, p.data.test.x), rtol=1e-9, atol=1e-9)
 
 
+def test_dead_channels_stay_zero_where_no_relu_keeps_gradients_from_them():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(216, 10)).to(F64)
+    last = states(solver(3, 2), small(spread(network)))[-1]
+    keep = last.keep != 0
+    assert 0 < int(keep.sum()) < 6
+    assert torch.equal(last.model[1].weight != 0, keep)
+    assert torch.equal(last.model[1].bias != 0, keep)
+
+
 def test_all_epochs_may_be_fine_tuning():
     p, method = small(), solver(2, 2)
     found = states(method, p)
