@@ -73,8 +73,10 @@ class Recorder:
     def close(self) -> None:
         """Sync and close; a second call does nothing."""
         if not self._file.closed:
-            self.sync()
-            self._file.close()
+            try:
+                self.sync()
+            finally:
+                self._file.close()
 
 
 @dataclass(frozen=True)
