@@ -1,50 +1,40 @@
-"""Many compositions one after the other: each YAML file is read once."""
+"""Compositions of the packaged configuration: each of its files is read once in a test run's process."""
 
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, ClassVar
 
-import omegaconf.base
-import pytest
 from hydra import initialize_config_module
 from hydra._internal import config_loader_impl as loader
 
 from nncompress import config
 
+Read = loader.CachingConfigRepository
+PACKAGED = ("pkg://", "structured://")
 
-class _Kept(loader.CachingConfigRepository):
+
+class ReadOnce(Read):
     """Hydra's cache of the files of one composition, filled from what earlier ones read: half of the time is theirs."""
 
     files: ClassVar[dict[str, bytes]] = {}
 
-    def __init__(self, delegate: Any) -> None:
-        self.delegate, self.cache = delegate, {}
-
     def load_config(self, config_path: str) -> Any:
-        if config_path not in self.cache:
-            if config_path not in self.files:
-                self.files[config_path] = pickle.dumps(self.delegate.load_config(config_path=config_path))
-            self.cache[config_path] = pickle.loads(self.files[config_path])  # a copy: Hydra merges into it
-        return self.cache[config_path]
-
-
-_parsed = cache(omegaconf.base.parse)
-
-
-@contextmanager
-def files_read_once() -> Iterator[None]:
-    """Within it Hydra keeps the packaged files that it has read; not for folders of one's own (hydra.searchpath)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader, "CachingConfigRepository", _Kept)
-        patch.setattr(omegaconf.base, "parse", _parsed)  # of ${...}
-        yield
+        kept = self.files.get(config_path)
+        if kept is None or not all(str(source.full_path()).startswith(PACKAGED) for source in self.get_sources()):
+            found = super().load_config(config_path)
+            if found is not None and str(found.path).startswith("pkg://"):
+                self.files[config_path] = pickle.dumps(found)
+            return found
+        key = f"config_path={config_path}"
+        if key not in self.cache:
+            self.cache[key] = pickle.loads(kept)  # a copy: Hydra merges into it
+        return self.cache[key]
 
 
 @contextmanager
 def composing() -> Iterator[None]:
-    """Within it `hydra.compose` composes the packaged configuration, its files read once."""
+    """Within it `hydra.compose` composes the packaged configuration."""
     config.register()
-    with files_read_once(), initialize_config_module("nncompress.conf", version_base="1.3"):
+    with initialize_config_module("nncompress.conf", version_base="1.3"):
         yield

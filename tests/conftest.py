@@ -20,6 +20,16 @@ KEPT: set[str] = set()
 """Modules that no test wrote: to look at all of them behind every test takes a minute."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def packaged_files_read_once() -> Iterator[None]:
+    """The files of the packaged configuration are read once, not for each of some thousand compositions."""
+    from composing import ReadOnce, loader
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "CachingConfigRepository", ReadOnce)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that reaches for the network fails at once instead of waiting for it."""

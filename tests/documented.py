@@ -7,11 +7,9 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-from composing import files_read_once
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
@@ -128,8 +126,7 @@ def composed(words: Sequence[str], folder: str | None) -> DictConfig:
     """The configuration of one job as `nncompress train` makes it; folder: that of `--config-dir`."""
     config.register()
     own = [] if folder is None else [f"hydra.searchpath=[file://{Path(folder).absolute()}]"]
-    kept = nullcontext() if own else files_read_once()
-    with kept, initialize_config_module("nncompress.conf", version_base="1.3"):
+    with initialize_config_module("nncompress.conf", version_base="1.3"):
         cfg = compose("config", [*own, *words], return_hydra_config=True)
     retarget(cfg, words)
     return cfg

@@ -4,22 +4,43 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig, open_dict
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from nncompress import config, jobs
+from nncompress import config, experiment, jobs
 from nncompress.cli import main
 from nncompress.compact.artefact import _checksum
+from nncompress.errors import NNCompressError
 from nncompress.saved import changed, read_saved
 from nncompress.train import retarget
 
 
 def configuration(*words: str) -> DictConfig:
-    """The configuration of `nncompress train` with these words; Hydra's own part is left out."""
+    """The configuration of `nncompress train` with these words, without Hydra's own part.
+
+    Words that only set a value, as solver.lr=1 does, are set in what the others compose, which is kept.
+    """
+    targeted = tuple(word.partition("_target_=")[0] for word in words if "_target_=" in word)  # whose keys are dropped
+    composed = tuple(word.partition("=")[0] for word in words if word.partition("=")[0] in GROUPS)
+    values = [word for word in words if word.partition("=")[0] not in composed]
+    values = [word for word in values if not word.startswith(("+", "~", "hydra.", *targeted))]
+    cfg = _composed(tuple(word for word in words if word not in values)).copy()
+    for override in OverridesParser.create().parse_overrides(values):
+        OmegaConf.update(cfg, override.key_or_group, override.value())
+    return cfg
+
+
+GROUPS = {"dataset", "model", "compression", "constraint", "solver", "augmentation", "experiment", "scale", "tracking"}
+
+
+@cache
+def _composed(words: tuple[str, ...]) -> DictConfig:
     config.register()
     with initialize_config_module("nncompress.conf", version_base="1.3"):
         cfg = compose("config", list(words), return_hydra_config=True)
@@ -41,6 +62,22 @@ def run(folder: Path, *words: str) -> dict[str, object]:
 def resume(folder: Path, *words: str) -> dict[str, object]:
     """Go on with a run as `nncompress train resume=FOLDER` with these words does; as `run`."""
     return _attempted(changed(read_saved(folder), [*words, f"resume={folder}"]), folder)
+
+
+def refusal(folder: Path, *words: str) -> NNCompressError:
+    """What the run of these words is refused with, as the command would tell it; its status says the same."""
+    with pytest.raises(NNCompressError) as refused:
+        run(folder, *words)
+    assert status(folder)["status"] in ("failed", "unsupported", "diverged")
+    assert str(status(folder)["reason"]) in "; ".join(str(refused.value).splitlines())
+    return refused.value
+
+
+def finish(cfg: DictConfig, folder: Path) -> dict[str, object]:
+    """Do the run of a configuration that needs no check and no reference: its summary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    experiment.run(cfg, folder)
+    return summary(folder)
 
 
 def _attempted(cfg: DictConfig, folder: Path) -> dict[str, object]:

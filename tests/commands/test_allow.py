@@ -2,13 +2,11 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from cases import case
-from composing import files_read_once
 from golden import Golden
 from runs import resign, run, status, summary
 
@@ -32,12 +30,6 @@ MINE = [
 ]
 
 pytestmark = pytest.mark.usefixtures("apart")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick() -> Iterator[None]:
-    with files_read_once():
-        yield
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> str:

@@ -1,12 +1,10 @@
 """`nncompress rerun`: the same summary from the same configuration, any change, and what sets the two apart."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from cases import case
-from composing import files_read_once
 from golden import DIGITS, WORDS, Golden
 from omegaconf import DictConfig, OmegaConf
 from runs import configuration, rows, run, status, summary
@@ -25,12 +23,6 @@ FRANK_WOLFE += ["solver.num_steps=1"]
 CHANGES = ["seed=7", "solver.num_steps=1", "eval_every=1", "data_dir=elsewhere", "data.download=false"]
 
 pytestmark = pytest.mark.usefixtures("apart")
-
-
-@pytest.fixture(autouse=True)
-def _quickly() -> Iterator[None]:
-    with files_read_once():
-        yield
 
 
 def config(folder: str | Path) -> dict[str, object]:

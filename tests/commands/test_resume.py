@@ -6,26 +6,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from cases import case
-from composing import files_read_once
 from omegaconf import OmegaConf
-from runs import rows, status, summary
-from variations import configured, finish
+from runs import configuration, finish, rows, status, summary
 
 from nncompress.cli import main
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick() -> Iterator[None]:
-    with files_read_once():
-        yield
 
 
 @pytest.mark.usefixtures("apart")
@@ -49,7 +40,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_summary(tmp_p
     with (folder / "records.jsonl").open("a") as file:
         file.write('{"step": 5000, "objec')  # what a kill in mid-write leaves
     assert main(["train", f"resume={folder}", steps]) == 0
-    finish(configured(*words, steps), tmp_path / "whole")
+    finish(configuration(*words, steps), tmp_path / "whole")
     assert rows(folder) == rows(tmp_path / "whole")
     assert summary(folder) == summary(tmp_path / "whole")
 
@@ -82,7 +73,7 @@ def test_resume_goes_on_in_the_folder_with_its_own_configuration(tmp_path: Path)
 def test_what_cannot_be_resumed_is_told_in_a_sentence(tmp_path: Path, capsys: Capture) -> None:
     stopped = tmp_path / "a run, stopped"
     stopped.mkdir()
-    OmegaConf.save(configured("seed=7", "model=tt_mlp"), stopped / "config.yaml")
+    OmegaConf.save(configuration("seed=7", "model=tt_mlp"), stopped / "config.yaml")
 
     def told(code: int, *words: str) -> str:
         assert main(["train", f"resume={stopped}", *words]) == code

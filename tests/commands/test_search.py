@@ -5,12 +5,10 @@ Most trials here are no runs: their accuracy is a function of their learning rat
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cases import case
-from composing import files_read_once
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from runs import resume, rows, run, status
@@ -32,15 +30,13 @@ RATE = "solver.lr=tag(log,interval(1e-3,1))"
 
 
 @pytest.fixture(autouse=True)
-def _bare(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _bare(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nobody plots, trials write no tables, and of the search there are some where a test asks for them."""
     monkeypatch.setattr(jobs, "write_report", lambda folder: None)
     monkeypatch.setattr("nncompress.report.write.save_sweep_plots", lambda figures, folder: [])
     if "tables" not in request.fixturenames:
         monkeypatch.setattr(write, "_write_sweep", lambda *arguments: write._Written([], []))
     monkeypatch.chdir(tmp_path)
-    with files_read_once():
-        yield
 
 
 @pytest.fixture

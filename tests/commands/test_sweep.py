@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from cases import case
-from composing import files_read_once
 from runs import run, status, summary
 
 from nncompress.cli import main
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick() -> Iterator[None]:
-    with files_read_once():
-        yield
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -4,12 +4,12 @@ import fcntl
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cases import case
-from composing import composing, files_read_once
+from composing import composing
 from golden import Golden
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
@@ -29,7 +29,7 @@ SMALL = ["dataset.train_size=60", "dataset.test_size=20"]
 
 
 @pytest.fixture(autouse=True)
-def _bare(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _bare(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Jobs here write no tables, nobody plots, and of the sweep there are tables where a test asks for them."""
     monkeypatch.setattr(jobs, "write_report", lambda folder: None)
     monkeypatch.setattr("nncompress.report.write.save_sweep_plots", lambda figures, folder: [])
@@ -38,8 +38,6 @@ def _bare(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     if "tables" not in request.fixturenames:
         monkeypatch.setattr(write, "_write_sweep", lambda *arguments: write._Written([], []))
     monkeypatch.chdir(tmp_path)
-    with files_read_once():
-        yield
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from cases import case
-from composing import files_read_once
 from runs import configuration, rows, status
 from torchrun import LIMIT, assert_same_records, assert_same_state, forked, run, under_torchrun
 
@@ -40,7 +39,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "sweep": ["-m", *DATA, f"{DIVERGES},1", "solver.num_steps=1", "hydra.sweep.dir=two/sweep"],
         "default": MLP,
     }
-    with pytest.MonkeyPatch.context() as patch, files_read_once():
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(nncompress.jobs, "write_report", lambda folder: None)
         patch.setattr("nncompress.report.write.save_sweep_plots", lambda figures, folder: [])

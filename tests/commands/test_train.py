@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from composing import files_read_once
 from runs import rows, status, struck, summary, train
 
 import nncompress.report
@@ -35,12 +33,6 @@ ROW_KEYS = {
 }  # fmt: skip
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick() -> Iterator[None]:
-    with files_read_once():
-        yield
 
 
 def test_a_run_leaves_every_file_with_its_keys(

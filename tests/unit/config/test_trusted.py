@@ -11,7 +11,7 @@ import yaml
 from cases import case
 from omegaconf import OmegaConf
 from problems import ROOT
-from variations import configured, finish, refusal
+from runs import configuration, finish, refusal
 
 import nncompress
 from nncompress import trusted
@@ -134,9 +134,9 @@ def test_a_name_behind_an_interpolation_is_seen() -> None:
 def test_the_network_of_a_reference_may_be_of_a_class_that_the_command_names(tmp_path: Path) -> None:
     words = ["model.widths=[8]", "dataset.train_size=100", "dataset.test_size=50", "solver.num_steps=1"]
     mine = "model._target_=my_nets.Net"
-    finish(configured("solver=sgd", *words, mine), tmp_path / "a")
+    finish(configuration("solver=sgd", *words, mine), tmp_path / "a")
     words += ["solver=direct_compression", "compression=l0", f"reference={tmp_path / 'a'}"]
-    assert finish(configured(*words, mine), tmp_path / "b")["model"] == "Net"
+    assert finish(configuration(*words, mine), tmp_path / "b")["model"] == "Net"
     forget()
     failure = refusal(tmp_path / "c", *words)
     assert failure.exit_code == 2

@@ -7,6 +7,7 @@ import hashlib
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from urllib.request import Request
 
 import numpy as np
@@ -202,9 +203,14 @@ def test_of_several_that_want_a_download_one_fetches_it(tmp_path, server, monkey
         time.sleep(0.01)
         return opened(url)
 
+    def wanted(_):
+        together.wait()
+        return mnist(root=str(tmp_path / "data"))
+
+    together = Barrier(4)
     monkeypatch.setattr(files, "_opened", counted)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: mnist(root=str(tmp_path / "data")), range(4)))
+        found = list(pool.map(wanted, range(4)))
     assert {len(data.train) for data in found} == {7}
     assert len(fetched) == 4
 

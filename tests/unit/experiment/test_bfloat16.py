@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import case
-from runs import resume, rows, struck, summary
-from variations import configured, finish
+from runs import configuration, finish, resume, rows, struck, summary
 
 from nncompress import building
 from nncompress.solvers.sgd import SGD
@@ -29,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("apart")
 
 @pytest.mark.parametrize(("words", "solver"), SOLVERS)
 def test_a_run_in_bfloat16_resumes_bit_for_bit(words: list[str], solver: type, tmp_path: Path) -> None:
-    cfg = configured(*words, *NET, *CROPPED, "precision=bf16", "solver.num_steps=3")
+    cfg = configuration(*words, *NET, *CROPPED, "precision=bf16", "solver.num_steps=3")
     finish(cfg, tmp_path / "whole")
     with struck(solver, 1), pytest.raises(SystemExit):
         finish(cfg, tmp_path / "short")
@@ -41,7 +40,7 @@ def test_a_run_in_bfloat16_resumes_bit_for_bit(words: list[str], solver: type, t
 
 def test_bfloat16_is_close_to_float32_and_not_the_same(tmp_path: Path) -> None:
     for name in ("bf16", "float32"):
-        finish(configured("solver=sgd", *NET, "solver.num_steps=3", f"precision={name}"), tmp_path / name)
+        finish(configuration("solver=sgd", *NET, "solver.num_steps=3", f"precision={name}"), tmp_path / name)
     half, full = (rows(tmp_path / name) for name in ("bf16", "float32"))
     assert half[0]["loss/train"] == pytest.approx(full[0]["loss/train"], rel=1e-5)
     assert half[3]["loss/train"] != full[3]["loss/train"]
@@ -49,7 +48,7 @@ def test_bfloat16_is_close_to_float32_and_not_the_same(tmp_path: Path) -> None:
 
 
 def test_in_bfloat16_images_and_filters_are_channels_last() -> None:
-    p = building.build(configured(*NET, "precision=bf16", "validation=0.2"))[0]
+    p = building.build(configuration(*NET, "precision=bf16", "validation=0.2"))[0]
     images = [p.data.train.x, p.data.test.x, p.data.validation.x]
     filters = [w for w in p.model.parameters() if w.dim() == 4]
     for tensor in (*images, *filters):
@@ -63,5 +62,5 @@ def test_in_bfloat16_images_and_filters_are_channels_last() -> None:
 def test_cuda_graphs_asked_for_on_a_cpu_do_nothing(tmp_path: Path) -> None:
     words = ["solver=sgd", "model.widths=[16]", "dataset.train_size=100", "dataset.test_size=50", "device=cpu"]
     for name in ("true", "false"):
-        finish(configured(*words, "solver.num_steps=2", f"cuda_graphs={name}"), tmp_path / name)
+        finish(configuration(*words, "solver.num_steps=2", f"cuda_graphs={name}"), tmp_path / name)
     assert rows(tmp_path / "true") == rows(tmp_path / "false")

@@ -8,9 +8,8 @@ import pytest
 import torch
 from cases import case
 from golden import DIGITS, WORDS
-from runs import resign, rows, run, status, summary
+from runs import configuration, finish, resign, rows, run, status, summary
 from torch import nn
-from variations import configured, finish
 
 from nncompress import experiment
 from nncompress.compact.artefact import load
@@ -61,7 +60,7 @@ def test_a_run_leaves_every_file_with_its_keys(family, golden):
 
 @families
 def test_same_seed_same_records_and_another_seed_others(family, golden, tmp_path):
-    cfg = configured(*WORDS[family], *DIGITS, "seed=3")
+    cfg = configuration(*WORDS[family], *DIGITS, "seed=3")
     finish(cfg, tmp_path / "again")
     assert rows(tmp_path / "again") == rows(golden.kept(family))
     assert summary(tmp_path / "again") == summary(golden.kept(family))
@@ -73,7 +72,7 @@ def test_same_seed_same_records_and_another_seed_others(family, golden, tmp_path
 def test_a_run_by_itself_writes_no_tables_and_plots(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    written = experiment.run(configured(*CODEBOOK_WORDS), folder)
+    written = experiment.run(configuration(*CODEBOOK_WORDS), folder)
     assert written == json.loads((folder / "summary.json").read_text())
     left = {path.name for path in folder.iterdir()}
     assert left == {
@@ -144,7 +143,7 @@ def test_a_target_is_met_and_what_was_requested_and_achieved_recorded(tmp_path):
     targets = [("ratio", "ratio/params", 0.5), ("bits", "bits/compressed", 60_000.0), ("macs", "ratio/macs", 0.9)]
     for target, key, requested in targets:
         with case(target=target):
-            finish(configured(*NNBCD_WORDS, "solver.num_steps=1", f"target.{target}={requested}"), tmp_path / target)
+            finish(configuration(*NNBCD_WORDS, "solver.num_steps=1", f"target.{target}={requested}"), tmp_path / target)
             found = summary(tmp_path / target)
             assert 0.8 * requested < found[key] <= requested
             assert found["target/key"] == key
@@ -153,7 +152,7 @@ def test_a_target_is_met_and_what_was_requested_and_achieved_recorded(tmp_path):
 
 
 def test_a_target_chooses_the_codebook(tmp_path):
-    finish(configured(*CODEBOOK_WORDS, "target.bits=0.25"), tmp_path / "run")
+    finish(configuration(*CODEBOOK_WORDS, "target.bits=0.25"), tmp_path / "run")
     found = summary(tmp_path / "run")
     assert found["ratio/bits"] <= 0.25
     assert found["target/setting"] == f"K={int(found['target/setting'][2:])}"
@@ -161,12 +160,12 @@ def test_a_target_chooses_the_codebook(tmp_path):
 
 def test_a_rank_above_the_shape_is_said_once(tmp_path, caplog):
     with caplog.at_level("WARNING", logger="nncompress"):
-        finish(configured(*NNBCD_WORDS, "compression.rank=1000", "solver.num_steps=2"), tmp_path / "run")
+        finish(configuration(*NNBCD_WORDS, "compression.rank=1000", "solver.num_steps=2"), tmp_path / "run")
     assert caplog.text.count("fc1.weight: rank 1000 is above the largest") == 1
 
 
 def test_the_summary_lists_every_task(tmp_path):
-    finish(configured(*CODEBOOK_WORDS, "compression=mixed"), tmp_path / "run")
+    finish(configuration(*CODEBOOK_WORDS, "compression=mixed"), tmp_path / "run")
     tasks = json.loads((tmp_path / "run/summary.json").read_text())["tasks"]
     assert [task["params"] for task in tasks] == ["fc1.weight", "fc2.weight"]
     assert [task["bits/compressed"] for task in tasks] == [32 * 16 * (64 + 16), 2 * 256 + 32 * 4]

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from cases import case
-from runs import rows, summary
-from variations import configured, finish, refusal
+from runs import configuration, finish, refusal, rows, summary
 
 DATA = ["dataset.train_size=100", "dataset.test_size=50"]
 SMALL = [*DATA, "model.widths=[16]"]
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("apart")
 
 def trained(folder: Path, *words: str) -> Path:
     """The folder of a run that others start from."""
-    finish(configured("solver=sgd", "solver.num_steps=5", "seed=3", *words), folder)
+    finish(configuration("solver=sgd", "solver.num_steps=5", "seed=3", *words), folder)
     return folder
 
 
@@ -30,7 +29,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sgd_starts_where_the_given_run_ended(there, tmp_path):
-    found = finish(configured(*SMALL, "solver.num_steps=1", f"reference={there}"), tmp_path / "here")
+    found = finish(configuration(*SMALL, "solver.num_steps=1", f"reference={there}"), tmp_path / "here")
     for key in ("accuracy/test", "accuracy/train", "loss/test"):
         assert rows(tmp_path / "here")[0][key] == rows(there)[-1][key]
     assert found["reference"] == str(there)
@@ -41,7 +40,7 @@ def test_a_reference_given_by_a_path_from_here_is_recorded_by_its_whole_path(the
     from nncompress.reference import with_reference
 
     monkeypatch.chdir(there.parent)
-    assert with_reference(configured(*SMALL, "reference=there")).reference == str(there)
+    assert with_reference(configuration(*SMALL, "reference=there")).reference == str(there)
 
 
 def test_a_run_without_reference_says_nothing_of_one(there):
@@ -51,7 +50,7 @@ def test_a_run_without_reference_says_nothing_of_one(there):
 def test_the_start_is_the_deployed_network_of_a_compressed_run(tmp_path):
     compressed = trained(tmp_path / "compressed", *SMALL, "compression=l0", "compression.keep=0.3")
     words = [*SMALL, "solver.num_steps=0", f"reference={compressed}", "precision=float64"]
-    finish(configured(*words), tmp_path / "here")
+    finish(configuration(*words), tmp_path / "here")
     assert rows(tmp_path / "here")[0]["sparsity"] == rows(compressed)[-1]["sparsity"] > 0.5
 
 
@@ -80,15 +79,15 @@ def test_a_network_with_another_activation_is_refused(there, tmp_path):
 
 def test_a_network_with_another_dropout_rate_is_taken(tmp_path):
     noisy = trained(tmp_path / "noisy", *NOISY)
-    finish(configured(*NOISY, "+model.p=0.1", "solver.num_steps=0", f"reference={noisy}"), tmp_path / "a")
+    finish(configuration(*NOISY, "+model.p=0.1", "solver.num_steps=0", f"reference={noisy}"), tmp_path / "a")
     assert rows(tmp_path / "a")[0]["accuracy/test"] == rows(noisy)[-1]["accuracy/test"]
 
 
 def test_a_reference_of_other_data_is_taken_with_a_warning(there, tmp_path, caplog):
     words = [*SMALL, "solver.num_steps=0", f"reference={there}"]
-    finish(configured(*words), tmp_path / "a")
+    finish(configuration(*words), tmp_path / "a")
     assert "the reference was trained on" not in caplog.text
-    finish(configured(*words, "dataset.normalise=standard"), tmp_path / "b")
+    finish(configuration(*words, "dataset.normalise=standard"), tmp_path / "b")
     assert "the reference was trained on digits (preprocessing: " in caplog.text
 
 

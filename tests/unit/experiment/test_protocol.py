@@ -11,8 +11,7 @@ import torch
 from cases import case
 from golden import DIGITS, WORDS, Golden
 from omegaconf import OmegaConf
-from runs import configuration, resume, rows, run, struck, summary
-from variations import configured, finish, refusal
+from runs import configuration, finish, refusal, resume, rows, run, struck, summary
 
 import nncompress.summary
 from nncompress import building, config
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("apart")
 
 
 def built(*words: str) -> Problem:
-    return building.build(configured(*PLAIN, *words))[0]
+    return building.build(configuration(*PLAIN, *words))[0]
 
 
 def numbers_of(part: Split, of: Split) -> list[int]:
@@ -70,7 +69,7 @@ def test_without_a_part_nothing_is_held_out() -> None:
 
 
 def test_a_run_records_the_accuracy_on_held_out_samples_and_where_it_was_best(tmp_path: Path) -> None:
-    found = finish(configured(*PLAIN, "validation=0.2", "solver.num_steps=6", "eval_every=2"), tmp_path / "run")
+    found = finish(configuration(*PLAIN, "validation=0.2", "solver.num_steps=6", "eval_every=2"), tmp_path / "run")
     records = rows(tmp_path / "run")
     accuracies = [row["accuracy/validation"] for row in records]
     at = accuracies.index(max(accuracies))
@@ -111,7 +110,7 @@ def test_the_best_step_by_validation_is_the_first_of_equals_and_not_that_by_test
 def test_the_held_out_samples_are_not_changed_and_not_trained_on() -> None:
     p, other = (built("validation=0.2", *CROPPED) for _ in "12")
     before = p.data.validation.x.clone()
-    solver = config.build(configured(*PLAIN).solver)
+    solver = config.build(configuration(*PLAIN).solver)
     iterates = list(solver.run(p, 2))
     other.data.validation.x.zero_()
     again = list(solver.run(other, 2))
@@ -127,7 +126,9 @@ def test_the_papers_protocol_adds_the_best_step_by_test_and_ends_with_the_last(t
         with case(compression=compression):
             words = [*PLAIN, f"compression={compression}", "solver.num_steps=5", "solver.lr=1.5"]
             folders = {name: tmp_path / compression / name for name in ("last", "paper")}
-            last, paper = (finish(configured(*words, f"protocol={name}"), folder) for name, folder in folders.items())
+            last, paper = (
+                finish(configuration(*words, f"protocol={name}"), folder) for name, folder in folders.items()
+            )
             assert rows(folders["paper"]) == rows(folders["last"])
             accuracies = [row["accuracy/test"] for row in rows(folders["paper"])]
             best = {"accuracy/best_test": max(accuracies), "step/best_test": accuracies.index(max(accuracies))}
@@ -213,13 +214,13 @@ def test_a_users_augmentation_is_taken_by_its_dotted_path_or_by_the_name_of_its_
     finish(cfg, tmp_path / "own")
     for name, word in (("none", "augmentation=none"), ("without", "~augmentation")):
         assert built(word).data.augmentation is None
-        finish(configured(*PLAIN, word, "solver.num_steps=2"), tmp_path / name)
+        finish(configuration(*PLAIN, word, "solver.num_steps=2"), tmp_path / name)
     assert rows(tmp_path / "own") != rows(tmp_path / "none")
     assert rows(tmp_path / "none") == rows(tmp_path / "without")
 
 
 def test_flat_data_go_without_augmentation(tmp_path: Path) -> None:
-    found = finish(configured(*PLAIN, "dataset.flatten=true", "solver.num_steps=1"), tmp_path / "run")
+    found = finish(configuration(*PLAIN, "dataset.flatten=true", "solver.num_steps=1"), tmp_path / "run")
     assert found["steps"] == 1
     assert built("dataset.flatten=true").data.input_shape == (64,)
 
@@ -231,12 +232,12 @@ def test_schedules_are_given_on_the_command_line(tmp_path: Path) -> None:
         f"+solver.schedule.then._target_={place}.StepDecay", "+solver.schedule.then.every=1",
         "+solver.schedule.then.decay=0.5",
     ]  # fmt: skip
-    cfg = configured(*PLAIN, *words, "solver.num_steps=1")
+    cfg = configuration(*PLAIN, *words, "solver.num_steps=1")
     config.validate(cfg)
     schedule = config.build(cfg.solver).schedule
     assert [schedule.factor(k, 5) for k in range(5)] == pytest.approx([1 / 3, 2 / 3, 1, 0.5, 0.25])
     assert finish(cfg, tmp_path / "run")["steps"] == 1
-    linear = config.build(configured(f"solver.schedule._target_={place}.Linear", "+solver.schedule.end=0.5").solver)
+    linear = config.build(configuration(f"solver.schedule._target_={place}.Linear", "+solver.schedule.end=0.5").solver)
     assert [linear.schedule.factor(k, 2) for k in range(3)] == [1, 0.75, 0.5]
 
 
@@ -250,7 +251,7 @@ def test_a_reference_is_trained_with_the_augmentation_and_the_held_out_samples_o
     assert there.validation == here.validation == 0.2
     alone = ["solver.num_steps=2", "solver.schedule._target_=nncompress.solvers.descent.Exponential"]
     sgd = [*data, "eval_every=10", *alone, "+solver.schedule.decay=0.97"]
-    finish(configured("solver=sgd", *sgd), tmp_path / "sgd")
+    finish(configuration("solver=sgd", *sgd), tmp_path / "sgd")
     assert rows(folder) == rows(tmp_path / "sgd")
     assert "accuracy/test_at_best_validation" in found
 
@@ -264,7 +265,7 @@ NEW_OF_SOLVER = ["label_smoothing", "mixup", "average"]
 def test_a_run_whose_configuration_has_none_of_the_new_keys_is_taken_up(golden: Golden, tmp_path: Path) -> None:
     folder = tmp_path / "old"
     with struck(SGD, 1), pytest.raises(SystemExit):
-        finish(configured(*WORDS["sgd"], *DIGITS, "seed=3"), folder)
+        finish(configuration(*WORDS["sgd"], *DIGITS, "seed=3"), folder)
     saved = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     for key in NEW:
         del saved[key]

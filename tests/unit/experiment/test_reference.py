@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cases import case
-from composing import files_read_once
 from omegaconf import DictConfig
 from own_parts import Started
-from runs import resume, rows, status, summary
-from variations import configured, refusal, run
+from runs import configuration, refusal, resume, rows, run, status, summary
 
 import nncompress.reference
 from nncompress.errors import ConfigError, NNCompressError, Unsupported
@@ -31,12 +28,6 @@ STARTED = [SOLVER, "solver.num_steps=2", *TRAINING]
 REFERENCES = Path("outputs/references")
 
 pytestmark = pytest.mark.usefixtures("apart")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick() -> Iterator[None]:
-    with files_read_once():
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +70,7 @@ def test_a_reference_is_trained_once_whole_and_taken_by_whichever_solver_starts_
     words = [*NOISY, *STARTED, "compression=l0", "target.ratio=0.4"]
     run(tmp_path / "trained", *words)
     folder = reference()
-    assert str(folder.absolute()) == reference_of(configured(*words))[0]
+    assert str(folder.absolute()) == reference_of(configuration(*words))[0]
     assert status(folder)["status"] == "done"
     assert f"the reference is trained in {folder.absolute()}" in caplog.text
     # the whole network, without target and compression
@@ -112,7 +103,7 @@ def test_a_reference_is_trained_once_whole_and_taken_by_whichever_solver_starts_
 
 def named(*words: str) -> Path:
     """The folder of the reference of a run."""
-    return Path(reference_of(configured(*SMALL, SOLVER, *words))[0])
+    return Path(reference_of(configuration(*SMALL, SOLVER, *words))[0])
 
 
 def test_another_seed_model_data_set_precision_or_training_has_another_reference():
@@ -140,7 +131,7 @@ def test_the_solver_its_compression_the_protocol_and_places_do_not_change_the_re
 def test_a_reference_is_named_after_model_and_data_set():
     assert named().parent == REFERENCES.absolute()
     assert named().name.startswith("mlp-digits-")
-    cfg = configured(*SMALL, SOLVER)
+    cfg = configuration(*SMALL, SOLVER)
     cfg.choices = {}  # of a configuration that names no options
     assert Path(reference_of(cfg)[0]).name.startswith("MLP-digits-")
 
@@ -150,14 +141,14 @@ def test_another_content_of_the_file_that_holds_the_data_has_another_reference()
         rng = np.random.default_rng(0)
         x, y = rng.normal(size=(n, 4)).astype(np.float32), rng.integers(0, 2, n)
         np.savez("points.npz", x_train=x, y_train=y, x_test=x, y_test=y)
-        cfg = configured(SOLVER, "model.widths=[16]", "dataset=npz", "dataset.path=points.npz")
+        cfg = configuration(SOLVER, "model.widths=[16]", "dataset=npz", "dataset.path=points.npz")
         return reference_of(cfg)[0]
 
     assert held(20) != held(30)
 
 
 def test_a_solver_that_starts_from_no_reference_gets_none():
-    cfg = configured(*SMALL)
+    cfg = configuration(*SMALL)
     assert with_reference(cfg) == cfg
     assert cfg.reference is None
     assert not REFERENCES.exists()
@@ -186,7 +177,7 @@ def test_an_interrupted_training_is_continued_by_the_same_command(tmp_path, monk
 
 def test_a_training_that_broke_off_goes_on_from_its_checkpoint_or_begins_again(tmp_path, monkeypatch, caplog):
     words = [*SMALL, *STARTED, "checkpoint_every=5"]
-    whole = Path(with_reference(configured(*words, f"reference_dir={tmp_path}/whole")).reference)
+    whole = Path(with_reference(configuration(*words, f"reference_dir={tmp_path}/whole")).reference)
     for at in (1, 7):  # before and behind its checkpoint
         with case(at=at):
             given = [*words, f"reference_dir={tmp_path}/broken{at}"]
@@ -236,7 +227,7 @@ def test_of_two_that_want_a_reference_at_once_one_trains_and_the_other_waits_for
     monkeypatch.setattr(nncompress.reference.log, "disabled", False)
     monkeypatch.setattr(nncompress.reference.log, "filters", [said])
     folders: list[str] = []
-    cfg = configured(*SMALL, SOLVER, *TRAINING)
+    cfg = configuration(*SMALL, SOLVER, *TRAINING)
     threads = [threading.Thread(target=lambda: folders.append(with_reference(cfg).reference)) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -260,12 +251,12 @@ def test_a_reference_whose_training_diverges_is_told_with_its_folder(tmp_path):
 def test_a_folder_that_cannot_hold_references_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NNCompressError, match="reference_dir must be a folder that can be written"):
-        with_reference(configured(*SMALL, SOLVER, f"reference_dir={tmp_path}/file"))
+        with_reference(configuration(*SMALL, SOLVER, f"reference_dir={tmp_path}/file"))
 
 
 def test_without_a_training_the_reference_must_be_given():
     with pytest.raises(ConfigError, match="give one, or reference=FOLDER"):
-        with_reference(configured(*SMALL, SOLVER, "reference_training=null"))
+        with_reference(configuration(*SMALL, SOLVER, "reference_training=null"))
 
 
 def test_what_the_solver_refuses_is_refused_before_the_reference_is_trained(tmp_path):
@@ -284,7 +275,7 @@ def test_what_the_solver_refuses_is_refused_before_the_reference_is_trained(tmp_
 def test_several_processes_train_no_reference(monkeypatch):
     monkeypatch.setattr(nncompress.reference.parallel, "size", lambda: 2)
     with pytest.raises(Unsupported, match="trained by one process, found 2"):
-        with_reference(configured(*SMALL, SOLVER))
+        with_reference(configuration(*SMALL, SOLVER))
 
 
 def test_a_last_batch_of_one_sample_joins_the_one_before_so_that_batch_norm_can_be_trained(tmp_path):

@@ -8,8 +8,7 @@ import fcntl
 import pytest
 from cases import case
 from golden import DIGITS, WORDS
-from runs import rows, run, status
-from variations import configured, finish, refusal
+from runs import configuration, finish, refusal, rows, run, status
 
 from nncompress.errors import ConfigError, NNCompressError
 
@@ -120,7 +119,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(tmp_path, monkeypatch
 
     monkeypatch.setattr("nncompress.checkpoint.torch.save", full)
     with pytest.raises(NNCompressError, match="is full; free space") as told:
-        finish(configured(*NNBCD_WORDS, "solver.num_steps=2"), tmp_path / "run")
+        finish(configuration(*NNBCD_WORDS, "solver.num_steps=2"), tmp_path / "run")
     assert told.value.exit_code == 1
     assert status(tmp_path / "run")["status"] == "failed"
     assert not list((tmp_path / "run/checkpoints").glob("*.tmp"))

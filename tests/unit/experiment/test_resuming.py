@@ -8,8 +8,7 @@ import signal
 import pytest
 from cases import case
 from golden import DIGITS, WORDS
-from runs import resume, rows, run, status, struck, summary
-from variations import configured, finish
+from runs import configuration, finish, resume, rows, run, status, struck, summary
 
 from nncompress.errors import CheckpointError
 from nncompress.interruption import Interruption
@@ -34,7 +33,7 @@ def assert_alike(folder, whole):
 
 @solvers
 def test_an_interrupted_run_resumes_to_the_records_of_an_unbroken_one(words, solver, tmp_path):
-    cfg = configured(*words, "eval_every=2", "solver.num_steps=7")
+    cfg = configuration(*words, "eval_every=2", "solver.num_steps=7")
     finish(cfg, tmp_path / "whole")
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         with case(number=number):
@@ -68,7 +67,7 @@ def test_an_interrupted_run_resumes_to_the_records_of_an_unbroken_one(words, sol
     ],
 )  # fmt: skip
 def test_resuming_at_any_step_gives_the_unbroken_records(words, solver, steps, tmp_path):
-    cfg = configured(*words, *SMALL, f"solver.num_steps={steps}")
+    cfg = configuration(*words, *SMALL, f"solver.num_steps={steps}")
     finish(cfg, tmp_path / "whole")
     resumed = []
     for at in (1, steps - 2):
@@ -100,7 +99,7 @@ def test_resuming_a_finished_run_changes_nothing(family, golden, tmp_path):
 def test_a_finished_run_goes_on_when_resumed_with_more_steps(golden, tmp_path):
     folder = golden.copied("nnbcd", tmp_path / "short")
     resume(folder, "solver.num_steps=8")
-    finish(configured(*WORDS["nnbcd"], *DIGITS, "seed=3", "solver.num_steps=8"), tmp_path / "long")
+    finish(configuration(*WORDS["nnbcd"], *DIGITS, "seed=3", "solver.num_steps=8"), tmp_path / "long")
     assert len(rows(folder)) == 9
     assert_alike(folder, tmp_path / "long")
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cases import case
-from composing import files_read_once
 from omegaconf import OmegaConf
 from problems import ROOT
-from runs import configuration
-from variations import finish
+from runs import configuration, finish
 
 from nncompress import config
 from nncompress.augmentation import Augmentation
@@ -21,12 +18,6 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/experiment/slimming").g
 SCALES = sorted(path.stem for path in (ROOT / "conf/scale").glob("*.yaml"))
 
 pytestmark = pytest.mark.usefixtures("apart")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick() -> Iterator[None]:
-    with files_read_once():
-        yield
 
 
 def test_there_are_a_small_scale_and_one_for_a_gpu() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from cases import case
-from composing import composing, files_read_once
+from composing import composing
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -118,8 +118,7 @@ def test_stars_of_a_row_are_the_values_of_keys() -> None:
 
 
 def test_what_a_run_is_compressed_to_afterwards_is_measured_once_and_counted() -> None:
-    with files_read_once():
-        (job,) = jobs_of(["compress_at=[.1,.2,.3]", "compress_by.weights.at=[.5,.9]", "~compress_by.low_rank"])
+    (job,) = jobs_of(["compress_at=[.1,.2,.3]", "compress_by.weights.at=[.5,.9]", "~compress_by.low_rank"])
     assert job.parts == 3 + 3 + 2  # two methods share the parts
     assert set(job.one_step) == {"++solver.num_steps=1", "compress_at=[0.1]", "compress_by.weights.at=[0.5]"}
     plan = Plan(read_protocol("lc", "cpu").studies[0], (), (job,), frozenset(), cost=Cost(2, 3, 0, 0, 5))
@@ -127,12 +126,11 @@ def test_what_a_run_is_compressed_to_afterwards_is_measured_once_and_counted() -
 
 
 def test_a_reference_has_the_name_under_which_a_run_looks_for_it() -> None:
-    with files_read_once():
-        (job,) = jobs_of(["experiment=lc/prune"])
+    (job,) = jobs_of(["experiment=lc/prune"])
     assert job.reference is not None
     assert job.reference[0].rpartition("/")[2].startswith("lenet300-mnist-")
 
 
 def test_a_wrong_word_of_a_protocol_is_told() -> None:
-    with files_read_once(), pytest.raises(ConfigError, match="sollver"):
+    with pytest.raises(ConfigError, match="sollver"):
         jobs_of(["sollver=lc"])

@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 import torch
 from cases import case
-from composing import files_read_once
 from fake_runs import undrawn
 
 import nncompress.reproduce.command as command
@@ -76,8 +75,7 @@ def in_place_of_lc(patch: pytest.MonkeyPatch) -> Iterator[None]:
     patch.setattr("nncompress.report.reproduction.read_published", lambda paper: PUBLISHED)
     patch.setattr("nncompress.jobs.write_report", lambda folder: None)
     patch.setattr(planning, "jobs_of", lambda words: known_jobs(tuple(words)))
-    with files_read_once():
-        yield
+    yield
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from cases import case
-from composing import files_read_once
 from runs import configuration, rows
 from torchrun import forked, resume, run
 
@@ -34,8 +33,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of one process (folder one) and then of two (folder two), which go on with one of the former too."""
     folder = tmp_path_factory.mktemp("minibatches")
     kinds = {**KINDS, "half": [*KINDS["slimming"], "solver.num_steps=2"]}
-    with files_read_once():
-        cfgs = {name: configuration(*words) for name, words in kinds.items()}
+    cfgs = {name: configuration(*words) for name, words in kinds.items()}
     for name, cfg in cfgs.items():
         cfg.solver.batch_size = 20
         assert run(folder / "one" / name, cfg) is None

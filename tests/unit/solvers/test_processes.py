@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from cases import case
-from composing import files_read_once
 from runs import configuration, status, summary
 from torchrun import assert_same_records, assert_same_state, forked, resume, run
 
@@ -46,10 +45,9 @@ class Together:
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
     folder = tmp_path_factory.mktemp("processes")
-    with files_read_once():
-        kinds = {name: configuration(*words, STEPS) for name, words in KINDS.items()}
-        halves = {name: configuration(*KINDS[name], "solver.num_steps=2") for name in HALVES}
-        ratios = configuration(*FRANK_WOLFE, "compress_at=[0.5]", "solver.num_steps=1")
+    kinds = {name: configuration(*words, STEPS) for name, words in KINDS.items()}
+    halves = {name: configuration(*KINDS[name], "solver.num_steps=2") for name in HALVES}
+    ratios = configuration(*FRANK_WOLFE, "compress_at=[0.5]", "solver.num_steps=1")
     for name, cfg in kinds.items():
         assert run(folder / "one" / name, cfg) is None
     for name, cfg in halves.items():

@@ -8,10 +8,9 @@ import torch
 from cases import case
 from image_networks import count, small
 from problems import problem, randn, small_digits
-from runs import resign, rows
+from runs import resign, rows, run
 from smaller_networks import assert_same, checked, nothing, random_keep, scores_of, stored, trained, zeroed
 from torch import Tensor, nn
-from variations import run
 
 from nncompress.channels import Scale, guarded, is_reshaped, kept_in, masked, scales_of
 from nncompress.compact.artefact import load

@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from cases import case
-from hydra.errors import HydraException
 from image_networks import norms, small
+from omegaconf.errors import ValidationError
 from problems import F64, randn, small_digits
-from runs import configuration, rows
+from runs import configuration, refusal, rows, run
 from slimming_cases import counts, size_by_hand, vgg
 from slimming_cases import small as problem_with
 from torch import Tensor, nn
-from variations import refusal, run
 
 from nncompress import checkpoint
 from nncompress.channels import kept_in
@@ -274,5 +273,5 @@ def test_bad_values_are_one_sentence_and_exit_code_2(tmp_path):
             failure = refusal(tmp_path / str(k), *words)
             assert said in str(failure)
             assert failure.exit_code == 2
-    with pytest.raises(HydraException, match="round_to"):
+    with pytest.raises(ValidationError, match="round_to"):
         configuration("round_to=many")

@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 from cases import case
-from composing import files_read_once
 from problems import F64, mlp, problem, small_digits
 from regulariser_cases import KINDS, PROXIMAL, SUBGRADIENTS, convolutions, shrunk, small, solver, subgradient
 from runs import configuration
@@ -163,8 +162,7 @@ def test_the_proximal_nuclear_norm_lowers_ranks():
 
 def option(name: str, *words: str) -> SGD:
     """The solver of conf/solver as the command would build it."""
-    with files_read_once():
-        found: SGD = config.build(configuration(f"solver={name}", "solver.num_steps=2", *words).solver)
+    found: SGD = config.build(configuration(f"solver={name}", "solver.num_steps=2", *words).solver)
     return found
 
 

@@ -8,10 +8,9 @@ import pytest
 import torch
 from cases import case
 from omegaconf import OmegaConf
-from runs import resume, rows, status, summary
+from runs import refusal, resume, rows, run, status, summary
 from slimming_cases import size_by_hand, tensors
 from torch import nn
-from variations import refusal, run
 
 from nncompress import checkpoint
 from nncompress.building import build
