@@ -10,13 +10,13 @@ from problems import randn
 from torch import nn
 
 from nncompress import metrics
-from nncompress.compressions.additive import Additive, additive
+from nncompress.compressions.additive import Additive, Part, additive
 from nncompress.compressions.codebook import codebook
 from nncompress.compressions.mixed import mixed
 from nncompress.compressions.plan import Plan, Task, each_layer, none, plan_of
 from nncompress.compressions.products import Use
 from nncompress.compressions.quantization import FixedCodebook, binary, fixed_codebook, ternary
-from nncompress.compressions.sparsity import L0, l0, l0_penalty
+from nncompress.compressions.sparsity import L0, L1Penalty, l0, l0_penalty
 from nncompress.compressions.target import Target, fit
 from nncompress.compressions.tensor_train import tt
 from nncompress.compressions.uniform import low_precision
@@ -149,6 +149,19 @@ def test_a_sum_never_gets_worse_over_its_passes_and_beats_each_part():
     errors = [error(additive(w, parts=parts, passes=passes)) for passes in (1, 2, 3, 5, 10, 20)]
     assert all(after <= before + 1e-12 for before, after in itertools.pairwise(errors))
     assert errors[-1] < min(error(part(w)) for part in parts.values())
+
+
+def test_each_part_of_a_sum_is_the_projection_of_what_the_others_leave():
+    """With parts that have a penalty too, whose thresholds depend on mu."""
+    w, parts = randn(20), (Part(AsVector(), L1Penalty(0.3)), Part(AsVector(), L0(4)))
+    compression = Additive(parts, ((20,),), passes=200, tolerance=0.0)
+    for mu in (0.3, 1.0, 4.0):
+        with case(mu=mu):
+            theta = compression.compress(w, mu)
+            shrunk, kept = (part.compression.decompress(t) for part, t in zip(parts, theta.parts, strict=True))
+            soft = (w - kept).sign() * ((w - kept).abs() - 0.3 / mu).clamp_min(0)
+            torch.testing.assert_close(shrunk, soft)
+            torch.testing.assert_close(kept, L0(4).decompress(L0(4).compress(w - shrunk)))
 
 
 def test_a_joint_sum_joins_its_parts():

@@ -41,7 +41,7 @@ def projected(rank: int, w: Tensor) -> Tensor:
 
 
 def test_tt_step_equals_plain_tt_svd():
-    shapes = (4, 4, 4, 4), (3, 5, 2, 4, 3), (6, 22, 34, 2, 2), (2, 3, 50), (50, 3, 2), (40, 30)
+    shapes = (4, 4, 4, 4), (3, 5, 2, 4, 3), (6, 22, 34, 2, 2), (2, 3, 50), (50, 3, 2), (20, 4, 4), (40, 6, 6), (40, 30)
     for shape, rank in itertools.product(shapes, (1, 2, 5, 13)):
         with case(shape=shape, rank=rank):
             w = randn(*shape, seed=rank)
