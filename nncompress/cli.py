@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import io
 import os
 import sys
@@ -94,6 +95,7 @@ completion in bash: eval "$(nncompress train -sc install=bash)"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    gc.set_threshold(50_000)  # what imports make stays: to look through it for garbage takes a tenth of a short run
     try:
         code = _dispatch(arguments)
         if sys.stdout is not None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,7 @@ class Config:
     solver: Any = None
 
 
+@cache
 def register() -> None:
     """Put the typed shell and the sweeper where the defaults list of `conf/config.yaml` finds them."""
     ConfigStore.instance().store(name="shell", node=Config)

@@ -1,5 +1,6 @@
 """Compositions of the packaged configuration: each of its files is read once in a test run's process."""
 
+import copy
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,6 @@ from hydra._internal import config_loader_impl as loader
 from nncompress import config
 
 Read = loader.CachingConfigRepository
-PACKAGED = ("pkg://", "structured://")
 
 
 class ReadOnce(Read):
@@ -19,17 +19,30 @@ class ReadOnce(Read):
 
     files: ClassVar[dict[str, bytes]] = {}
 
+    def __init__(self, delegate: Any) -> None:
+        self.delegate, self.cache, self.packaged = delegate, {}, _packaged(delegate)
+
+    def initialize_sources(self, config_search_path: Any) -> None:
+        self.delegate = copy.deepcopy(self.delegate)
+        super().initialize_sources(config_search_path)
+        self.packaged = _packaged(self.delegate)
+
     def load_config(self, config_path: str) -> Any:
-        kept = self.files.get(config_path)
-        if kept is None or not all(str(source.full_path()).startswith(PACKAGED) for source in self.get_sources()):
-            found = super().load_config(config_path)
-            if found is not None and str(found.path).startswith("pkg://"):
+        if config_path in self.cache:
+            return self.cache[config_path]
+        if self.packaged and config_path in self.files:
+            found = pickle.loads(self.files[config_path])  # a copy: Hydra merges into it
+        else:
+            found = self.delegate.load_config(config_path=config_path)
+            if self.packaged and found is not None and found.path.startswith("pkg://"):
                 self.files[config_path] = pickle.dumps(found)
-            return found
-        key = f"config_path={config_path}"
-        if key not in self.cache:
-            self.cache[key] = pickle.loads(kept)  # a copy: Hydra merges into it
-        return self.cache[key]
+        self.cache[config_path] = found
+        return found
+
+
+def _packaged(repository: Any) -> bool:
+    """Whether there is no folder of one's own (hydra.searchpath) in which a file may change."""
+    return all(source.full_path().startswith(("pkg://", "structured://")) for source in repository.get_sources())
 
 
 @contextmanager

@@ -121,6 +121,7 @@ def rate_plot(rows: pd.DataFrame, title: str) -> Figure | None:
     _draw_bound(axes, table)
     _draw_reference(axes, table["step"], table[next(iter(series))])
     log_ticks(axes.xaxis, table["step"].min(), table["step"].max())
+    log_ticks(axes.yaxis, *axes.get_ylim())
     axes.legend()
     return figure
 
@@ -230,7 +231,7 @@ def _draw_fit(axes: Axes, fit: Fit, colour: str) -> None:
 def _draw_bound(axes: Axes, table: pd.DataFrame) -> None:
     bound = table["bound"].where(table["bound"] > 0)
     if bound.notna().any():
-        label = "bound on the mean squared step: $(L_0 - L_K)/(\\lambda K)$"
+        label = "bound on the mean squared step: (L₀ − L at K) / (λ K)"
         axes.plot(table["step"], bound, color="black", linestyle=":", label=label, marker=marker(len(table)))
 
 

@@ -11,7 +11,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from nncompress.records import replace_bytes
 
@@ -81,10 +81,16 @@ def marker(points: int) -> str | None:
 
 
 def log_ticks(axis: Axis, low: float, high: float) -> None:
-    """Label a log axis in plain numbers, at 1, 2, 5 in every decade when it spans few of them."""
-    if low < 1e-4 or high > 1e6:
-        return  # powers of ten are shorter
+    """Label a log axis in plain numbers, at 1, 2, 5 in every decade when it spans few of them, or in powers of ten."""
     subs: tuple[float, ...] = (1, 1.5, 2, 3, 5, 7) if high < 5 * low else (1, 2, 5) if high < 100 * low else (1,)
+    plain = low >= 1e-4 and high <= 1e6
     axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if plain else power_of_ten(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def power_of_ten(value: float) -> str:
+    """`2×10⁻⁵`, `10⁷`: in the letters of the font, since matplotlib's own way to set them takes 10 ms a label."""
+    digits, exponent = f"{value:.2e}".split("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"10{raised}" if float(digits) == 1 else f"{float(digits):g}×10{raised}"
