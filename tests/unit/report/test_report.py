@@ -15,7 +15,7 @@ from fake_runs import drawn, fake_run, texts, undrawn
 from safetensors.torch import save_file as torch_save
 
 from nncompress.records import Recorder, read_run, write_json
-from nncompress.report import write_run_report
+from nncompress.report import style, write_run_report
 from nncompress.report.collect import final
 from nncompress.report.run_plots import constraint_plot, objective_plot, rate_plot
 from nncompress.report.run_tables import accuracy_table, compression_table, convergence_table, log_spaced
@@ -273,3 +273,15 @@ def test_formats_that_numpy_does_not_have_are_left_out_of_the_weights(tmp_path: 
     about = {"kinds": [{"theta": theta}], "tasks": [{"params": ["w"], "kind": 0, "sizes": [[2], [2]]}]}
     write_json(tmp_path / "model.json", about)
     assert {key: value.tolist() for key, value in stored_numbers(tmp_path).items()} == {"w b": [1, 2], REST: [1, 2]}
+
+
+def test_a_log_axis_is_labelled_in_plain_numbers_or_powers_of_ten() -> None:
+    assert [style.power_of_ten(value) for value in (1e7, 2e-5, 1.5e10, 1e-12)] == ["10⁷", "2×10⁻⁵", "1.5×10¹⁰", "10⁻¹²"]
+    for low, high, at, said in (
+        (1e-3, 1e3, 10.0, "10"), (0.2, 0.6, 0.3, "0.3"), (2.0, 90.0, 50.0, "50"), (1e-7, 1e-2, 1e-5, "10⁻⁵"),
+    ):  # fmt: skip
+        with case(low=low, high=high):
+            axis = style.new_figure(4, 3, "").add_subplot(yscale="log", ylim=(low, high)).yaxis
+            style.log_ticks(axis, low, high)
+            assert axis.get_major_formatter()(at) == said
+            assert any(abs(tick / at - 1) < 1e-9 for tick in axis.get_majorticklocs())

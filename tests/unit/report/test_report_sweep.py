@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from cases import case
 from fake_runs import config, drawn, fake_run, texts, undrawn
 
 from nncompress.errors import ConfigError
@@ -16,6 +17,7 @@ from nncompress.records import read_run, write_json
 from nncompress.report import report, write_sweep_report
 from nncompress.report.collect import aggregate, failures, group_label, short_names, summaries, varied_keys
 from nncompress.report.pareto import pareto_front
+from nncompress.report.searches import search_plot
 from nncompress.report.sweep_plots import accuracy_ratio_plot, objectives_plot
 from nncompress.report.sweep_tables import sweep_table
 from nncompress.report.tables import markdown
@@ -223,3 +225,18 @@ def test_pareto_front_is_what_brute_force_finds() -> None:
 def test_points_with_nan_are_never_on_the_front() -> None:
     assert pareto_front([0.1, 0.2, np.nan], [np.nan, 0.5, 0.9]) == [1]
     assert pareto_front([], []) == []
+
+
+def test_the_plot_of_a_search_has_every_trial_and_with_one_objective_the_best_so_far() -> None:
+    trials = pd.DataFrame({"trial": [0, 1, 2, 3], "best": [False, False, True, False], "a": [0.5, 0.4, 0.9, None]})
+    for direction, so_far in (("maximize", [0.5, 0.5, 0.9]), ("minimize", [0.5, 0.4, 0.4])):
+        with case(direction=direction):
+            figure = search_plot(trials, {"a": direction}, "x")
+            assert figure is not None
+            others, best, line = figure.axes[0].lines
+            assert (list(others.get_xdata()), list(best.get_xdata())) == ([0, 1], [2])
+            assert list(line.get_ydata()) == so_far
+    both = search_plot(trials.assign(b=1.0), {"a": "maximize", "b": "minimize"}, "x")
+    assert both is not None
+    assert [len(axes.lines) for axes in both.axes] == [2, 2]
+    assert search_plot(trials.iloc[3:], {"a": "maximize"}, "x") is None
