@@ -19,7 +19,7 @@ $(READY): pyproject.toml requirements.lock
 lock: ## pin in requirements.lock the newest releases that pyproject.toml allows
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev]'
-	$(BIN)/pip freeze --disable-pip-version-check --exclude-editable > requirements.lock
+	$(BIN)/pip freeze --disable-pip-version-check --exclude-editable > .venv/lock && mv .venv/lock requirements.lock
 
 demo: venv ## the main job: train a tensor-train network with NN-BCD, then show its table and where its pictures are
 	$(BIN)/nncompress train solver=nnbcd model=tt_mlp
@@ -61,5 +61,5 @@ bench: venv ## time the compressions, solvers' steps and compact networks, most 
 	$(BIN)/python -m benchmarks.compact_layers
 
 clean: ## remove caches and builds; .venv and outputs stay
-	rm -rf build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -50,6 +50,7 @@ def make_deterministic(seed: int, deterministic: bool) -> None:
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # read where a network is compiled
     torch.set_deterministic_debug_mode("error" if deterministic else "default")  # without importing the compiler
     torch.backends.cudnn.benchmark = not deterministic
 

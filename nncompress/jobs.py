@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nncompress import config, locks, processes
 from nncompress.errors import ConfigError, NNCompressError
 from nncompress.manifest import ENDED, STOPPED, standing
-from nncompress.records import CONFIG, LOCK, RECORDS, STATUS, replace_bytes, write_json
+from nncompress.records import CONFIG, LOCK, RECORDS, STATUS, replace_bytes, run_folders, write_json
 from nncompress.signatures import one_line
 
 log = logging.getLogger(__name__)
@@ -81,19 +81,48 @@ def attempt(cfg: DictConfig, folder: Path) -> NNCompressError | None:
 
 
 def write_report(folder: Path) -> None:
-    """Write the tables and plots of a run that is done; what keeps them from being written makes no failed run."""
+    """Write the tables and plots of a run that is done; what keeps them from being written makes no failed run.
+
+    A signal lets them be finished, then ends the process as it ends a run.
+    """
     if not processes.first():
         return
-    try:
-        from nncompress.report import write_run_report
+    from nncompress.interruption import Interruption
 
-        write_run_report(folder)
-    except Exception as error:
-        log.error("no tables and plots are written", exc_info=error)
-        log.error(
-            "the run is done, but its tables and plots cannot be written: %s (the traceback is in %s); try again with: "
-            "nncompress report %s", one_line(error), short(folder / RUN_LOG), short(folder),
-        )  # fmt: skip
+    with Interruption() as interruption:
+        try:
+            from nncompress.report import write_run_report
+
+            with locks.held(folder / LOCK):
+                write_run_report(folder)
+        except Exception as error:
+            where = ""
+            if _is_logged(folder):
+                log.error("no tables and plots are written", exc_info=error)
+                where = f" (the traceback is in {short(folder / RUN_LOG)})"
+            log.error(
+                "the run is done, but its tables and plots cannot be written: %s%s; try again with: nncompress report "
+                "%s", one_line(error), where, short(folder),
+            )  # fmt: skip
+        if interruption.code and not processes.several():
+            interruption.leave(interruption.code)
+
+
+def write_missing_reports(folder: Path) -> None:
+    """The tables and plots of runs below a folder that were stopped between their last step and the last plot."""
+    done = [run for run in run_folders([folder]) if standing(run) == "done"]
+    if done:
+        from nncompress.report import is_reported
+
+        for run in done:
+            if not is_reported(run):
+                write_report(run)
+
+
+def _is_logged(folder: Path) -> bool:
+    """Whether what is logged goes to the log of this run, too."""
+    files = [each for each in logging.getLogger().handlers if isinstance(each, logging.FileHandler)]
+    return any(Path(each.baseFilename) == (folder / RUN_LOG).absolute() for each in files)
 
 
 def short(path: Path) -> Path:

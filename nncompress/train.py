@@ -173,9 +173,7 @@ def _finish_sweep(folder: Path, code: int) -> int:
         return code
     from nncompress.report import write_sweep_report
 
-    for run in run_folders([folder]):
-        if standing(run) == "done" and not (run / "tables").exists():  # stopped between its last step and its tables
-            jobs.write_report(run)
+    jobs.write_missing_reports(folder)
     report = write_sweep_report(folder)
     for path in report.paths:
         log.info("wrote %s", short(path))

@@ -26,7 +26,7 @@ class View(ABC):
 
     @abstractmethod
     def join(self, weights: Sequence[Tensor]) -> Tensor:
-        """The weights as the one tensor to compress."""
+        """The weights as the one tensor to compress; only laid out anew, so that it may be asked of `stand_in`s."""
 
     @abstractmethod
     def split(self, joined: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:

@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nncompress.report.write import SweepReport as SweepReport
+    from nncompress.report.write import is_reported as is_reported
     from nncompress.report.write import report as report
     from nncompress.report.write import write_run_report as write_run_report
     from nncompress.report.write import write_sweep_report as write_sweep_report
 
-__all__ = ["SweepReport", "report", "write_run_report", "write_sweep_report"]
+__all__ = ["SweepReport", "is_reported", "report", "write_run_report", "write_sweep_report"]
 
 
 def __getattr__(name: str) -> Any:

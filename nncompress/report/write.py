@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from nncompress.outline import GROUPS
-from nncompress.records import Run, is_run, read_run, read_runs, replace_bytes
+from nncompress.records import SUMMARY, Run, is_run, read_run, read_runs, replace_bytes
 from nncompress.report.collect import aggregate, choice, failures, group_label, setting_of, summaries, varied
 from nncompress.report.html import run_page, sweep_page
 from nncompress.report.one_shot import run_one_shot, sweep_one_shot
@@ -26,6 +26,8 @@ from nncompress.report.tables import Table, write_table
 log = logging.getLogger(__name__)
 
 PAGE = "report.html"
+LAST = Path("tables") / "accuracy.tex"
+"""The file of a run's report that is written last."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,12 @@ def write_run_report(folder: Path) -> list[Path]:
     return _write_run(read_run(folder)).paths
 
 
+def is_reported(folder: Path) -> bool:
+    """Whether a run's tables and plots are there, whole and of its present summary."""
+    last, summary = folder / LAST, folder / SUMMARY
+    return last.is_file() and (not summary.is_file() or last.stat().st_mtime_ns >= summary.stat().st_mtime_ns)
+
+
 def write_sweep_report(folder: Path) -> SweepReport:
     """Write a sweep's tables/ and plots/: means over seeds, every job's summary, the jobs that are not done.
 
@@ -145,9 +153,9 @@ def _write_run(run: Run) -> _Written:
         return _Written([], [])
     more, figures = run_one_shot(run)
     tables = [*run_tables(run), *more]
-    paths = [path for table in tables for path in write_table(table, run.folder / "tables")]
-    paths += run_plots(run, run.folder / "plots") + save_sweep_plots(figures, run.folder / "plots")
-    return _Written(tables, paths)
+    plots = run_plots(run, run.folder / "plots") + save_sweep_plots(figures, run.folder / "plots")
+    written = [write_table(table, run.folder / "tables") for table in reversed(tables)]  # LAST at last: `is_reported`
+    return _Written(tables, [path for paths in reversed(written) for path in paths] + plots)
 
 
 def _in_common(runs: Sequence[Run]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nncompress.errors import ConfigError
-from nncompress.jobs import short
+from nncompress.jobs import short, write_missing_reports
 from nncompress.manifest import SWEEP
 from nncompress.options import groups
 from nncompress.records import write_json
@@ -160,6 +160,7 @@ def _run(asked: Asked, protocol: Protocol, plans: Sequence[Plan]) -> int:
         if stopped >= 128:
             codes.append(stopped)
             break
+        write_missing_reports(folder / plan.study.name)
         ends = ended_otherwise(folder / plan.study.name, plan.jobs)
         if ends:
             told = ", ".join(f"{count} {status}" for status, count in ends.items())

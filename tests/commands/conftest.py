@@ -68,5 +68,7 @@ def sweep_report(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         failed = found[found["status"] != "done"]
         return SimpleNamespace(paths=[folder / "tables/sweep.md"], done=len(found) - len(failed), failed=failed)
 
-    monkeypatch.setitem(sys.modules, "nncompress.report", SimpleNamespace(write_sweep_report=write_sweep_report))
+    monkeypatch.setitem(
+        sys.modules, "nncompress.report", SimpleNamespace(write_sweep_report=write_sweep_report, is_reported=bool)
+    )
     return asked

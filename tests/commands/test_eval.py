@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "points.npz", **arrays)
     words = ["solver=sgd", "model.widths=[64]", "compression=low_rank", "compression.rank=4", "solver.num_steps=2"]
     done(folder / "run", *words, "dataset=npz", f"dataset.path={folder}/points.npz")
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
     return folder / "run"
 
 

@@ -32,7 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "run"
     words = ["solver=sgd", "model.widths=[64,64]", "compression=codebook", "compression.K=4"]
     done(folder, *words, "solver.num_steps=1", "dataset.train_size=50", "dataset.test_size=20")
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
     return folder
 
 

@@ -273,6 +273,34 @@ def test_a_sweep_may_stop_at_its_first_failure(
     assert not (Path("sweep") / STOPPED).exists()
 
 
+def test_every_done_job_has_a_report_and_a_resumed_sweep_writes_those_that_are_missing_or_not_whole(
+    failing: dict[int, list[Exception]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def write_report(folder: Path) -> None:
+        asked.append(folder.name)
+        for name in ("plots/accuracy.png", "tables/accuracy.tex"):  # the last file last
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("")
+
+    monkeypatch.setattr(jobs, "write_report", write_report)
+    failing[2] = [Diverged("too large")]
+    assert sweep(*QUICK, *SMALL, "seed=0,1,2,3") == 1
+    assert asked == ["0", "1", "3"]
+    asked.clear()
+    assert again() == 1
+    assert asked == []
+    Path("sweep/0/tables/accuracy.tex").unlink()
+    shutil.rmtree("sweep/1/plots")
+    shutil.rmtree("sweep/1/tables")
+    shutil.copy2("sweep/3/summary.json", "sweep/3/summary.old")
+    Path("sweep/3/summary.json").write_bytes(Path("sweep/3/summary.old").read_bytes())  # newer than its tables
+    assert again() == 1
+    assert asked == ["0", "1", "3"]
+
+
 def test_wrong_words_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         (["sweep.resume="], "found nothing"),

@@ -67,7 +67,7 @@ def test_torchrun_makes_the_iterates_of_one_process(tmp_path: Path) -> None:
     assert run(tmp_path / "one", configuration(*MLP)) is None
     assert_same_records(tmp_path / "one", tmp_path / "two")
     assert_same_state(tmp_path / "one", tmp_path / "two")
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 def test_one_folder_is_written_and_written_once(together: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ def test_a_run_leaves_every_file_with_its_keys(
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "run"
     assert train(folder, *NNBCD_WORDS, "solver.num_steps=8", "seed=3") == 0
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
     for name in ("config.yaml", "environment.json", "run.log", "checkpoints/last.pt", "model/model.json"):
         assert (folder / name).is_file(), name
     assert (folder / ".hydra/overrides.yaml").is_file()
@@ -68,7 +68,7 @@ def test_tables_and_plots_that_cannot_be_written_make_no_failed_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(nncompress.report, "write_run_report", broken, raising=False)
     assert train(tmp_path / "run", *SGD_WORDS, "solver.num_steps=1") == 0
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
     assert status(tmp_path / "run")["status"] == "done"
     assert summary(tmp_path / "run")["steps"] == 1
     assert not (tmp_path / "run/tables").exists()
@@ -80,6 +80,21 @@ def test_tables_and_plots_that_cannot_be_written_make_no_failed_run(
     log = (tmp_path / "run/run.log").read_text()
     assert 'raise ZeroDivisionError("no room for the legend")' in log
     assert "Traceback" in log
+
+
+def test_a_signal_while_tables_and_plots_are_written_lets_them_be_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def struck_report(folder: Path) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        (folder / "tables").mkdir()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(nncompress.report, "write_run_report", struck_report, raising=False)
+    assert train(tmp_path / "run", *SGD_WORDS, "solver.num_steps=1") == 143
+    torch.set_deterministic_debug_mode("default")
+    assert status(tmp_path / "run")["status"] == "done"
+    assert (tmp_path / "run/tables").is_dir()
 
 
 @pytest.mark.usefixtures("apart")

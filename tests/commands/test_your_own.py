@@ -52,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert main(["train", "resume=half", "solver.num_steps=4", "allow=[my_parts]"]) == 0
         run(folder / "dotted", *dotted)
         yield folder
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 def test_a_run_of_ones_own_parts_learns_and_is_as_small_as_its_diagonals(made: Path) -> None:

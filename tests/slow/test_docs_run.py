@@ -97,7 +97,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["train", *slim, "hydra.run.dir=outputs/SLIMMED_RUN"]) == 0
         assert main(["train", "-m", *swept]) == 0
         assert main(["search", *searched]) == 0
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
     return folder
 
 
@@ -115,7 +115,7 @@ def call(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Run a command in this process; what it should leave is there."""
     before = {*Path("outputs").rglob("*")}
     assert main(list(words)) == 0
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
     new = {*Path("outputs").rglob("*")} - before
     out = capsys.readouterr().out
     match words:

@@ -24,7 +24,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setenv("NNCOMPRESS_DATA", str(DATA))
     monkeypatch.chdir(tmp_path)
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 def needs(name: str) -> pytest.MarkDecorator:

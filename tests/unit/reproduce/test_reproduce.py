@@ -97,7 +97,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         undrawn(patch, but=["published"])
         with in_place_of_lc(patch):
             code = main(["reproduce", "lc", "--out", OUT])
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
     return Made(place / OUT / "lc" / "cpu", code, told.getvalue())
 
 

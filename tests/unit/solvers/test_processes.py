@@ -63,7 +63,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
     failures, _ = forked(folder, work)
     for name in HALVES:
         assert resume(folder / "two" / f"half_{name}", STEPS) is None
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
     return Together(folder, {name: (failures[0][name], failures[1][name]) for name in failures[0]})
 
 

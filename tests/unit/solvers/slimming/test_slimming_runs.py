@@ -32,7 +32,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("slimming") / "run"
     run(folder, *PROXIMAL, "solver.lam=0.4", "solver.num_steps=6", "solver.curvature=2", "eval_every=3")
     yield folder
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 def test_the_summary_of_a_run_counts_channels_and_holds_both_accuracies(ran):
