@@ -109,8 +109,8 @@ def write_report(folder: Path) -> None:
 
 
 def write_missing_reports(folder: Path) -> None:
-    """The tables and plots of runs below a folder that were stopped between their last step and the last plot."""
-    done = [run for run in run_folders([folder]) if standing(run) == "done"]
+    """Write the tables and plots of runs below a folder that were stopped between their last step and the last plot."""
+    done = [run for run in run_folders([folder]) if standing(run) == "done"] if folder.is_dir() else []
     if done:
         from nncompress.report import is_reported
 
