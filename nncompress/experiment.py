@@ -112,7 +112,7 @@ class _Execution:
 
     def run(self, recorder: Recorder | None) -> tuple[Iterate, Observation]:
         """The last iterate and its observation; what there is to write goes to the recorder of process 0."""
-        self.previous = parallel.agreed(self.previous)
+        self.previous = parallel.broadcast(self.previous)
         iterate, saved, last = self.restored, True, self.solver.num_steps
         first = 0 if iterate is None else iterate.step
         with ProgressLog(first, last, shown=recorder is not None) as progress:

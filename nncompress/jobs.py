@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nncompress import config, locks, processes
+from nncompress import config, locks, parallel
 from nncompress.errors import ConfigError, NNCompressError
 from nncompress.manifest import ENDED, STOPPED, standing
 from nncompress.records import CONFIG, LOCK, RECORDS, STATUS, replace_bytes, run_folders, write_json
@@ -43,21 +43,21 @@ def of_sweep(cfg: DictConfig, folder: Path, sweep: Path) -> None:
     """
     retries, on_error = cfg.sweep.retries, cfg.sweep.on_error
     cfg.sweep.resume = None
-    if not processes.agreed(lambda: _may_begin(folder, sweep)):
+    if not parallel.decide(lambda: _may_begin(folder, sweep)):
         return
     for left in range(retries, -1, -1):
-        begun = processes.agreed(lambda: str(folder) if (folder / CONFIG).is_file() else None)
+        begun = parallel.decide(lambda: str(folder) if (folder / CONFIG).is_file() else None)
         cfg.resume = begun
         failure = attempt(cfg, folder if begun is None else Path(begun))
         if failure is None:
             write_report(folder)
             return
         log.error("job %s: %s", short(folder), "; ".join(str(failure).splitlines()))
-        if isinstance(failure, ConfigError) or processes.agreed(lambda: standing(folder) in ENDED):
+        if isinstance(failure, ConfigError) or parallel.decide(lambda: standing(folder) in ENDED):
             break
         if left:
             log.info("job %s is tried again, %d of %d times", short(folder), retries - left + 1, retries)
-    if on_error == "stop" and processes.first():
+    if on_error == "stop" and parallel.first():
         write_json(sweep / STOPPED, {"job": folder.name, "reason": str(failure)})
 
 
@@ -69,7 +69,7 @@ def attempt(cfg: DictConfig, folder: Path) -> NNCompressError | None:
     try:
         _prepared(cfg, folder)()
     except Exception as error:
-        shared = isinstance(error, NNCompressError) or not processes.several()
+        shared = isinstance(error, NNCompressError) or not parallel.several()
         if not shared and os.environ["RANK"] != "0":  # then process 0 may not know of it
             traceback.print_exception(error)
             raise SystemExit(NNCompressError.exit_code) from None
@@ -85,7 +85,7 @@ def write_report(folder: Path) -> None:
 
     A signal lets them be finished, then ends the process as it ends a run.
     """
-    if not processes.first():
+    if not parallel.first():
         return
     from nncompress.interruption import Interruption
 
@@ -104,7 +104,7 @@ def write_report(folder: Path) -> None:
                 "the run is done, but its tables and plots cannot be written: %s%s; try again with: nncompress report "
                 "%s", one_line(error), where, short(folder),
             )  # fmt: skip
-        if interruption.code and not processes.several():
+        if interruption.code and not parallel.several():
             interruption.leave(interruption.code)
 
 

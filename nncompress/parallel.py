@@ -1,29 +1,46 @@
 """Several processes as one (torchrun): who this process is, its share of the samples, sums over all.
 
-A process that was not started by torchrun is a group of one, and nothing here imports torch.distributed's group.
+A process that was not started by torchrun is a group of one. torch is imported by what needs it, when it is called.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
-from typing import TypeVar
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeVar
 
 from nncompress.errors import NNCompressError
 from nncompress.signatures import one_line
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 T = TypeVar("T")
+
+
+def several() -> bool:
+    """Whether torchrun started more than one process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def first() -> bool:
+    """Whether this process is the first, once it has joined the others."""
+    if not several():
+        return True
+    start()
+    return rank() == 0
 
 
 def start() -> None:
     """Join the group that torchrun describes in the environment, once; nothing without one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if not several():
+        return
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
         gpus = torch.cuda.is_available()
         if gpus:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -32,11 +49,15 @@ def start() -> None:
 
 def size() -> int:
     """How many processes work together."""
+    import torch.distributed as dist
+
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Which of them this one is, from 0; process 0 writes the run folder."""
+    import torch.distributed as dist
+
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -47,6 +68,8 @@ def share(n: int) -> slice:
 
 def sum_(*tensors: Tensor) -> None:
     """Each tensor becomes its sum over all processes, the same bits in each."""
+    import torch.distributed as dist
+
     if size() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
@@ -54,6 +77,9 @@ def sum_(*tensors: Tensor) -> None:
 
 def check_alike(tensors: Iterable[Tensor], what: str) -> None:
     """Raise NNCompressError unless all processes hold the same bits."""
+    import torch
+    import torch.distributed as dist
+
     if size() == 1:
         return
     digest = sha256()
@@ -70,6 +96,9 @@ def check_alike(tensors: Iterable[Tensor], what: str) -> None:
 
 def gathered(part: Tensor, n: int) -> Tensor:
     """The n rows of which each process holds its share; on process 0 (elsewhere `part`)."""
+    import torch
+    import torch.distributed as dist
+
     if size() == 1:
         return part
     most = -(-n // size())
@@ -82,8 +111,21 @@ def gathered(part: Tensor, n: int) -> Tensor:
     return torch.cat([p[:length] for p, length in zip(parts, lengths, strict=True)])
 
 
-def agreed(value: T) -> T:
-    """Process 0's value, in every process."""
+def decide(find: Callable[[], T]) -> T:
+    """Return what the first process finds, in every process; what goes wrong there goes wrong in all."""
+    if not several():
+        return find()
+    values: list[T] = []
+    with together():
+        if rank() == 0:
+            values.append(find())
+    return broadcast(values)[0]
+
+
+def broadcast(value: T) -> T:
+    """Return process 0's value, in every process."""
+    import torch.distributed as dist
+
     if size() == 1:
         return value
     values = [value]
@@ -93,6 +135,9 @@ def agreed(value: T) -> T:
 
 def largest(code: int) -> int:
     """The largest of all processes' codes, in every process."""
+    import torch
+    import torch.distributed as dist
+
     if size() == 1:
         return code
     found = torch.tensor(code)
@@ -121,6 +166,8 @@ def together() -> Iterator[None]:
 
 def _said(sentence: str | None) -> str | None:
     """What the first process with something to say says; none when nobody has."""
+    import torch.distributed as dist
+
     if not largest(int(sentence is not None)):
         return None
     said: list[str | None] = [None] * size()

@@ -17,7 +17,7 @@ from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nncompress import config, jobs, processes
+from nncompress import config, jobs, parallel
 from nncompress.errors import ConfigError
 from nncompress.hydra_errors import sentence
 from nncompress.jobs import short
@@ -76,7 +76,7 @@ def _prepared(arguments: Sequence[str]) -> tuple[TaskFunction, list[str]]:
     def again(_: DictConfig) -> None:
         new = Path(HydraConfig.get().runtime.output_dir)
         jobs.single(cfg, new)
-        if processes.first():
+        if parallel.first():
             for line in differences(folder, new):
                 log.info("%s", line)
 

@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 
-from nncompress import processes
+from nncompress import parallel
 from nncompress.config import SEARCHER, build
 from nncompress.errors import ConfigError, NNCompressError
 from nncompress.manifest import ENDED, Job, Manifest, standing, write_manifest
@@ -47,7 +47,7 @@ class Search(SweepOfJobs):
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Try settings until there are enough trials; raises ConfigError also where another study is in the folder."""
         missing()
-        if processes.several():
+        if parallel.several():
             raise ConfigError("search runs in one process, found several (torchrun); start it without torchrun")
         parsed = self.parsed(arguments)
         space = {o.get_key_element(): distribution(o) for o in parsed if o.is_sweep_override()}

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from omegaconf import ListConfig
 
-from nncompress import processes
+from nncompress import parallel
 from nncompress.config import SWEEPER
 from nncompress.errors import ConfigError
 from nncompress.manifest import ENDED, Job, Manifest, standing, write_manifest
@@ -37,7 +37,7 @@ class Jobs(SweepOfJobs):
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         crossed = combinations(values_of(self.parsed(words)), self.config.sweep.zip)
         with ExitStack() as claim:
-            waiting, manifest = processes.agreed(lambda: self._waiting(crossed, claim))
+            waiting, manifest = parallel.decide(lambda: self._waiting(crossed, claim))
             size = self.max_batch_size or max(1, len(waiting))
             batches = [waiting[start : start + size] for start in range(0, len(waiting), size)]
             return [self.launched(batch, manifest) for batch in batches]

@@ -24,7 +24,7 @@ from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nncompress import config, jobs, processes
+from nncompress import config, jobs, parallel
 from nncompress.errors import ConfigError, NNCompressError
 from nncompress.hydra_errors import sentence
 from nncompress.jobs import short
@@ -91,7 +91,7 @@ def under_hydra(prepared: Callable[[], tuple[TaskFunction, list[str]]]) -> int:
         NNCompressError: the configuration is refused, the output folder cannot be written, or a single run failed.
     """
     config.register()
-    if processes.first():
+    if parallel.first():
         code = _hydra(prepared)
         return _finish_sweep(SWEPT[-1], code) if SWEPT else code
     logging.disable()

@@ -87,7 +87,7 @@ def test_a_group_of_one_keeps_what_it_has() -> None:
     value = {"objective": 1.0}
     assert (parallel.size(), parallel.rank()) == (1, 0)
     assert parallel.gathered(part, 3) is part
-    assert parallel.agreed(value) is value
+    assert parallel.broadcast(value) is value
     assert parallel.largest(143) == 143
     parallel.sum_(part)
     assert part.tolist() == [[0, 1], [2, 3], [4, 5]]
@@ -113,7 +113,7 @@ def test_a_group_of_two_sums_gathers_and_agrees(tmp_path: Path) -> None:
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
         found = [parallel.size(), rank, [part.tolist() for part in sums], whole.flatten().tolist()]
-        return [*found, parallel.agreed(f"of {rank}"), parallel.largest(3 + rank), said]
+        return [*found, parallel.broadcast(f"of {rank}"), parallel.largest(3 + rank), said]
 
     (zero, one), _ = forked(tmp_path, work)
     sums = [[3.0, 5.0], [10.0]]
