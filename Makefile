@@ -52,13 +52,13 @@ format: venv ## format the code and mend what ruff can
 	$(BIN)/ruff check --fix
 
 bench: venv ## time the compressions, solvers' steps and compact networks, most against their plain forms
-	$(BIN)/python -m benchmarks.compressions
-	$(BIN)/python -m benchmarks.nnbcd_sweep
-	$(BIN)/python -m benchmarks.nnbcd_scale
-	$(BIN)/python -m benchmarks.lc_steps
-	$(BIN)/python -m benchmarks.minibatches
-	$(BIN)/python -m benchmarks.frank_wolfe
-	$(BIN)/python -m benchmarks.compact_layers
+	$(BIN)/python -m scripts.benchmarks.compressions
+	$(BIN)/python -m scripts.benchmarks.nnbcd_sweep
+	$(BIN)/python -m scripts.benchmarks.nnbcd_scale
+	$(BIN)/python -m scripts.benchmarks.lc_steps
+	$(BIN)/python -m scripts.benchmarks.minibatches
+	$(BIN)/python -m scripts.benchmarks.frank_wolfe
+	$(BIN)/python -m scripts.benchmarks.compact_layers
 
 clean: ## remove caches and builds; .venv and outputs stay
 	rm -rf build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage

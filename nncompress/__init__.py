@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nncompress.compact.artefact import load as load
+    from nncompress.artefact.model import load as load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
@@ -12,7 +12,7 @@ __all__ = ["__version__", "load"]
 def __getattr__(name: str) -> Any:
     """`nncompress.load`: the network that a run deploys, from its files (`compact.artefact.load`)."""
     if name == "load":
-        from nncompress.compact.artefact import load
+        from nncompress.artefact.model import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

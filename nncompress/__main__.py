@@ -2,6 +2,6 @@
 
 import sys
 
-from nncompress.cli import main
+from nncompress.cli.main import main
 
 sys.exit(main())

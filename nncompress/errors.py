@@ -1,5 +1,10 @@
 """What a user is told, and the exit code it ends with. Imports nothing."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class NNCompressError(Exception):
     """An error whose message is one sentence for the user: what is required, what was found, what to do."""
@@ -31,3 +36,15 @@ class Diverged(NNCompressError):
 
 class Pruned(NNCompressError):
     """A trial of a search that others have shown to be hopeless."""
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of the error's message, or its class when it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known word most like `word`, else nothing."""
+    match = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{match[0]}'?" if match else ""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nncompress.channels import kept_in
 from nncompress.compressions.base import FLOAT_BITS
+from nncompress.compressions.params import Params
 from nncompress.compressions.plan import Plan, Task
-from nncompress.compressions.products import Use
-from nncompress.params import Params
 from nncompress.problem import Loss, Problem, Split
+from nncompress.surgery.channels import kept_in
+from nncompress.surgery.uses import Layer
 
 EVALUATED_AT_ONCE = {"cpu": 1 << 17, "cuda": 1 << 23}
 """Numbers in the samples that are evaluated at once: what fits the caches of a CPU, the memory of a GPU."""
@@ -134,65 +134,6 @@ def gap(w: Params, compressed: Params) -> float:
     """‖w - Δ(Θ)‖ / ‖w‖ over the compressed weights (0 without any)."""
     norm = float(w.sq())
     return (float((w - compressed).sq()) / norm) ** 0.5 if norm > 0 else 0.0
-
-
-class Layer(NamedTuple):
-    """One use of a Linear or Conv2d weight by a network: its name (None for one that is no parameter of its own).
-
-    `use` is None for a grouped convolution, which has no factorised form here.
-    """
-
-    name: str | None
-    entries: int
-    positions: int
-    use: Use | None
-
-
-def layers_of(model: nn.Module, x: Tensor) -> list[Layer]:
-    """The uses of Linear and Conv2d weights on one sample x (1 x input_shape), in their order."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    found: list[Layer] = []
-
-    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        found.append(_layer(module, args[0].shape, output.shape, names))
-
-    watch(model, x, hook, (nn.Linear, nn.Conv2d))
-    return found
-
-
-@torch.no_grad()
-def watch(model: nn.Module, x: Tensor, hook: Callable[..., None], kinds: tuple[type[nn.Module], ...]) -> None:
-    """Pass samples x through `model` in evaluation mode, `hook` called behind every use of a module of these kinds.
-
-    It is given the module, the tuple of its inputs and its output.
-    """
-    handles = [module.register_forward_hook(hook) for module in model.modules() if isinstance(module, kinds)]
-    was_training = model.training
-    try:
-        model.eval()(x)
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
-
-
-def _layer(module: Any, given: torch.Size, made: torch.Size, names: Mapping[int, str]) -> Layer:
-    """The layer of a Linear or Conv2d that made a tensor of shape `made` of one of shape `given`."""
-    weight: Tensor = module.weight
-    convolution = isinstance(module, nn.Conv2d)
-    inputs, outputs = (given[-2:], made[-2:]) if convolution else (given[1:-1], made[1:-1])
-    use = Use(tuple(weight.shape), tuple(inputs), tuple(outputs))
-    grouped = convolution and module.groups > 1
-    return Layer(names.get(id(weight)), weight.numel(), use.positions, None if grouped else use)
-
-
-def uses_of(layers: Iterable[Layer]) -> dict[str, Use]:
-    """The uses by the names of the weights, for recipes (the first, where a weight is used more than once)."""
-    uses: dict[str, Use] = {}
-    for layer in layers:
-        if layer.name is not None and layer.use is not None:
-            uses.setdefault(layer.name, layer.use)
-    return uses
 
 
 def macs(

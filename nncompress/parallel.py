@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from typing import TYPE_CHECKING, TypeVar
 
-from nncompress.errors import NNCompressError
-from nncompress.signatures import one_line
+from nncompress.errors import NNCompressError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 if TYPE_CHECKING:
-    from nncompress.augmentation import Augmentation
     from nncompress.compressions.plan import Plan
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -42,6 +42,46 @@ class Split:
     def laid_out(self, memory_format: torch.memory_format) -> Split:
         """The split with inputs that are images in a memory format."""
         return replace(self, x=self.x.contiguous(memory_format=memory_format)) if self.x.dim() == 4 else self
+
+
+class Augmentation(ABC):
+    """A random change of images x (n, channels, height, width), in two parts: the random numbers, and their use.
+
+    `apply` works without host synchronisation and on shapes that do not depend on data, as CUDA graphs need.
+    """
+
+    @property
+    @abstractmethod
+    def columns(self) -> int:
+        """How many random numbers the change of one sample takes."""
+
+    @property
+    def smallest_side(self) -> int:
+        """Default: 1. Pixels that height and width must have at least; 0 when samples need not be images."""
+        return 1
+
+    @abstractmethod
+    def apply(self, x: Tensor, drawn: Tensor, blank: Tensor) -> Tensor:
+        """The changed images, with the shape, type, device and memory format of x, which is left as it is.
+
+        x (n, c, h, w), of any floating-point type; drawn (n, columns), float32 as `draw` gives it, on the device of x;
+        blank (c, 1, 1) or (), on the device of x: the value of what comes in from outside.
+        """
+
+    @final
+    def draw(self, n: int, generator: Generator) -> Tensor:
+        """Numbers (n, columns), float32 on the CPU, uniform in [0, 1): all that is random for n samples."""
+        return torch.rand(n, self.columns, generator=generator)
+
+    @final
+    def check(self, input_shape: Sequence[int]) -> None:
+        """Raise ValueError unless samples of this shape are images, large enough for the change."""
+        least = self.smallest_side
+        if least and (len(input_shape) != 3 or min(input_shape[1:]) < least):
+            raise ValueError(
+                f"augmentation needs images (channels, height, width) with sides of at least {least}, "
+                f"found samples of shape {tuple(input_shape)}; choose such data, or augmentation=none"
+            )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from problems import ARCHITECTURE, randn
 from torch import Tensor, nn
 
 from nncompress import metrics
-from nncompress.compact.artefact import load, save_compact
+from nncompress.artefact.model import load, save_compact
 from nncompress.errors import CheckpointError, ConfigError
 from nncompress.problem import Dataset, Problem, Split, with_weights
 from nncompress.solvers.base import Observation

@@ -7,22 +7,17 @@ from problems import F64, gaussian, mlp, problem, randn
 from torch import nn
 
 from nncompress.compressions.additive import additive
-from nncompress.compressions.codebook import codebook
-from nncompress.compressions.low_rank import low_rank
-from nncompress.compressions.quantization import (
-    fixed_codebook,
-    powers_of_two,
-    scaled_binary,
-    scaled_ternary,
-)
-from nncompress.compressions.rank_selection import rank_selection
-from nncompress.compressions.sparsity import l0, l0_penalty, l1, l1_penalty
-from nncompress.compressions.structured import group_l0, n_m
-from nncompress.compressions.tensor_train import tt
-from nncompress.compressions.uniform import low_precision, uniform
+from nncompress.compressions.decomposition.low_rank import low_rank
+from nncompress.compressions.decomposition.rank_selection import rank_selection
+from nncompress.compressions.decomposition.tensor_train import tt
+from nncompress.compressions.quantization.codebook import codebook
+from nncompress.compressions.quantization.fixed import fixed_codebook, powers_of_two, scaled_binary, scaled_ternary
+from nncompress.compressions.quantization.uniform import low_precision, uniform
+from nncompress.compressions.sparsity.magnitude import l0, l0_penalty, l1, l1_penalty
+from nncompress.compressions.sparsity.structured import group_l0, n_m
 from nncompress.problem import Dataset, Problem, Split, weights_of
-from nncompress.solvers.baselines import DCRetrain, squared_error
-from nncompress.solvers.descent import Constant
+from nncompress.solvers.lc.baselines import DCRetrain, squared_error
+from nncompress.solvers.training.descent import Constant
 
 N, INPUTS, OUTPUTS = 40, 6, 4
 MOMENTUM = partial(torch.optim.SGD, momentum=0.9, nesterov=True)

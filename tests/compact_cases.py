@@ -9,19 +9,19 @@ from problems import F64, randn
 from product_cases import KERNEL, MATRIX, ON_KERNELS, ON_MATRICES
 from torch import nn
 
-from nncompress.compact.layers import CACHED, PLANS, RECONSTRUCT, CompactLayer, compact_layer
-from nncompress.compact.theta import HeldTheta
 from nncompress.compressions.base import Compression
-from nncompress.compressions.codebook import Codebook, codebook
-from nncompress.compressions.low_rank import LowRank, low_rank
-from nncompress.compressions.nonconvex import LHalfPenalty
+from nncompress.compressions.decomposition.low_rank import LowRank, low_rank
 from nncompress.compressions.plan import Plan
-from nncompress.compressions.quantization import FixedCodebook, ScaledBinary, ScaledTernary
-from nncompress.compressions.sparsity import L1, L1Penalty, l0
-from nncompress.compressions.structured import NM
-from nncompress.compressions.uniform import LowPrecision, Uniform
+from nncompress.compressions.quantization.codebook import Codebook, codebook
+from nncompress.compressions.quantization.fixed import FixedCodebook, ScaledBinary, ScaledTernary
+from nncompress.compressions.quantization.uniform import LowPrecision, Uniform
+from nncompress.compressions.sparsity.magnitude import L1, L1Penalty, l0
+from nncompress.compressions.sparsity.nonconvex import LHalfPenalty
+from nncompress.compressions.sparsity.structured import NM
 from nncompress.compressions.views import AsMatrix, AsTensor, AsVector, View
 from nncompress.problem import weights_of
+from nncompress.surgery.compact_layers import CACHED, PLANS, RECONSTRUCT, CompactLayer, compact_layer
+from nncompress.surgery.theta import HeldTheta
 
 DENSE_ONLY = [
     (Codebook(3), AsVector()), (Codebook(2, per_channel=True), AsMatrix()), (FixedCodebook((-0.3, 0.3)), AsVector()),

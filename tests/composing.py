@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from hydra import initialize_config_module
 from hydra._internal import config_loader_impl as loader
 
-from nncompress import config
+from nncompress.config.schema import register
 
 Read = loader.CachingConfigRepository
 
@@ -48,6 +48,6 @@ def _packaged(repository: Any) -> bool:
 @contextmanager
 def composing() -> Iterator[None]:
     """Within it `hydra.compose` composes the packaged configuration."""
-    config.register()
+    register()
     with initialize_config_module("nncompress.conf", version_base="1.3"):
         yield

@@ -7,18 +7,18 @@ import pytest
 
 from nncompress.compressions.additive import Additive, Part
 from nncompress.compressions.base import Compression
-from nncompress.compressions.codebook import Codebook
-from nncompress.compressions.cp import CP
-from nncompress.compressions.low_rank import LowRank
-from nncompress.compressions.nonconvex import LHalfPenalty, TransformedL1Penalty
-from nncompress.compressions.quantization import FixedCodebook, ScaledBinary, ScaledCodebook, ScaledTernary
-from nncompress.compressions.rank_selection import RankSelection
-from nncompress.compressions.sparsity import L0, L1, L0Penalty, L1Penalty
-from nncompress.compressions.structured import NM, GroupL0
-from nncompress.compressions.tensor_train import TensorTrain
-from nncompress.compressions.tt_matrix import TTMatrix
-from nncompress.compressions.tucker import Tucker
-from nncompress.compressions.uniform import LowPrecision, Uniform
+from nncompress.compressions.decomposition.cp import CP
+from nncompress.compressions.decomposition.low_rank import LowRank
+from nncompress.compressions.decomposition.rank_selection import RankSelection
+from nncompress.compressions.decomposition.tensor_train import TensorTrain
+from nncompress.compressions.decomposition.tt_matrix import TTMatrix
+from nncompress.compressions.decomposition.tucker import Tucker
+from nncompress.compressions.quantization.codebook import Codebook
+from nncompress.compressions.quantization.fixed import FixedCodebook, ScaledBinary, ScaledCodebook, ScaledTernary
+from nncompress.compressions.quantization.uniform import LowPrecision, Uniform
+from nncompress.compressions.sparsity.magnitude import L0, L1, L0Penalty, L1Penalty
+from nncompress.compressions.sparsity.nonconvex import LHalfPenalty, TransformedL1Penalty
+from nncompress.compressions.sparsity.structured import NM, GroupL0
 from nncompress.compressions.views import AsMatrix, AsVector
 
 CASES = [

@@ -87,10 +87,10 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty current folder, and commands that draw no pictures."""
     import torch
 
-    import nncompress.jobs
+    import nncompress.sweeps.jobs
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(nncompress.jobs, "write_report", lambda folder: None)
+    monkeypatch.setattr(nncompress.sweeps.jobs, "write_report", lambda folder: None)
     yield
     torch.set_deterministic_debug_mode("default")

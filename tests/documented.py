@@ -15,9 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from problems import ROOT
 
-from nncompress import config
-from nncompress.cli import COMMANDS
-from nncompress.train import retarget
+from nncompress.cli.main import COMMANDS
+from nncompress.config.schema import register
+from nncompress.sweeps.launch import retarget
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DATA = Path(os.environ.get("NNCOMPRESS_DATA", ROOT / "data")).absolute()
@@ -124,7 +124,7 @@ def jobs(words: Sequence[str]) -> list[list[str]]:
 
 def composed(words: Sequence[str], folder: str | None) -> DictConfig:
     """The configuration of one job as `nncompress train` makes it; folder: that of `--config-dir`."""
-    config.register()
+    register()
     own = [] if folder is None else [f"hydra.searchpath=[file://{Path(folder).absolute()}]"]
     with initialize_config_module("nncompress.conf", version_base="1.3"):
         cfg = compose("config", [*own, *words], return_hydra_config=True)

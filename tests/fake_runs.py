@@ -11,9 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 
-from nncompress.rates import rate_summary
-from nncompress.records import Recorder, read_run, write_json
+from nncompress.files import write_json
 from nncompress.report.style import STYLE, save_figure
+from nncompress.results.convergence import rate_summary
+from nncompress.results.records import Recorder, read_run
 
 LAMBDA = 0.25
 
@@ -119,8 +120,8 @@ def undrawn(patch: pytest.MonkeyPatch, but: Collection[str] = ()) -> None:
             (folder / f"{name}.{ending}").write_bytes(content)
         return [folder / f"{name}.{ending}" for ending in LEAST]
 
-    for module in ("run_plots", "sweep_plots"):
-        patch.setattr(f"nncompress.report.{module}.save_figure", saved)
+    for kind in ("run", "sweep"):
+        patch.setattr(f"nncompress.report.{kind}.plots.save_figure", saved)
 
 
 def drawn(figure: Figure) -> bytes:

@@ -16,8 +16,8 @@ from nncompress.constraints.lp import L1, L2, Linf, Lp
 from nncompress.constraints.size import FromInitialisation
 from nncompress.constraints.spectral import Nuclear, Spectral, SpectralKSparse, SpectralKSupport
 from nncompress.problem import Computation, Problem
-from nncompress.solvers.frank_wolfe import FrankWolfe
-from nncompress.solvers.rescaling import (
+from nncompress.solvers.frank_wolfe.frank_wolfe import FrankWolfe
+from nncompress.solvers.frank_wolfe.sfw import (
     DiameterRescaling,
     FastGradientRescaling,
     GradientRescaling,

@@ -8,13 +8,13 @@ import torch
 from problems import F64, mlp, problem, small_digits
 from torch import Tensor, nn
 
-from nncompress.compressions.low_rank import LowRank
+from nncompress.compressions.decomposition.low_rank import LowRank
 from nncompress.compressions.plan import Plan, Recipe, Task
 from nncompress.compressions.views import AsMatrix
 from nncompress.problem import Dataset, Problem, Split, weights_of
 from nncompress.solvers.base import Iterate
-from nncompress.solvers.descent import Constant
-from nncompress.solvers.learning_compression import LC
+from nncompress.solvers.lc.lc import LC
+from nncompress.solvers.training.descent import Constant
 
 DESCENT = partial(torch.optim.SGD, momentum=0.0)
 ROOT = torch.diag(torch.tensor([3.0, 1.0], dtype=F64))

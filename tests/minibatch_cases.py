@@ -9,10 +9,10 @@ import torch
 from problems import F64, problem
 from torch import Generator, Tensor, nn
 
-from nncompress.augmentation import Augmentations, Crop, Flip
 from nncompress.compressions.plan import none
+from nncompress.data.augmentation import Augmentations, Crop, Flip
 from nncompress.problem import Dataset, Split
-from nncompress.solvers.minibatches import Minibatches, epoch
+from nncompress.solvers.training.minibatches import Minibatches, epoch
 
 BLANK = torch.tensor(-0.7, dtype=F64)
 

@@ -10,14 +10,13 @@ from problems import F64, gaussian, problem, randn
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nncompress.compressions.sparsity import l0
-from nncompress.compressions.tensor_train import tt
+from nncompress.compressions.decomposition.tensor_train import tt
+from nncompress.compressions.sparsity.magnitude import l0
 from nncompress.models.cnn import NNBCDCNN
-from nncompress.models.mlp import MLP
-from nncompress.models.residual import ResidualMLP
+from nncompress.models.mlp import MLP, ResidualMLP
 from nncompress.problem import Dataset, Problem, Split
-from nncompress.solvers.nnbcd import NNBCD
-from nncompress.solvers.nnbcd_state import Blocks
+from nncompress.solvers.nnbcd.nnbcd import NNBCD
+from nncompress.solvers.nnbcd.state import Blocks
 
 
 class Part(NamedTuple):

@@ -8,10 +8,10 @@ from image_networks import small
 from problems import F64, problem, randn, small_digits
 from torch import Tensor, nn
 
+from nncompress.experiment.one_shot import Filters, LowRank, OneShot, Weights
+from nncompress.experiment.study import Study
 from nncompress.models.vgg import VGG
-from nncompress.one_shot import Filters, LowRank, OneShot, Weights
 from nncompress.problem import Problem
-from nncompress.study import Study
 
 NETWORKS = ("vgg-stages", "preresnet-basic", "densenet", "resnet18", "wide-resnet")
 METHODS: dict[str, list[OneShot]] = {

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nncompress.models.mlp import MLP
-from nncompress.solvers.sgd import SGD
+from nncompress.solvers.sgd.sgd import SGD
 from nncompress.tracking.base import About, Tracker
 
 

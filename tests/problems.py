@@ -7,11 +7,12 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from nncompress import config, metrics
 from nncompress.compressions.plan import Plan, Recipe, none, plan_of
+from nncompress.config.build import build
 from nncompress.data.digits import digits
 from nncompress.models.mlp import MLP
 from nncompress.problem import Dataset, Problem, Split, weights_of
+from nncompress.surgery.uses import layers_of, uses_of
 
 F64 = torch.float64
 ROOT = Path(__file__).parents[1]
@@ -54,7 +55,7 @@ def problem(data: Dataset, model: nn.Module, recipe=none, **settings: object) ->
 @cache
 def recipe_of(option: str) -> Recipe:
     """A compression as its file in conf/compression gives it."""
-    recipe: Recipe = config.build(OmegaConf.load(ROOT / "conf" / "compression" / f"{option}.yaml"))
+    recipe: Recipe = build(OmegaConf.load(ROOT / "conf" / "compression" / f"{option}.yaml"))
     return recipe
 
 
@@ -63,5 +64,5 @@ def problem_of(option: str, dtype: torch.dtype = F64) -> Problem:
     """Digits, a small perceptron, and an option of conf/compression."""
     data = small_digits(120, dtype)
     model = mlp(data)
-    uses = metrics.uses_of(metrics.layers_of(model, data.train.x[:1]))
+    uses = uses_of(layers_of(model, data.train.x[:1]))
     return Problem(model, data, plan_of(recipe_of(option), weights_of(model), uses))

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 
 from nncompress.compressions.additive import Additive, Part
-from nncompress.compressions.cp import CP
-from nncompress.compressions.low_rank import LowRank
-from nncompress.compressions.rank_selection import RankSelection
-from nncompress.compressions.sparsity import L0
-from nncompress.compressions.structured import GroupL0
-from nncompress.compressions.tensor_train import TensorTrain
-from nncompress.compressions.tt_matrix import TTMatrix
-from nncompress.compressions.tucker import Tucker
+from nncompress.compressions.decomposition.cp import CP
+from nncompress.compressions.decomposition.low_rank import LowRank
+from nncompress.compressions.decomposition.rank_selection import RankSelection
+from nncompress.compressions.decomposition.tensor_train import TensorTrain
+from nncompress.compressions.decomposition.tt_matrix import TTMatrix
+from nncompress.compressions.decomposition.tucker import Tucker
+from nncompress.compressions.sparsity.magnitude import L0
+from nncompress.compressions.sparsity.structured import GroupL0
 from nncompress.compressions.views import AsMatrix, AsTensor, AsVector
 
 MATRIX, KERNEL = (12, 20), (6, 8, 3, 2)

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from nncompress.models.vgg import VGG
 from nncompress.problem import Problem
-from nncompress.solvers.regularisers import (
+from nncompress.solvers.sgd.regularisers import (
     GroupLasso,
     NuclearNorm,
     ProximalGroupLasso,
     ProximalNuclearNorm,
     Regulariser,
 )
-from nncompress.solvers.sgd import SGD
+from nncompress.solvers.sgd.sgd import SGD
 
 SUBGRADIENTS = [GroupLasso, NuclearNorm]
 PROXIMAL = [ProximalGroupLasso, ProximalNuclearNorm]

@@ -13,12 +13,14 @@ from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from nncompress import config, experiment, jobs
-from nncompress.cli import main
-from nncompress.compact.artefact import _checksum
+from nncompress.artefact.model import _checksum
+from nncompress.cli.main import main
+from nncompress.config.schema import CHOICES, register
 from nncompress.errors import NNCompressError
-from nncompress.saved import changed, read_saved
-from nncompress.train import retarget
+from nncompress.experiment import run as experiment_run
+from nncompress.sweeps import jobs
+from nncompress.sweeps.launch import retarget
+from nncompress.sweeps.saved import changed, read_saved
 
 
 def configuration(*words: str) -> DictConfig:
@@ -41,12 +43,12 @@ GROUPS = {"dataset", "model", "compression", "constraint", "solver", "augmentati
 
 @cache
 def _composed(words: tuple[str, ...]) -> DictConfig:
-    config.register()
+    register()
     with initialize_config_module("nncompress.conf", version_base="1.3"):
         cfg = compose("config", list(words), return_hydra_config=True)
     with open_dict(cfg):
         chosen = cfg.pop("hydra").runtime.choices
-    cfg.choices = {group: choice for group in config.CHOICES if (choice := chosen.get(group))}
+    cfg.choices = {group: choice for group in CHOICES if (choice := chosen.get(group))}
     retarget(cfg, words)
     return cfg
 
@@ -76,7 +78,7 @@ def refusal(folder: Path, *words: str) -> NNCompressError:
 def finish(cfg: DictConfig, folder: Path) -> dict[str, object]:
     """Do the run of a configuration that needs no check and no reference: its summary."""
     folder.mkdir(parents=True, exist_ok=True)
-    experiment.run(cfg, folder)
+    experiment_run.run(cfg, folder)
     return summary(folder)
 
 

@@ -7,10 +7,10 @@ from image_networks import norms
 from problems import F64, problem, small_digits
 from torch import Tensor, nn
 
-from nncompress.channels import kept_in
 from nncompress.models.vgg import VGG
 from nncompress.problem import Problem
-from nncompress.solvers.slimming import Slimming
+from nncompress.solvers.slimming.proximal import Slimming
+from nncompress.surgery.channels import kept_in
 
 MOMENTUM = partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-2)
 N, BATCH = 60, 20

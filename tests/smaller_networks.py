@@ -9,12 +9,12 @@ from image_networks import count, norms, outputs
 from problems import F64, problem, randn
 from torch import Tensor, nn
 
-from nncompress import config
-from nncompress.channels import guarded, is_reshaped, kept_in, masked, norm_of, scales_of
-from nncompress.compact.artefact import save_compact
-from nncompress.compact.removal import removed
+from nncompress.artefact.model import save_compact
+from nncompress.config.build import build
 from nncompress.problem import Dataset, Split
 from nncompress.solvers.base import Observation
+from nncompress.surgery.channels import guarded, is_reshaped, kept_in, masked, norm_of, scales_of
+from nncompress.surgery.removal import removed
 
 Keep = dict[str, Tensor]
 ARCHITECTURES: dict[str, dict[str, object]] = {
@@ -83,7 +83,7 @@ def trained(network: nn.Module) -> nn.Module:
 def stored(folder: Path, name: str) -> tuple[nn.Module, Tensor]:
     """A smaller network written to a folder, in float32, and samples."""
     torch.manual_seed(0)
-    network = trained(config.build(ARCHITECTURES[name], input_shape=(1, 8, 8), num_classes=5)).float()
+    network = trained(build(ARCHITECTURES[name], input_shape=(1, 8, 8), num_classes=5)).float()
     keep = random_keep(network, 0.5)
     for norm, mask in keep.items():
         mask &= "blocks.1.branch" not in norm

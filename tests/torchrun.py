@@ -20,10 +20,11 @@ import torch
 from omegaconf import DictConfig
 from runs import rows
 
-from nncompress import jobs, parallel
+from nncompress import parallel
 from nncompress.errors import NNCompressError
-from nncompress.saved import changed, read_saved
-from nncompress.solvers.nnbcd_state import NNBCDState
+from nncompress.solvers.nnbcd.state import NNBCDState
+from nncompress.sweeps import jobs
+from nncompress.sweeps.saved import changed, read_saved
 
 TORCHRUN = [
     *(sys.executable, "-m", "torch.distributed.run"),
@@ -33,8 +34,8 @@ LIMIT = 600
 """Seconds after which something hangs."""
 COMMAND = """
 import sys
-from nncompress import jobs
-from nncompress.cli import main
+from nncompress.sweeps import jobs
+from nncompress.cli.main import main
 jobs.write_report = lambda folder: None
 raise SystemExit(main(["train", *sys.argv[1:]]))
 """

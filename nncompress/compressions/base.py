@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, final
@@ -14,8 +15,10 @@ from nncompress.errors import Diverged
 
 Theta = TypeVar("Theta")
 
+
 FLOAT_BITS = 32
 """Bits of one stored real number (the papers' convention; indices and codes are counted apart)."""
+
 
 CHUNK = 1 << 17
 """Entries whose difference is formed at once: a buffer of the tensors' size would cost more than the arithmetic."""
@@ -204,3 +207,25 @@ def distance_sq(a: Tensor, b: Tensor) -> Tensor:
     pairs = zip(torch.split(a.reshape(-1), size), torch.split(b.reshape(-1), size), strict=True)
     differences = (x - y for x, y in pairs)
     return torch.stack([torch.dot(d, d) for d in differences]).sum(dtype=torch.float64)
+
+
+def sort_rows(rows: Tensor) -> Tensor:
+    """Each row of (R, P) in ascending order.
+
+    Single precision is sorted by its bits with the row's number before them: once the bits of negative numbers are
+    flipped they are ordered as whole numbers, and PyTorch sorts those by radix, several times faster.
+    """
+    if rows.dtype != torch.float32:
+        return rows.sort(1).values
+    top = torch.iinfo(torch.int32).max
+    bits = rows.contiguous().view(torch.int32)
+    offset = (torch.arange(len(rows), device=rows.device) << 32)[:, None]
+    keys = (torch.where(bits < 0, bits ^ top, bits) + offset).flatten().sort().values.view(rows.shape)
+    bits = (keys - offset).int()
+    return torch.where(bits < 0, bits ^ top, bits).view(torch.float32)
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise ValueError for a weight of a penalty that is negative or infinite (the penalty of 0 would be no number)."""
+    if not 0 <= alpha < math.inf:
+        raise ValueError(f"alpha must be at least 0 and finite, found {alpha}")

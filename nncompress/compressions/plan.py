@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from nncompress.compressions.base import Compression, not_finite
+from nncompress.compressions.params import Params
 from nncompress.compressions.products import Use
 from nncompress.compressions.views import AsVector, View, stand_in
 from nncompress.errors import ConfigError, Diverged
-from nncompress.params import Params
 
 Recipe = Callable[..., "Plan"]
 """A function of a network's weights (and of `uses` and `round_to`, where it has such keywords) that makes a plan."""
@@ -260,3 +260,22 @@ def takes(recipe: Recipe, keyword: str) -> bool:
 def none(weights: Mapping[str, Tensor]) -> Plan:
     """No compression: the dense network."""
     return Plan.of((), weights)
+
+
+def mixed(
+    weights: Mapping[str, Tensor],
+    *,
+    parts: Mapping[str, Recipe | Compression[Any] | None],
+    uses: Mapping[str, Use] | None = None,
+    round_to: int = 1,
+) -> Plan:
+    """The tasks of all `parts` (recipes by a name of your choice), each with its own `layers`.
+
+    Layers that no part names stay as they are; a part that is None counts as left out. `uses` and `round_to` are for
+    the parts. Raises ConfigError for a weight that two parts name.
+    """
+    tasks: list[Task] = []
+    for key, part in ((key, part) for key, part in parts.items() if part is not None):
+        with part_named(key):
+            tasks += plan_of(part, weights, uses, round_to=round_to).tasks
+    return Plan.of(tasks, weights)

@@ -1,10 +1,10 @@
-"""Choosing the size of a compression so that the whole network meets a target."""
+"""The setting of a compression that reaches a size; ranks and row counts as multiples of a number."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -13,7 +13,11 @@ from nncompress.compressions.plan import Plan, Recipe, plan_of, takes
 from nncompress.compressions.products import Use
 from nncompress.errors import ConfigError
 
+if TYPE_CHECKING:
+    from nncompress.compressions.plan import Plan
+
 log = logging.getLogger(__name__)
+
 
 KNOBS: Mapping[str, tuple[int, Callable[[int], int | float]]] = {
     "rank": (1 << 16, int),
@@ -107,3 +111,48 @@ def _first_beyond(goes_on: Callable[[int], bool], highest: int) -> int:
     while n < highest and goes_on(n):
         n *= 2
     return min(n, highest)
+
+
+def rounded(count: int, round_to: int, most: int) -> int:
+    """`count` rounded up to a multiple of `round_to`, at most `most`; none, and what is not below `most`, stays.
+
+    Raises ValueError for a `round_to` below 1.
+    """
+    check_round_to(round_to)
+    return min(most, -(-count // round_to) * round_to) if 0 < count < most else count
+
+
+def check_round_to(round_to: int) -> None:
+    """Raise ValueError for a number of which there are no multiples."""
+    if round_to < 1:
+        raise ValueError(f"round_to must be at least 1, found {round_to}")
+
+
+class Change(NamedTuple):
+    """What rounding changed in one task: the numbers of ranks or rows, and how many stored numbers that added.
+
+    what, before, after, added are None where they depend on the weights.
+    """
+
+    params: str
+    what: str | None
+    before: tuple[int, ...] | None
+    after: tuple[int, ...] | None
+    added: int | None
+
+
+def changes(plan: Plan, plain: Plan) -> list[Change]:
+    """What sets a plan apart from the one that the same recipe makes for the same weights without rounding."""
+    found = []
+    for task, other in zip(plan.tasks, plain.tasks, strict=True):
+        shape = plan.seen(task)
+        pairs = zip(task.compression.summands(shape), other.compression.summands(shape), strict=True)
+        for (compression, seen), (unrounded, _) in pairs:
+            if compression != unrounded:
+                after, before = compression.size(seen), unrounded.size(seen)
+                names = ", ".join(task.params)
+                if after is None or before is None:
+                    found.append(Change(names, None, None, None, None))
+                elif after != before:
+                    found.append(Change(names, after.what, before.counts, after.counts, after.params - before.params))
+    return found

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nncompress.channels import own_weights
 from nncompress.compressions.plan import matching
 from nncompress.constraints.base import Constraint
 from nncompress.constraints.size import FromInitialisation, Size
 from nncompress.errors import ConfigError
+from nncompress.surgery.channels import own_weights
 
 
 class Body(NamedTuple):

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from nncompress.constraints.base import Constraint, Vertices, euclidean, lp_norms, over
-from nncompress.constraints.selection import largest
+from nncompress.constraints.base import Constraint, Vertices, euclidean, largest, lp_norms, over
 from nncompress.errors import ConfigError
 
 

@@ -15,7 +15,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from nncompress.compressions.truncated_svd import singular_values
+from nncompress.compressions.decomposition.svd import singular_values
 from nncompress.constraints.base import ZERO, Constraint, Vertices, euclidean, over
 from nncompress.constraints.k_support import check_k, count_of, k_support_norms
 from nncompress.errors import ConfigError

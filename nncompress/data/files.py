@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from nncompress.errors import DataError
-from nncompress.locks import held
+from nncompress.files import held
 
 log = logging.getLogger(__name__)
 

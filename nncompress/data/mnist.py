@@ -15,7 +15,7 @@ from torch import Tensor
 from nncompress.data.files import Official, Source, fetch
 from nncompress.data.files import download as download_file
 from nncompress.data.prepare import DIGITS, Preparation, prepare
-from nncompress.locks import held
+from nncompress.files import held
 from nncompress.problem import Dataset, Split
 
 FILES = {

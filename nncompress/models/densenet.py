@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nncompress.channels import Scale
-from nncompress.models.images import head, image_channels, initialise_normed, scaled
+from nncompress.models.common import head, image_channels, initialise_normed, scaled
+from nncompress.surgery.channels import Scale
 
 BLOCKS = 3
 

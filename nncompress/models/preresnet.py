@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol, cast
 
 from torch import Tensor, nn
 
-from nncompress.channels import Scale
-from nncompress.models.images import head, image_channels, initialise_normed, scaled
+from nncompress.models.common import head, image_channels, initialise_normed, scaled
+from nncompress.surgery.channels import Scale
 
 EXPANSION = 4  # channels out of a bottleneck for each one in its middle
 

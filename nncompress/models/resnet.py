@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nncompress.channels import Scale
-from nncompress.models.images import image_channels, initialise_normed, scaled
+from nncompress.models.common import image_channels, initialise_normed, scaled
+from nncompress.surgery.channels import Scale
 
 
 class Block(nn.Module):

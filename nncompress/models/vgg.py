@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from nncompress.channels import Scale
-from nncompress.models.images import image_channels, initialise_normed, scaled
+from nncompress.models.common import image_channels, initialise_normed, scaled
+from nncompress.surgery.channels import Scale
 
 STAGES = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 WIDTHS = (64, 128, 256, 512, 512)

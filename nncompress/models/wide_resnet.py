@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nncompress.channels import Scale
-from nncompress.models.images import head, image_channels, initialise_normed
+from nncompress.models.common import head, image_channels, initialise_normed
 from nncompress.models.preresnet import Conv, PreActivationBlock, PreActivationNetwork, basic, changes, shortcut_of
+from nncompress.surgery.channels import Scale
 
 
 class ChangingBlock(nn.Module):

@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from nncompress.outline import DETAILS, GROUPS, figures_of, flatten, state
-from nncompress.rates import rate_summary
-from nncompress.records import Run
 from nncompress.report.text import setting
+from nncompress.results.convergence import rate_summary
+from nncompress.results.query import DETAILS, GROUPS, figures_of, flatten, state
+from nncompress.results.records import Run
 
 TARGET = "._target_"
 OWN = "nncompress.errors."

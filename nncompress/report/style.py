@@ -1,24 +1,37 @@
 """How every figure looks and is saved: colour-blind-safe colours, readable log axes, the same bytes each time."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import Bbox
+from numpy.typing import ArrayLike
 
-from nncompress.records import replace_bytes
+from nncompress.files import replace_bytes
 
 # Okabe and Ito's palette, without its yellow, which is too light for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
 LINES = ("-", "--", "-.", ":")
+
+
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
 STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "figure.titlesize": 12, "text.usetex": False,
     "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.3, "axes.spines.top": False,
@@ -94,3 +107,75 @@ def power_of_ten(value: float) -> str:
     digits, exponent = f"{value:.2e}".split("e")
     raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"10{raised}" if float(digits) == 1 else f"{float(digits):g}×10{raised}"
+
+
+# Where a label may stand: alignment, and offset from its point in points, the nearest first.
+AROUND = (("left", 7, 5), ("left", 7, -12), ("right", -7, 5), ("right", -7, -12), ("center", 0, 9), ("center", 0, -17))
+
+
+Point = tuple[float, float]
+
+
+def label_points(
+    figure: Figure, axes: Axes, points: Sequence[Point], texts: Sequence[str], lines: Iterable[tuple[Point, Point]]
+) -> bool:
+    """Write each text at the nearest free place around its point, with a thin line when that is further off.
+
+    The axes must have their final limits; `lines` are horizontal or vertical, not to be written on. Returns False,
+    with no label written, when one of them finds no place.
+    """
+    figure.draw_without_rendering()
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in axes.transData.transform(points)]
+    taken += [Bbox(np.sort(axes.transData.transform(line), axis=0)).padded(2) for line in lines]
+    notes: list[Annotation] = []
+    for point, text in zip(points, texts, strict=True):
+        note = next((n for n in _candidates(axes, point, text) if _free(n, axes, taken)), None)
+        if note is None:
+            for written in notes:
+                written.remove()
+            return False
+        notes.append(note)
+        taken.append(_extent(note))
+    return True
+
+
+def _candidates(axes: Axes, point: Point, text: str) -> Iterator[Annotation]:
+    """The label at each place in turn; one that is not taken is removed before the next is tried."""
+    for distance in (1.0, 2.0, 3.0, 4.5):
+        for side, dx, dy in AROUND:
+            far = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7} if distance > 1 else None
+            note = axes.annotate(
+                text, point, (dx * distance, dy * distance), textcoords="offset points", ha=side, arrowprops=far
+            )
+            note.set_fontsize(8.5)
+            yield note
+            note.remove()
+
+
+def _free(note: Annotation, axes: Axes, taken: Sequence[Bbox]) -> bool:
+    box, frame = _extent(note), axes.get_window_extent()
+    inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+    return inside and not any(box.overlaps(other) for other in taken)
+
+
+def _extent(note: Annotation) -> Bbox:
+    """The box of the text alone, without the line to its point."""
+    note.get_window_extent()  # moves the text to its place
+    return Text.get_window_extent(note)
+
+
+def pareto_front(ratio: ArrayLike, accuracy: ArrayLike) -> list[int]:
+    """Positions of the points that no other point dominates, by rising ratio.
+
+    A point dominates another when its ratio is not larger, its accuracy not smaller, and one of the two strictly
+    better. Equal points do not dominate each other; points with a NaN are left out.
+    """
+    r, a = np.asarray(ratio, dtype=float), np.asarray(accuracy, dtype=float)
+    known = np.flatnonzero(~(np.isnan(r) | np.isnan(a)))
+    order = known[np.lexsort((-a[known], r[known]))]
+    front: list[int] = []
+    for point in order:
+        last = front[-1] if front else None
+        if last is None or a[point] > a[last] or (a[point] == a[last] and r[point] == r[last]):
+            front.append(int(point))
+    return front

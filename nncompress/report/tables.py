@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from nncompress.records import replace_bytes
+from nncompress.files import replace_bytes
 from nncompress.report.text import UNKNOWN
 
 TEX = {

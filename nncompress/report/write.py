@@ -8,20 +8,20 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nncompress.outline import GROUPS
-from nncompress.records import SUMMARY, Run, is_run, read_run, read_runs, replace_bytes
+from nncompress.files import replace_bytes
 from nncompress.report.collect import aggregate, choice, failures, group_label, setting_of, summaries, varied
-from nncompress.report.html import run_page, sweep_page
-from nncompress.report.one_shot import run_one_shot, sweep_one_shot
-from nncompress.report.reproduction import REPRODUCTION, studies_of, write_reproduction
-from nncompress.report.run_plots import run_plots
-from nncompress.report.run_tables import run_tables
-from nncompress.report.searches import search_plot, search_table, trials_of
-from nncompress.report.studies import courses, outcomes, sensitivity, spread
-from nncompress.report.study_plots import courses_plot, sensitivity_plot, spread_plot
-from nncompress.report.sweep_plots import accuracy_ratio_plot, objectives_plot, save_sweep_plots
-from nncompress.report.sweep_tables import sensitivity_table, sweep_table, write_frame
+from nncompress.report.html.page import run_page, sweep_page
+from nncompress.report.run.plots import run_plots
+from nncompress.report.run.tables import run_tables
+from nncompress.report.sweep.one_shot import run_one_shot, sweep_one_shot
+from nncompress.report.sweep.plots import accuracy_ratio_plot, objectives_plot, save_sweep_plots
+from nncompress.report.sweep.searches import search_plot, search_table, trials_of
+from nncompress.report.sweep.studies import courses, outcomes, sensitivity, spread
+from nncompress.report.sweep.study_plots import courses_plot, sensitivity_plot, spread_plot
+from nncompress.report.sweep.tables import sensitivity_table, sweep_table, write_frame
 from nncompress.report.tables import Table, write_table
+from nncompress.results.query import GROUPS
+from nncompress.results.records import SUMMARY, Run, is_run, read_run, read_runs
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,6 @@ class _Written:
 def report(folders: Iterable[Path], html: bool = False) -> list[Path]:
     """Rebuild the report of each folder: a run's own; below any other folder, that of each run and their aggregate.
 
-    Of a paper's experiments (`nncompress reproduce`) that of each study and those beside the published figures.
     With `html` also write one page, report.html, into each folder.
 
     Raises:
@@ -66,12 +65,6 @@ def report(folders: Iterable[Path], html: bool = False) -> list[Path]:
             run = read_run(folder)
             written = _write_run(run)
             page = run_page(run, written.tables, written.plots) if html else None
-        elif (folder / REPRODUCTION).is_file():
-            found = studies_of(folder)
-            for name, runs in found.items():
-                paths += _write_sweep(folder / name, runs, summaries(runs), failures(runs)).paths if runs else []
-            paths += write_reproduction(folder, found)
-            continue
         else:
             runs = read_runs([folder])
             for run in runs:
@@ -98,6 +91,11 @@ def is_reported(folder: Path) -> bool:
     """Whether a run's tables and plots are there, whole and of its present summary."""
     last, summary = folder / LAST, folder / SUMMARY
     return last.is_file() and (not summary.is_file() or last.stat().st_mtime_ns >= summary.stat().st_mtime_ns)
+
+
+def write_report_of(folder: Path, runs: Sequence[Run]) -> list[Path]:
+    """Write the tables/ and plots/ of some runs of the sweep in `folder`; their paths, none without a run."""
+    return _write_sweep(folder, runs, summaries(runs), failures(runs)).paths if runs else []
 
 
 def write_sweep_report(folder: Path) -> SweepReport:

@@ -22,16 +22,17 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from nncompress import config
+from nncompress.config.build import build
+from nncompress.config.overrides import quoted, sentence
+from nncompress.config.schema import CHOICES, register
 from nncompress.errors import ConfigError, DataError, NNCompressError
-from nncompress.hydra_errors import sentence
-from nncompress.manifest import ENDED, SWEEP, key_of, read_manifest, standing
-from nncompress.records import SUMMARY, read_json
-from nncompress.reference import reference_of
+from nncompress.experiment.reference import reference_of
+from nncompress.files import read_json
 from nncompress.reproduce.protocol import Study
-from nncompress.sweeper import combinations, values_of
-from nncompress.train import QUIET, train
-from nncompress.words import quoted
+from nncompress.results.records import SUMMARY
+from nncompress.results.sweep_folder import ENDED, SWEEP, key_of, read_manifest, standing
+from nncompress.sweeps.launch import QUIET, train
+from nncompress.sweeps.sweeper import combinations, values_of
 
 ONE_STEP = {"num_steps": 1, "epochs": 1, "first_epochs": 1}
 """The keys of a solver that set how much it does, and their values when one step of it is measured."""
@@ -97,7 +98,7 @@ def jobs_of(words: Sequence[str]) -> list[Job]:
     Raises:
         ConfigError: a word is wrong.
     """
-    config.register()
+    register()
     try:
         with initialize_config_module("nncompress.conf", version_base="1.3"):
             loader = GlobalHydra.instance().config_loader()
@@ -114,7 +115,7 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
     """The configuration of a job as `nncompress train` has it, after which its reference's folder is named."""
     cfg = compose("config", list(overrides), return_hydra_config=True)
     choices = cfg.hydra.runtime.choices
-    cfg.choices = {group: choices[group] for group in config.CHOICES if choices.get(group)}
+    cfg.choices = {group: choices[group] for group in CHOICES if choices.get(group)}
     with open_dict(cfg):
         del cfg.hydra
     return cfg
@@ -215,7 +216,7 @@ def _check_data(node: str) -> None:
     Raises:
         NNCompressError: it cannot be loaded.
     """
-    config.build(json.loads(node))
+    build(json.loads(node))
 
 
 def ended_otherwise(folder: Path, jobs: Sequence[Job]) -> dict[str, int]:

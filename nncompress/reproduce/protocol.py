@@ -1,22 +1,29 @@
-"""What is run for a paper: studies (each a sweep), which published rows they measure, which claims they test.
+"""What is run for a paper: studies (each a sweep), the published rows they measure, the claims they test.
 
-Read from `papers/<paper>.yaml` beside this module, for one scale. Imports no torch.
+Read from `papers/<paper>.yaml` and `published.csv` beside this module. Imports no torch.
 """
 
 from __future__ import annotations
 
+import csv
 import importlib.resources
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 PAPERS = ("nnbcd", "slimming", "sparsefw", "lc", "cross")
+
+
 SCALES = ("smoke", "cpu", "gpu")
+
+
 FOLDER = "papers"
+REPRODUCTION = "reproduce.json"
+"""What is on record of a paper's experiments, in their folder."""
 
 
 @dataclass(frozen=True)
@@ -186,3 +193,33 @@ def _claim(node: Mapping[str, Any]) -> Claim:
         better=node.get("better", 1),
         by=node.get("by"),
     )
+
+
+NOT_AVAILABLE = "not available"
+
+
+CLAIM = "claim"
+
+
+class Published(NamedTuple):
+    """One figure: of which paper, in which table or file, of which setting, what, how much."""
+
+    paper: str
+    row: str
+    source: str
+    setting: str
+    metric: str
+    value: str
+    note: str
+
+    @property
+    def number(self) -> float | None:
+        """The value as a number; None for a claim and for what is not available."""
+        return None if self.metric == CLAIM or self.value == NOT_AVAILABLE else float(self.value)
+
+
+def read_published(paper: str | None = None) -> list[Published]:
+    """All figures, or those of one paper (`nnbcd slimming sparsefw lc`, or `other` for what others published)."""
+    text = importlib.resources.files(__package__).joinpath("published.csv").read_text(encoding="utf-8")
+    found = [Published(**row) for row in csv.DictReader(text.splitlines())]
+    return [figure for figure in found if paper in (None, figure.paper)]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nncompress import locks
+from nncompress.files import held
 from nncompress.tracking.base import About, Tracker, final
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _alone(uri: str) -> Iterator[None]:
         return
     path = Path(uri.removeprefix(SQLITE).partition("?")[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locks.held(path.with_name(f"{path.name}.lock"), lambda: None):
+    with held(path.with_name(f"{path.name}.lock"), lambda: None):
         yield
 
 

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from nncompress import config
-from nncompress.outline import flatten
-from nncompress.records import STATUS, SUMMARY, read_json, write_json
-from nncompress.signatures import one_line
+from nncompress.config.build import build, resolve
+from nncompress.errors import one_line
+from nncompress.files import read_json, write_json
+from nncompress.results.query import flatten
+from nncompress.results.records import STATUS, SUMMARY
 from nncompress.tracking.base import About, Tracker
 
 log = logging.getLogger(__name__)
@@ -54,12 +55,12 @@ class Tracking:
         """Begin with every tracker that the configuration names, or go on where `tracking.json` says."""
         if not self._cfg.tracking:
             return
-        tree = {key: value for key, value in config.resolve(self._cfg).items() if key not in NOT_TOLD}
+        tree = {key: value for key, value in resolve(self._cfg).items() if key not in NOT_TOLD}
         flat = flatten(tree)
         known = read_json(self._folder / KNOWN) or {}
         for name, node in self._cfg.tracking.items():
             with self._spared(str(name)):
-                tracker = config.build(node)
+                tracker = build(node)
                 if not isinstance(tracker, Tracker):
                     raise TypeError(f"must be an nncompress.tracking.base.Tracker, found {type(tracker).__name__}")
                 self._trackers[str(name)] = tracker

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from nncompress import jobs
 from nncompress.errors import Unsupported
+from nncompress.sweeps import jobs
 
 
 def stand_in_run(cfg: DictConfig, folder: Path) -> None:
@@ -34,7 +34,7 @@ def stand_in_run(cfg: DictConfig, folder: Path) -> None:
         if cfg.seed == 8:
             raise KeyboardInterrupt
     except BaseException as error:
-        logging.getLogger("nncompress.experiment").info("ended", exc_info=error)
+        logging.getLogger("nncompress.experiment.run").info("ended", exc_info=error)
         status |= {"status": "failed", "reason": str(error)}
         raise
     finally:
@@ -46,8 +46,8 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty current folder, the stand-in for runs, and the process as it was afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setitem(sys.modules, "nncompress.experiment", SimpleNamespace(run=stand_in_run))
-    monkeypatch.setitem(sys.modules, "nncompress.reference", SimpleNamespace(with_reference=lambda cfg: cfg))
+    monkeypatch.setitem(sys.modules, "nncompress.experiment.run", SimpleNamespace(run=stand_in_run))
+    monkeypatch.setitem(sys.modules, "nncompress.experiment.reference", SimpleNamespace(with_reference=lambda cfg: cfg))
     monkeypatch.setattr(jobs, "write_report", lambda folder: None)
     root = logging.getLogger()
     before = root.handlers[:], root.level

@@ -11,9 +11,9 @@ from golden import Golden
 from runs import resign, run, status, summary
 
 import nncompress
-from nncompress import jobs
-from nncompress.cli import main
-from nncompress.resume import resumed
+from nncompress.cli.main import main
+from nncompress.sweeps import jobs
+from nncompress.sweeps.saved import resumed
 
 NETS = """
 from nncompress.models.mlp import MLP

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from cases import case
 
-from nncompress.cli import main
+from nncompress.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("stand_in")
 
@@ -202,7 +202,7 @@ def test_the_completion_function_is_for_the_program(capsys: Capture) -> None:
 
 LOADED = """
 import sys
-from nncompress.cli import main
+from nncompress.cli.main import main
 
 def told(*words):
     code = main(words)

@@ -14,12 +14,12 @@ from cases import case
 from golden import DIGITS, WORDS, Golden
 from runs import resume, rows, run, status, summary, train
 
-from nncompress import records
-from nncompress.cli import main
+from nncompress.cli.main import main
 from nncompress.errors import CheckpointError, NNCompressError
-from nncompress.records import Recorder, read_run, replace_bytes
-from nncompress.run_folder import claimed
-from nncompress.whole import whole
+from nncompress.files import replace_bytes, whole
+from nncompress.results import records
+from nncompress.results.records import Recorder, read_run
+from nncompress.results.run_folder import claimed
 
 NNBCD = [*WORDS["nnbcd"], *DIGITS, "seed=3"]
 LC = [

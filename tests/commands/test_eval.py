@@ -16,12 +16,12 @@ from golden import Golden
 from runs import run as done
 from torch import nn
 
-from nncompress import evaluation, latency
-from nncompress.cli import main
+from nncompress.cli.main import main
 from nncompress.data.digits import digits
 from nncompress.errors import ConfigError
-from nncompress.eval import composed
-from nncompress.report.evaluation_tables import latency_table
+from nncompress.experiment import evaluation, latency
+from nncompress.experiment.evaluation import composed
+from nncompress.report.evaluation import latency_table
 
 QUICK = ["batch_sizes=[2]", "seconds=0.001"]
 KEYS = {

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import nncompress
-from nncompress.cli import main
-from nncompress.compact import export as formats
-from nncompress.compact.artefact import open_artefact
-from nncompress.compact.measures import samples
+from nncompress.artefact import export
+from nncompress.artefact import export as formats
+from nncompress.artefact.model import open_artefact, samples
+from nncompress.cli.main import main
 from nncompress.metrics import dense_bits
 
 pytestmark = pytest.mark.usefixtures("apart")
@@ -115,7 +115,7 @@ def test_a_batch_size_that_is_given_is_the_only_one(run: Path, capsys: pytest.Ca
 def test_a_network_that_cannot_take_any_batch_is_exported_for_one_sample(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exported = formats._exported
+    exported = export._exported
 
     def fixed(network: nn.Module, x: torch.Tensor, dynamic_shapes: Any) -> Any:
         if dynamic_shapes is not None:
@@ -216,7 +216,7 @@ def test_an_interruption_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPat
         path.write_text("half a file")
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(formats.FORMATS, "onnx", (stopped, "model.onnx"))
+    monkeypatch.setitem(export.FORMATS, "onnx", (stopped, "model.onnx"))
     assert main(["export", str(run), "--format", "onnx"]) == 130
     assert not (run / "export").exists()
 

@@ -16,9 +16,10 @@ import yaml
 from cases import case
 from fake_runs import config, fake_run
 
-from nncompress.cli import main
-from nncompress.outline import Outline, flatten
-from nncompress.records import read_config, read_last_row, write_json
+from nncompress.cli.main import main
+from nncompress.files import write_json
+from nncompress.results.query import Outline, flatten
+from nncompress.results.records import read_config, read_last_row
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +283,7 @@ def test_compare_refuses_what_are_not_runs(runs: Path, capsys: pytest.CaptureFix
 
 def test_what_is_asked_often_imports_nothing_heavy(runs: Path) -> None:
     code = (
-        "import sys; from nncompress.cli import main; codes = [main(words) for words in "
+        "import sys; from nncompress.cli.main import main; codes = [main(words) for words in "
         "(['--help'], ['ls'], ['ls', 'solver.tau>3'], ['compare', 'outputs/b', 'outputs/c'])]; "
         "heavy = {'torch', 'pandas', 'matplotlib', 'numpy', 'omegaconf'} & set(sys.modules); "
         "sys.exit(str(heavy) if heavy else any(codes))"

@@ -9,8 +9,8 @@ from golden import DIGITS, WORDS, Golden
 from omegaconf import DictConfig, OmegaConf
 from runs import configuration, rows, run, status, summary
 
-from nncompress.cli import main
-from nncompress.rerun import _configuration
+from nncompress.cli.main import main
+from nncompress.cli.rerun import _configuration
 
 NNBCD = ["solver=nnbcd", "model=tt_mlp", "model.widths=[16]", "solver.num_steps=2", "dataset.train_size=200"]
 LC = [

@@ -14,7 +14,7 @@ from cases import case
 from omegaconf import OmegaConf
 from runs import configuration, finish, rows, status, summary
 
-from nncompress.cli import main
+from nncompress.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
 

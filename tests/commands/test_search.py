@@ -13,14 +13,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from runs import resume, rows, run, status
 
-from nncompress import experiment, jobs
-from nncompress.cli import main
+from nncompress.cli.main import main
 from nncompress.errors import ConfigError, Pruned
-from nncompress.records import SEARCH, write_json
+from nncompress.experiment import run as experiment
+from nncompress.experiment.trial import NAME, STORE, storage, watch
+from nncompress.files import write_json
 from nncompress.report import write
-from nncompress.run_folder import status_of
-from nncompress.search import distribution
-from nncompress.trials import NAME, STORE, storage, watch
+from nncompress.results.records import SEARCH
+from nncompress.results.run_folder import status_of
+from nncompress.sweeps import jobs
+from nncompress.sweeps.search import distribution
 
 optuna = pytest.importorskip("optuna")
 

@@ -10,7 +10,7 @@ import yaml
 from cases import case
 from runs import run, status, summary
 
-from nncompress.cli import main
+from nncompress.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
 

@@ -15,14 +15,17 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 from runs import status
 
-from nncompress import experiment, jobs, locks
-from nncompress.cli import main
+from nncompress import files
+from nncompress.cli.main import main
 from nncompress.errors import ConfigError, Diverged
-from nncompress.manifest import STOPPED, held, key_of, read_manifest
+from nncompress.experiment import run as experiment
+from nncompress.experiment import run as experiment_run
+from nncompress.files import GLANCE, taken
 from nncompress.report import write
-from nncompress.run_folder import status_of
-from nncompress.sweeper import combinations
-from nncompress.train import stamp
+from nncompress.results.run_folder import stamp, status_of
+from nncompress.results.sweep_folder import STOPPED, held, key_of, read_manifest
+from nncompress.sweeps import jobs
+from nncompress.sweeps.sweeper import combinations
 
 QUICK = ["solver=sgd", "model=mlp", "model.widths=[8]", "solver.num_steps=1"]
 SMALL = ["dataset.train_size=60", "dataset.test_size=20"]
@@ -153,7 +156,7 @@ def test_a_folder_for_each_job_is_required(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.usefixtures("tables")
 def test_a_sweep_of_real_runs_that_was_interrupted_is_resumed_and_can_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = experiment.run
+    run = experiment_run.run
 
     def stopped(cfg: DictConfig, folder: Path) -> object:
         if cfg.seed == 1:
@@ -319,10 +322,10 @@ def test_a_glance_does_not_refuse_who_comes_next(tmp_path: Path) -> None:
     path.touch()
     place = path.open("rb")
     let_go: Callable[[], None] = place.close
-    asker = threading.Timer(locks.GLANCE / 2, let_go)
+    asker = threading.Timer(GLANCE / 2, let_go)
     fcntl.flock(place, fcntl.LOCK_SH)
     asker.start()
-    with locks.held(path):
-        assert locks.taken(path)
-    assert not locks.taken(path)
+    with files.held(path):
+        assert taken(path)
+    assert not taken(path)
     asker.join()

@@ -11,8 +11,8 @@ from cases import case
 from runs import configuration, rows, status
 from torchrun import LIMIT, assert_same_records, assert_same_state, forked, run, under_torchrun
 
-import nncompress.jobs
-from nncompress.cli import main
+import nncompress.sweeps.jobs
+from nncompress.cli.main import main
 
 DATA = ["solver=nnbcd", "dataset.train_size=51", "dataset.test_size=20", "model.widths=[8,6]"]
 MLP = [*DATA, "compression=tt", "compression.rank=2", "solver.num_steps=2"]
@@ -41,7 +41,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(nncompress.jobs, "write_report", lambda folder: None)
+        patch.setattr(nncompress.sweeps.jobs, "write_report", lambda folder: None)
         patch.setattr("nncompress.report.write.save_sweep_plots", lambda figures, folder: [])
 
         cfg = configuration(*MLP)

@@ -11,8 +11,8 @@ import torch
 from runs import rows, status, struck, summary, train
 
 import nncompress.report
-from nncompress.cli import main
-from nncompress.solvers.nnbcd import NNBCD
+from nncompress.cli.main import main
+from nncompress.solvers.nnbcd.nnbcd import NNBCD
 
 SMALL = ["dataset.train_size=100", "dataset.test_size=50"]
 NNBCD_WORDS = ["solver=nnbcd", "model=tt_mlp", "model.widths=[32,32]", "compression.rank=8", *SMALL]

@@ -18,8 +18,8 @@ from runs import rows, run, status, summary
 from setuptools import find_packages
 
 import nncompress
-import nncompress.jobs
-from nncompress.cli import main
+import nncompress.sweeps.jobs
+from nncompress.cli.main import main
 from nncompress.errors import ConfigError
 
 from my_parts.data import rings  # isort: skip
@@ -28,7 +28,9 @@ SMALL = ["model.width=16", "model.inner=16", "dataset.train_size=200", "dataset.
 CHOSEN = ["model=mine", "dataset=rings", *SMALL]
 FOUND = f"hydra.searchpath=[file://{EXAMPLE}/conf]"
 """As `--config-dir conf` in the folder of the example."""
-CONSTANT = "solver.schedule._target_=nncompress.solvers.descent.Constant"  # the same rates for any number of steps
+CONSTANT = (
+    "solver.schedule._target_=nncompress.solvers.training.descent.Constant"  # the same rates for any number of steps
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(nncompress.jobs, "write_report", lambda folder: None)
+        patch.setattr(nncompress.sweeps.jobs, "write_report", lambda folder: None)
         whole = ["--config-dir", "conf", *words, "solver.num_steps=4", "hydra.run.dir=whole"]
         assert main(["train", *whole]) == 0
         run(folder / "half", FOUND, *words, "solver.num_steps=2")

@@ -19,7 +19,7 @@ from documented import DATA, RUN, calls, composed, furnish, jobs, key_of, option
 from fake_runs import undrawn
 from runs import status
 
-from nncompress.cli import main
+from nncompress.cli.main import main
 
 pytestmark = [
     pytest.mark.slow,

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from runs import status, summary
 
-from nncompress import jobs
-from nncompress.cli import main
-from nncompress.records import SEARCH
+from nncompress.cli.main import main
+from nncompress.results.records import SEARCH
+from nncompress.sweeps import jobs
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,8 @@ from golden import Golden
 from problems import ROOT
 from runs import rows, status, summary, train
 
-from nncompress import jobs
-from nncompress.cli import main
+from nncompress.cli.main import main
+from nncompress.sweeps import jobs
 
 pytestmark = [
     pytest.mark.slow,

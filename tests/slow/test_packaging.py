@@ -31,5 +31,5 @@ def test_the_wheel_has_every_file_of_the_package_and_its_configuration(tmp_path:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
         (points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
-        assert b"nncompress = nncompress.cli:main" in archive.read(points)
+        assert b"nncompress = nncompress.cli.main:main" in archive.read(points)
     assert packed == {*names}

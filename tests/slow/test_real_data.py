@@ -8,7 +8,7 @@ import pytest
 import runs
 import torch
 
-from nncompress.compact.artefact import load
+from nncompress.artefact.model import load
 from nncompress.data.cifar import cifar10, cifar100
 from nncompress.data.har import har
 from nncompress.data.mnist import mnist

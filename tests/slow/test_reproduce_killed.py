@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from fake_runs import undrawn
 
-from nncompress.cli import main
+from nncompress.cli.main import main
 
 pytestmark = pytest.mark.slow
 

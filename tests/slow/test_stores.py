@@ -16,14 +16,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart")]
 
 WORDS = ["solver=sgd", "model.widths=[8]", "dataset.train_size=60", "dataset.test_size=20", "compression=l0"]
 WORDS += ["compression.keep=0.3"]
-BARE = "from nncompress import jobs; jobs.write_report = lambda folder: None"
+BARE = "from nncompress.sweeps import jobs; jobs.write_report = lambda folder: None"
 LIMIT = 600
 
 
 def elsewhere(folder: Path, *commands: list[str]) -> subprocess.Popen[str]:
     """A process in `folder` that runs `nncompress train` with each of these words, without pictures."""
     runs = "; ".join(f"print('ended', main(['train', *{words!r}]))" for words in commands)
-    code = f"{BARE}; from nncompress.cli import main; {runs}"
+    code = f"{BARE}; from nncompress.cli.main import main; {runs}"
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -75,7 +75,7 @@ def test_wandb_offline_leaves_files_to_sync_and_keeps_its_id(tmp_path: Path) -> 
 
 def test_no_library_is_imported_unless_asked(tmp_path: Path) -> None:
     code = (
-        f"import sys; {BARE}; from nncompress.cli import main; "
+        f"import sys; {BARE}; from nncompress.cli.main import main; "
         f"code = main(['train', *{WORDS!r}, 'solver.num_steps=0', 'hydra.run.dir=run']); "
         "print(code, [name for name in ('mlflow', 'wandb', 'tensorboard') if name in sys.modules])"
     )

@@ -11,13 +11,15 @@ import torch
 from cases import case
 from problems import ARCHITECTURE, OPTIONS, problem_of
 
-from nncompress import checkpoint, metrics
-from nncompress.compact.artefact import load, save_compact
+from nncompress import metrics
+from nncompress.artefact.model import load, save_compact
 from nncompress.errors import Unsupported
+from nncompress.experiment import checkpoint
 from nncompress.problem import weights_of, with_weights
-from nncompress.solvers.baselines import DCRetrain
-from nncompress.solvers.nnbcd import NNBCD
-from nncompress.solvers.sgd import SGD
+from nncompress.solvers.lc.baselines import DCRetrain
+from nncompress.solvers.nnbcd.nnbcd import NNBCD
+from nncompress.solvers.sgd.sgd import SGD
+from nncompress.surgery.uses import layers_of
 
 FAMILIES = {
     "sparse": ["group_l0", "l0", "l0_penalty", "l1", "l1_penalty", "l_half_penalty", "n_m", "transformed_l1_penalty"],
@@ -113,5 +115,5 @@ def test_sizes_add_up(options):
             assert size["bits/compressed"] == 32 * outside + sum(task["bits/compressed"] for task in tasks)
             assert size["params/compressed"] == outside + sum(task["params/compressed"] for task in tasks)
             assert metrics.huffman_bits(problem, theta) <= size["bits/compressed"]
-            layers = metrics.layers_of(problem.model, problem.data.train.x[:1])
+            layers = layers_of(problem.model, problem.data.train.x[:1])
             assert 0 < metrics.macs(plan, theta, layers)["ratio/macs"] <= 1

@@ -6,9 +6,9 @@ from cases import case
 from compression_cases import CASES, CLASSES
 from problems import F64, randn
 
-from nncompress import checkpoint
 from nncompress.compressions.base import distance_sq
 from nncompress.errors import Diverged
+from nncompress.experiment import checkpoint
 
 PENALTIES = {"L0Penalty", "L1Penalty", "LHalfPenalty", "TransformedL1Penalty"}
 """Their proximal operator shrinks again."""

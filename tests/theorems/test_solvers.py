@@ -10,32 +10,32 @@ from cases import case
 from problems import F64, gaussian, mlp, problem, small_digits
 from torch import nn
 
-from nncompress import checkpoint
-from nncompress.compressions.codebook import codebook
-from nncompress.compressions.low_rank import low_rank
+from nncompress.compressions.decomposition.low_rank import low_rank
+from nncompress.compressions.decomposition.rank_selection import rank_selection
+from nncompress.compressions.decomposition.tensor_train import tt
 from nncompress.compressions.plan import Recipe, none
-from nncompress.compressions.rank_selection import rank_selection
-from nncompress.compressions.sparsity import L0Penalty, l0, l1_penalty
-from nncompress.compressions.tensor_train import tt
+from nncompress.compressions.quantization.codebook import codebook
+from nncompress.compressions.sparsity.magnitude import L0Penalty, l0, l1_penalty
 from nncompress.constraints.assignment import Assignment
 from nncompress.constraints.k_support import GroupKSupport, KSupport
 from nncompress.constraints.lp import L2
 from nncompress.constraints.spectral import SpectralKSupport
 from nncompress.errors import CheckpointError, Unsupported
+from nncompress.experiment import checkpoint
 from nncompress.metrics import evaluate
 from nncompress.problem import with_weights
 from nncompress.solvers.base import Solver
-from nncompress.solvers.baselines import IDC, DCRetrain, Distillation
-from nncompress.solvers.direct_learning import DirectLearning
-from nncompress.solvers.frank_wolfe import FrankWolfe, LossFeedback
-from nncompress.solvers.learning_compression import LC
-from nncompress.solvers.network_slimming import NetworkSlimming
-from nncompress.solvers.nnbcd import NNBCD
-from nncompress.solvers.normalised_sgd import NormalisedSGD
-from nncompress.solvers.regularisers import GroupLasso, ProximalNuclearNorm
-from nncompress.solvers.rescaling import FastGradientRescaling
-from nncompress.solvers.sgd import SGD
-from nncompress.solvers.slimming import Slimming
+from nncompress.solvers.frank_wolfe.frank_wolfe import FrankWolfe, LossFeedback
+from nncompress.solvers.frank_wolfe.sfw import FastGradientRescaling
+from nncompress.solvers.lc.baselines import IDC, DCRetrain, Distillation
+from nncompress.solvers.lc.direct_learning import DirectLearning
+from nncompress.solvers.lc.lc import LC
+from nncompress.solvers.nnbcd.nnbcd import NNBCD
+from nncompress.solvers.sgd.normalised_sgd import NormalisedSGD
+from nncompress.solvers.sgd.regularisers import GroupLasso, ProximalNuclearNorm
+from nncompress.solvers.sgd.sgd import SGD
+from nncompress.solvers.slimming.network_slimming import NetworkSlimming
+from nncompress.solvers.slimming.proximal import Slimming
 
 
 class Case(NamedTuple):

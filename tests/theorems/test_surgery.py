@@ -22,15 +22,16 @@ from smaller_networks import (
 )
 from torch import Tensor, nn
 
-from nncompress import config, metrics
-from nncompress.channels import guarded, is_reshaped, kept_in, masked
-from nncompress.compact.artefact import load
-from nncompress.compact.removal import NoBranch, removed, reshape, structure
-from nncompress.compact.smaller import smaller
+from nncompress import metrics
+from nncompress.artefact.model import load
 from nncompress.compressions.plan import none
+from nncompress.config.build import build
 from nncompress.problem import Dataset, Problem, Split
-from nncompress.solvers.scales import Scales
-from nncompress.solvers.slimming import Slimming
+from nncompress.solvers.slimming.proximal import Slimming
+from nncompress.solvers.slimming.scales import Scales
+from nncompress.surgery.channels import guarded, is_reshaped, kept_in, masked
+from nncompress.surgery.pruning import smaller
+from nncompress.surgery.removal import NoBranch, removed, reshape, structure
 
 Network = nn.Module
 MULTIPLE = 4
@@ -270,9 +271,7 @@ def test_the_file_of_a_smaller_network_gives_it_again_and_takes_what_is_left(nam
     assert [t.dtype for t in loaded.state_dict().values()] == [t.dtype for t in found.state_dict().values()]
     torch.testing.assert_close(outputs(load(tmp_path, compact=True), x), outputs(found, x), rtol=0, atol=1e-6)
     node = json.loads((tmp_path / "model.json").read_text())["architecture"]
-    dense = problem(
-        Dataset(Split(x, x), Split(x, x), 5, "noise"), config.build(node, input_shape=(1, 8, 8), num_classes=5)
-    )
+    dense = problem(Dataset(Split(x, x), Split(x, x), 5, "noise"), build(node, input_shape=(1, 8, 8), num_classes=5))
     bits = metrics.file_bits(dense, (), found)["compressed"]
     assert bits / 8 <= sum(entry.stat().st_size for entry in os.scandir(tmp_path)) <= 1.02 * bits / 8 + 4096
     again = kept_in(loaded)

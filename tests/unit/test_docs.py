@@ -33,13 +33,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from problems import ROOT
 
-import nncompress.eval
-import nncompress.export
-import nncompress.listing
-import nncompress.reproduce.command
-from nncompress import config
-from nncompress.cli import COMMANDS
-from nncompress.resume import ALLOWED
+import nncompress.cli.eval
+import nncompress.cli.export
+import nncompress.cli.ls
+import nncompress.cli.reproduce
+import nncompress.experiment.evaluation
+from nncompress.cli.main import COMMANDS
+from nncompress.config.build import validate
+from nncompress.sweeps.saved import ALLOWED
 
 RUNS = {name: words for name, words in CALLS.items() if words[0] in ("train", "search")}
 OTHERS = {name: words for name, words in CALLS.items() if name not in RUNS}
@@ -66,12 +67,12 @@ def check(words: Sequence[str]) -> int:
         if cfg.reference is not None:
             (Path(cfg.reference) / "model").mkdir(parents=True, exist_ok=True)
             (Path(cfg.reference) / "model/model.json").touch()
-        config.validate(cfg)
+        validate(cfg)
     for word in set(overrides(left)).difference(*made):
         if key_of(word) not in GROUPS:  # what is swept is composed with its first value
             (last,) = OverridesParser.create().parse_overrides([values(word)[-1]])
             OmegaConf.update(cfg, key_of(word), last.value())
-    config.validate(cfg)
+    validate(cfg)
     return len(made)
 
 
@@ -92,18 +93,18 @@ def test_every_documented_run_composes_and_binds(here: Path) -> None:
 
 def check_eval(words: Sequence[str]) -> None:
     digits = {"_target_": "nncompress.data.digits.digits", "train_size": None, "test_size": None}
-    path, rest = nncompress.eval._read(words)
+    path, rest = nncompress.cli.eval._read(words)
     assert path.parts[0] == "outputs"
-    nncompress.eval.composed(rest, digits)
+    nncompress.experiment.evaluation.composed(rest, digits)
 
 
 def check_export(words: Sequence[str]) -> None:
-    parsed = nncompress.export._parser().parse_args([word for word in words if not word.startswith("allow=")])
-    nncompress.export._check(parsed)
+    parsed = nncompress.cli.export._parser().parse_args([word for word in words if not word.startswith("allow=")])
+    nncompress.cli.export._check(parsed)
 
 
 def check_ls(words: Sequence[str]) -> None:
-    nncompress.listing._parser().parse_intermixed_args(words)
+    nncompress.cli.ls._parser().parse_intermixed_args(words)
 
 
 def check_rerun(words: Sequence[str]) -> None:
@@ -117,7 +118,7 @@ def check_folders(words: Sequence[str]) -> None:
 
 
 def check_reproduce(words: Sequence[str]) -> None:
-    asked = nncompress.reproduce.command._read(words)
+    asked = nncompress.cli.reproduce._read(words)
     assert asked.papers
 
 

@@ -5,11 +5,11 @@ import torch
 from problems import gaussian, mlp, problem
 
 from nncompress import metrics
-from nncompress.compressions.low_rank import low_rank
+from nncompress.compressions.decomposition.low_rank import low_rank
+from nncompress.compressions.params import Params
 from nncompress.compressions.plan import none
-from nncompress.compressions.sparsity import l0
+from nncompress.compressions.sparsity.magnitude import l0
 from nncompress.metrics import Evaluation, evaluate, gap
-from nncompress.params import Params
 from nncompress.problem import Split
 
 DATA = gaussian(d=12, classes=3)

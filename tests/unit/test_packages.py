@@ -5,7 +5,7 @@ import tomllib
 
 from problems import ROOT
 
-from nncompress.cli import main
+from nncompress.cli.main import main
 
 
 def project() -> dict:

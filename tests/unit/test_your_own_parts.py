@@ -11,13 +11,14 @@ import pytest
 import torch
 from cases import case
 
-from nncompress import checkpoint, metrics
+from nncompress import metrics
 from nncompress.compressions.base import Compression, distance_sq
-from nncompress.compressions.codebook import codebook
 from nncompress.compressions.plan import Plan, Task, none
-from nncompress.compressions.sparsity import l0, l1_penalty
+from nncompress.compressions.quantization.codebook import codebook
+from nncompress.compressions.sparsity.magnitude import l0, l1_penalty
 from nncompress.compressions.views import AsVector
 from nncompress.errors import ConfigError, Unsupported
+from nncompress.experiment import checkpoint
 from nncompress.problem import Problem, weights_of
 
 from my_parts.compressions import Circulant, circulant, labels  # isort: skip

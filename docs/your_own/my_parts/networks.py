@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nncompress.channels import Scale
+from nncompress.surgery.channels import Scale
 
 
 class Block(nn.Module):

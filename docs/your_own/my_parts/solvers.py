@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from nncompress.problem import Problem, weights_of
 from nncompress.solvers.base import Observation, Solver
-from nncompress.solvers.descent import (
+from nncompress.solvers.lc.direct_learning import put
+from nncompress.solvers.training.descent import (
     Cosine,
     Schedule,
     check_minibatches,
@@ -24,8 +25,7 @@ from nncompress.solvers.descent import (
     optimizer_of,
     set_rate,
 )
-from nncompress.solvers.direct_learning import put
-from nncompress.solvers.minibatches import Minibatches, epoch
+from nncompress.solvers.training.minibatches import Minibatches, epoch
 
 
 class ProjectedState(NamedTuple):

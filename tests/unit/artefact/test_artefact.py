@@ -18,12 +18,13 @@ from cases import case
 from problems import F64, OPTIONS, problem, problem_of
 from torch import Tensor, nn
 
-from nncompress import config, metrics
-from nncompress.compact.artefact import load, open_artefact, stored_bytes
-from nncompress.compact.layers import CompactLayer
-from nncompress.compressions.codebook import codebook
+from nncompress import metrics
+from nncompress.artefact.model import load, open_artefact, stored_bytes
+from nncompress.compressions.quantization.codebook import codebook
+from nncompress.config.build import build
 from nncompress.errors import ConfigError
-from nncompress.report.stored import REST, stored_numbers
+from nncompress.report.run.weights import REST, stored_numbers
+from nncompress.surgery.compact_layers import CompactLayer
 
 # What is loaded.
 
@@ -91,7 +92,7 @@ RESNET20 = {"_target_": "nncompress.models.preresnet.PreResNet", "depth": 20, "b
 def test_a_deep_network_of_one_bit_a_weight_takes_little_more_than_that(tmp_path):
     data = noise(3, 32, 32)
     torch.manual_seed(0)
-    network = config.build(RESNET20, input_shape=(3, 32, 32), num_classes=3)
+    network = build(RESNET20, input_shape=(3, 32, 32), num_classes=3)
     p = problem(data, network, codebook, K=2, layers="all")
     observation = projected(p)
     deployed = saved(tmp_path, p, RESNET20, observation)

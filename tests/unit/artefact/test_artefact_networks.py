@@ -16,13 +16,12 @@ from runs import resign
 from torch import Tensor, nn
 
 from nncompress import metrics
-from nncompress.compact import artefact
-from nncompress.compact.artefact import load, open_artefact, save_compact
+from nncompress.artefact.model import load, load_file, open_artefact, save_compact
 from nncompress.compressions.base import Compression
-from nncompress.compressions.codebook import codebook
-from nncompress.compressions.low_rank import low_rank
+from nncompress.compressions.decomposition.low_rank import low_rank
 from nncompress.compressions.plan import Plan, Task, none
-from nncompress.compressions.sparsity import l0
+from nncompress.compressions.quantization.codebook import codebook
+from nncompress.compressions.sparsity.magnitude import l0
 from nncompress.compressions.views import AsMatrix, AsVector
 from nncompress.errors import CheckpointError
 from nncompress.problem import Dataset, Problem
@@ -127,7 +126,7 @@ def check_ties(nets: Any, folder: Path, recipe: Any, dtype: torch.dtype) -> None
         assert_same_state(loaded, deployed)
         assert torch.equal(loaded(p.data.test.x), deployed(p.data.test.x))
     bits = metrics.file_bits(p, projected(p).theta)["compressed"]
-    streams = artefact.load_file(folder / "model.safetensors").values()
+    streams = load_file(folder / "model.safetensors").values()
     assert sum(t.nbytes for t in streams) <= math.ceil(bits / 8) + 8 * len(p.plan.tasks) + 4 * 5
 
 

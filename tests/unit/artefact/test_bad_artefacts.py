@@ -15,13 +15,15 @@ from runs import resign
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nncompress.compact.artefact import load, stored_bytes
-from nncompress.compressions.codebook import Codebook
+from nncompress.artefact.model import load, stored_bytes
+from nncompress.compressions.decomposition.tensor_train import tt
 from nncompress.compressions.plan import Plan, Task
-from nncompress.compressions.sparsity import l0
-from nncompress.compressions.tensor_train import tt
+from nncompress.compressions.quantization.codebook import Codebook
+from nncompress.compressions.sparsity.magnitude import l0
 from nncompress.compressions.views import AsMatrix
 from nncompress.errors import CheckpointError
+
+QUANTIZATION = "nncompress.compressions.quantization"
 
 
 @pytest.fixture(scope="module")
@@ -209,17 +211,17 @@ WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
     "no tasks": lambda about: about.pop("tasks"),
     "no kinds": lambda about: about.pop("kinds"),
     "tasks that are a word": lambda about: about.update(tasks="abc"),
-    "an unknown compression": of_kind(0, "compression", "class", to="nncompress.compressions.codebook.Nothing"),
+    "an unknown compression": of_kind(0, "compression", "class", to=f"{QUANTIZATION}.codebook.Nothing"),
     "an unknown module": of_kind(0, "compression", "class", to="nowhere.L0"),
     "no module": of_kind(0, "compression", "class", to="L0"),
     "a function": of_kind(0, "compression", "class", to="os.system"),
     "a class that is no dataclass": of_kind(0, "compression", "class", to="subprocess.Popen"),
     "a dataclass that is no compression": of_kind(0, "compression", "class", to="nncompress.problem.Split"),
-    "an abstract compression": of_kind(0, "compression", "class", to="nncompress.compressions.codes.Quantization"),
-    "a class of Θ for a compression": of_kind(0, "compression", "class", to="nncompress.compressions.codes.Coded"),
-    "another view": of_kind(0, "view", "class", to="nncompress.compressions.codebook.Codebook"),
-    "an unknown class of Θ": of_kind(0, "theta", "class", to="nncompress.compressions.codes.Other"),
-    "another class of Θ": of_kind(0, "theta", "class", to="nncompress.compressions.tensor_train.Cores"),
+    "an abstract compression": of_kind(0, "compression", "class", to=f"{QUANTIZATION}.codes.Quantization"),
+    "a class of Θ for a compression": of_kind(0, "compression", "class", to=f"{QUANTIZATION}.codes.Coded"),
+    "another view": of_kind(0, "view", "class", to="nncompress.compressions.quantization.codebook.Codebook"),
+    "an unknown class of Θ": of_kind(0, "theta", "class", to=f"{QUANTIZATION}.codes.Other"),
+    "another class of Θ": of_kind(0, "theta", "class", to="nncompress.compressions.decomposition.tensor_train.Cores"),
     "a class that is a number": of_kind(0, "theta", "class", to=3),
     "a field that is missing": lambda about: about["kinds"][0]["compression"].pop("K"),
     "a field that is unknown": of_kind(0, "compression", "rank", to=3),

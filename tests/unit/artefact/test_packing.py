@@ -12,12 +12,27 @@ from compression_cases import CASES
 from problems import randn
 from torch import Tensor
 
-from nncompress.compact import packing
-from nncompress.compact.encoding import BITS, Reader, Writer, decode, dtype_of, encode, name_of, put_plain, take_plain
-from nncompress.compact.packing import bytes_of, from_fields, pack, to_fields, unpack
+from nncompress.artefact import encoding
+from nncompress.artefact import encoding as packing
+from nncompress.artefact.encoding import (
+    BITS,
+    Reader,
+    Writer,
+    bytes_of,
+    decode,
+    dtype_of,
+    encode,
+    from_fields,
+    name_of,
+    pack,
+    put_plain,
+    take_plain,
+    to_fields,
+    unpack,
+)
 from nncompress.compressions.base import map_tensors
-from nncompress.compressions.coding import best_fields, position_bits
-from nncompress.compressions.structured import NM
+from nncompress.compressions.bits import best_fields, position_bits
+from nncompress.compressions.sparsity.structured import NM
 from nncompress.errors import CheckpointError
 
 
@@ -60,8 +75,8 @@ def test_chunks_leave_no_seam(monkeypatch):
 
 
 def test_a_real_chunk_is_passed_over_in_few_bits():
-    codes = numbers(packing.CHUNK + 3, 3)
-    assert packing.CHUNK % 8 == 0
+    codes = numbers(encoding.CHUNK + 3, 3)
+    assert encoding.CHUNK % 8 == 0
     assert torch.equal(unpack(pack(codes, 3), len(codes), 3), codes)
 
 
@@ -136,7 +151,7 @@ def read(form: Any, sizes: Any, streams: dict[str, Tensor], kind: type[Any] | No
 
 
 def located(path: str) -> type[Any]:
-    from nncompress.compact.objects import located
+    from nncompress.artefact.objects import located
 
     return located(path)
 

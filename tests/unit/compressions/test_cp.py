@@ -11,7 +11,7 @@ from tensor_counts import PADDING, SHAPE, STRIDE, Counting, conv_use, convolutio
 from tensorly.decomposition import parafac
 from torch.nn.functional import conv2d
 
-from nncompress.compressions.cp import CP, Factors, cp, largest_rank
+from nncompress.compressions.decomposition.cp import CP, Factors, cp, largest_rank
 from nncompress.compressions.products import Use
 
 

@@ -7,9 +7,11 @@ import torch
 from cases import case
 from problems import F64
 
-from nncompress.compressions import kmeans_search
-from nncompress.compressions.kmeans import Clusters, Points, clusters_at, companded, lloyd, points_of, sort_rows
-from nncompress.compressions.kmeans_bounds import Blocks, bounds, windows
+from nncompress.compressions.base import sort_rows
+from nncompress.compressions.quantization import kmeans_exact
+from nncompress.compressions.quantization import kmeans_exact as kmeans_search
+from nncompress.compressions.quantization.kmeans import Clusters, Points, clusters_at, companded, lloyd, points_of
+from nncompress.compressions.quantization.kmeans_exact import Blocks, bounds, windows
 
 
 def numbers(kind: str, count: int, seed: int) -> torch.Tensor:
@@ -44,9 +46,9 @@ def centred(rows: torch.Tensor) -> Points:
     return points_of(rows - rows.mean(1, keepdim=True))
 
 
-def searched(rows: torch.Tensor, K: int, pieces: int = kmeans_search.PIECES) -> Clusters:
+def searched(rows: torch.Tensor, K: int, pieces: int = kmeans_exact.PIECES) -> Clusters:
     points = centred(rows)
-    return kmeans_search.search(points, lloyd(points, companded(points, K)), pieces)
+    return kmeans_exact.search(points, lloyd(points, companded(points, K)), pieces)
 
 
 def plain_errors(row: torch.Tensor, K: int) -> list[float]:
@@ -109,7 +111,7 @@ def test_rows_of_different_kinds_are_searched_together_alone_and_in_halves(monke
     alone = torch.cat([searched(row[None], 6).error for row in rows])
     assert (alone - least).abs().le(tolerance).all()
     assert (searched(rows, 6).error - least).abs().le(tolerance).all()
-    halves, narrow_halves = [], kmeans_search._narrow_halves
+    halves, narrow_halves = [], kmeans_exact._narrow_halves
     monkeypatch.setattr(kmeans_search, "_narrow_halves", lambda *given: halves.append(0) or narrow_halves(*given))
     monkeypatch.setattr(kmeans_search, "MAX_ROW_PAIRS", 1 << 11)
     assert (searched(rows, 6).error - least).abs().le(tolerance).all()
@@ -122,14 +124,14 @@ def test_bounds_are_below_the_reduced_costs_of_all_positions_in_the_blocks():
     for kind in KINDS:
         points = centred(numbers(kind, 300, 5)[None])
         best = lloyd(points, companded(points, 4))
-        blocks = kmeans_search._cut(points, best, 3)
+        blocks = kmeans_exact._cut(points, best, 3)
         blocks = blocks._replace(low=torch.zeros_like(blocks.low))
         if torch.equal(blocks.first, blocks.last):
             continue
         seen += 1
         m = bounds(points, blocks, best)
-        B = kmeans_search._backward(m, blocks)[:, 0]
-        F = kmeans_search._forward(m, blocks)[:, 0]
+        B = kmeans_exact._backward(m, blocks)[:, 0]
+        F = kmeans_exact._forward(m, blocks)[:, 0]
         cuts = torch.randint(1, points.x.shape[1], (300, 5), generator=g).sort(1).values
         cuts[:, 0], cuts[:, -1] = 0, points.x.shape[1]
         over = clusters_at(Points(*(sums.expand(300, -1) for sums in points)), cuts).error - best.error

@@ -10,10 +10,10 @@ from matrices import best, norm, projected, with_spectrum
 from problems import F64, randn
 from torch import nn
 
-from nncompress.compressions.low_rank import Factors, LowRank, energy_rank, low_rank
+from nncompress.compressions.decomposition.low_rank import Factors, LowRank, energy_rank, low_rank
+from nncompress.compressions.decomposition.rank_selection import RankSelection, rank_selection
 from nncompress.compressions.plan import Plan, Task
 from nncompress.compressions.products import Use
-from nncompress.compressions.rank_selection import RankSelection, rank_selection
 from nncompress.compressions.views import AsMatrix, AsVector
 from nncompress.errors import ConfigError
 

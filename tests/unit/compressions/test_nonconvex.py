@@ -8,13 +8,13 @@ import torch
 from cases import case
 from problems import F64, randn
 
-from nncompress.compressions.nonconvex import (
+from nncompress.compressions.sparsity.magnitude import Sparse
+from nncompress.compressions.sparsity.nonconvex import (
     LHalfPenalty,
     TransformedL1Penalty,
     half_threshold,
     transformed_l1_threshold,
 )
-from nncompress.compressions.sparsity import Sparse
 
 LEVELS = (1e-3, 0.05, 0.3, 1.0, 7.0)
 SHAPES = (0.01, 0.4, 1.0, 5.0, 300.0)

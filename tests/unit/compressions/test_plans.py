@@ -11,17 +11,17 @@ from torch import nn
 
 from nncompress import metrics
 from nncompress.compressions.additive import Additive, Part, additive
-from nncompress.compressions.codebook import codebook
-from nncompress.compressions.mixed import mixed
-from nncompress.compressions.plan import Plan, Task, each_layer, none, plan_of
+from nncompress.compressions.decomposition.tensor_train import tt
+from nncompress.compressions.plan import Plan, Task, each_layer, mixed, none, plan_of
 from nncompress.compressions.products import Use
-from nncompress.compressions.quantization import FixedCodebook, binary, fixed_codebook, ternary
-from nncompress.compressions.sparsity import L0, L1Penalty, l0, l0_penalty
+from nncompress.compressions.quantization.codebook import codebook
+from nncompress.compressions.quantization.fixed import FixedCodebook, binary, fixed_codebook, ternary
+from nncompress.compressions.quantization.uniform import low_precision
+from nncompress.compressions.sparsity.magnitude import L0, L1Penalty, l0, l0_penalty
 from nncompress.compressions.target import Target, fit
-from nncompress.compressions.tensor_train import tt
-from nncompress.compressions.uniform import low_precision
 from nncompress.compressions.views import AsMatrix, AsTensor, AsVector
 from nncompress.errors import ConfigError, Diverged
+from nncompress.surgery.uses import layers_of, uses_of
 
 
 def weights():
@@ -211,8 +211,8 @@ def test_recipes_that_take_the_uses_get_them():
 
 def test_uses_and_macs_of_a_network():
     net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(36, 5))
-    layers = metrics.layers_of(net, torch.zeros(1, 3, 11, 11))
-    assert metrics.uses_of(layers) == {
+    layers = layers_of(net, torch.zeros(1, 3, 11, 11))
+    assert uses_of(layers) == {
         "0.weight": Use((4, 3, 3, 3), (11, 11), (5, 5)),
         "3.weight": Use((5, 36)),
     }

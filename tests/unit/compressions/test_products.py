@@ -11,17 +11,17 @@ from torch.nn.functional import conv2d, linear
 from torch.utils.flop_counter import FlopCounterMode
 
 from nncompress.compressions.base import Compression
-from nncompress.compressions.codebook import Codebook
-from nncompress.compressions.cp import CP
-from nncompress.compressions.low_rank import Factors, LowRank
+from nncompress.compressions.decomposition.cp import CP
+from nncompress.compressions.decomposition.low_rank import Factors, LowRank
+from nncompress.compressions.decomposition.tensor_train import Cores, TensorTrain
+from nncompress.compressions.decomposition.train_products import cheapest_cut, tt_matrix_product, tt_product
+from nncompress.compressions.decomposition.tt_matrix import TTMatrix
+from nncompress.compressions.decomposition.tucker import Tucker
 from nncompress.compressions.products import Geometry, Product, Use
-from nncompress.compressions.sparsity import L0
-from nncompress.compressions.structured import NM, GroupL0
-from nncompress.compressions.tensor_train import Cores, TensorTrain
-from nncompress.compressions.train_products import cheapest_cut, tt_matrix_product, tt_product
-from nncompress.compressions.tt_matrix import TTMatrix
-from nncompress.compressions.tucker import Tucker
-from nncompress.compressions.uniform import LowPrecision
+from nncompress.compressions.quantization.codebook import Codebook
+from nncompress.compressions.quantization.uniform import LowPrecision
+from nncompress.compressions.sparsity.magnitude import L0
+from nncompress.compressions.sparsity.structured import NM, GroupL0
 from nncompress.compressions.views import View
 
 

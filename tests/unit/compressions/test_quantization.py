@@ -8,10 +8,11 @@ import torch
 from cases import case
 from problems import F64, randn
 
-from nncompress.compressions import codes, quantization
-from nncompress.compressions.codebook import Codebook, codebook
 from nncompress.compressions.plan import Plan
-from nncompress.compressions.quantization import (
+from nncompress.compressions.quantization import codes
+from nncompress.compressions.quantization import fixed as quantization
+from nncompress.compressions.quantization.codebook import Codebook, codebook
+from nncompress.compressions.quantization.fixed import (
     FixedCodebook,
     Quantization,
     ScaledBinary,
@@ -25,7 +26,7 @@ from nncompress.compressions.quantization import (
     scaled_ternary,
     ternary,
 )
-from nncompress.compressions.uniform import FORMATS, LowPrecision, Uniform, low_precision, uniform
+from nncompress.compressions.quantization.uniform import FORMATS, LowPrecision, Uniform, low_precision, uniform
 
 V = torch.tensor([-1.1, -0.9, -0.2, 0.05, 0.3, 0.8, 1.2, 1.3], dtype=F64)
 BINARY, TERNARY = FixedCodebook((-1.0, 1.0)), FixedCodebook((-1.0, 0.0, 1.0))

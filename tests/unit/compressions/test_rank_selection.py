@@ -8,9 +8,9 @@ from cases import case
 from matrices import best, norm, projected, with_spectrum
 from problems import F64, randn
 
-from nncompress.compressions.low_rank import Factors
+from nncompress.compressions.decomposition.low_rank import Factors
+from nncompress.compressions.decomposition.rank_selection import RankSelection, rank_selection
 from nncompress.compressions.products import Use
-from nncompress.compressions.rank_selection import RankSelection, rank_selection
 from nncompress.errors import ConfigError
 
 S = (5.0, 3.0, 1.5, 0.7, 0.2)

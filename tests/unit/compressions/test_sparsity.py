@@ -9,10 +9,10 @@ import torch
 from cases import case
 from problems import F64, randn
 
-from nncompress.compressions.coding import huffman_bits, huffman_position_bits, index_bits, position_bits
+from nncompress.compressions.bits import huffman_bits, huffman_position_bits, index_bits, position_bits
 from nncompress.compressions.products import Use
-from nncompress.compressions.sparsity import L0, L1, L0Penalty, L1Penalty, Sparse, l0, largest
-from nncompress.compressions.structured import NM, GroupL0, group_l0, n_m
+from nncompress.compressions.sparsity.magnitude import L0, L1, L0Penalty, L1Penalty, Sparse, l0, largest
+from nncompress.compressions.sparsity.structured import NM, GroupL0, group_l0, n_m
 
 V = torch.tensor([-1.1, -0.9, -0.2, 0.05, 0.3, 0.8, 1.2, 1.3], dtype=F64)
 

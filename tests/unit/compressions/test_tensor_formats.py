@@ -9,12 +9,12 @@ from cases import case
 from problems import F64, randn
 from tensor_counts import Counting, relative_error, weights
 
-from nncompress.compressions.cp import CP, cp
+from nncompress.compressions.decomposition.cp import CP, cp
+from nncompress.compressions.decomposition.tensor_train import TensorTrain, tt
+from nncompress.compressions.decomposition.tt_matrix import TTMatrix, tt_matrix
+from nncompress.compressions.decomposition.tucker import Tucker, tucker
 from nncompress.compressions.plan import each_layer
 from nncompress.compressions.products import Use
-from nncompress.compressions.tensor_train import TensorTrain, tt
-from nncompress.compressions.tt_matrix import TTMatrix, tt_matrix
-from nncompress.compressions.tucker import Tucker, tucker
 from nncompress.errors import ConfigError
 
 # TT-matrix

@@ -12,7 +12,7 @@ from tensor_counts import SHAPE, conv_use, relative_error, weights
 from tensorly.decomposition import tensor_train
 from torch import Tensor
 
-from nncompress.compressions.tensor_train import (
+from nncompress.compressions.decomposition.tensor_train import (
     Cores,
     TensorTrain,
     balanced_modes,

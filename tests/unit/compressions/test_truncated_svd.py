@@ -11,9 +11,17 @@ from matrices import best, norm, orthonormal, projected, with_spectrum
 from problems import F64, randn
 from torch import Tensor
 
-from nncompress.compressions import truncated_svd as numerics
-from nncompress.compressions.low_rank import Factors, LowRank
-from nncompress.compressions.truncated_svd import SVD, TOLERANCE, exact_svd, is_large, singular_values, truncated_svd
+from nncompress.compressions.decomposition import svd as numerics
+from nncompress.compressions.decomposition import svd as numerics_svd
+from nncompress.compressions.decomposition.low_rank import Factors, LowRank
+from nncompress.compressions.decomposition.svd import (
+    SVD,
+    TOLERANCE,
+    exact_svd,
+    is_large,
+    singular_values,
+    truncated_svd,
+)
 
 SPECTRA = {
     "harmonic": lambda i: 1 / i,
@@ -122,7 +130,7 @@ def test_the_certificate_knows_the_leading_space_among_the_invariant_ones():
     for columns in ([0, 1, 2], [0, 1, 3], [1, 2, 3], [3, 4, 5]):
         U = eye[:, columns]
         bound = torch.tensor(math.inf, dtype=F64)
-        found = numerics._optimal(s[columns], w - U @ U.T @ w, nothing, bound, w.square().sum())
+        found = numerics_svd._optimal(s[columns], w - U @ U.T @ w, nothing, bound, w.square().sum())
         assert found == (columns == [0, 1, 2])
 
 
@@ -134,7 +142,7 @@ def test_the_certificate_never_accepts_what_is_not_within_the_tolerance():
         L = w.T @ U
         rest = w - U @ L.T
         _, s, Z = torch.linalg.svd(L, full_matrices=False)
-        accepted = numerics._optimal(s, rest, rest @ L @ Z.T, torch.tensor(math.inf, dtype=F64), w.square().sum())
+        accepted = numerics_svd._optimal(s, rest, rest @ L @ Z.T, torch.tensor(math.inf, dtype=F64), w.square().sum())
         within = norm(rest) <= (1 + TOLERANCE) * norm(w - best(w, 5))
         with case(angle=angle):
             assert within or not accepted

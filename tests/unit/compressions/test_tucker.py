@@ -11,8 +11,8 @@ from tensor_counts import PADDING, SHAPE, STRIDE, Counting, conv_use, convolutio
 from tensorly.decomposition import tucker as tensorly_tucker
 from torch.nn.functional import conv2d
 
+from nncompress.compressions.decomposition.tucker import CoreFactors, Tucker, chain_macs, tucker, tucker_ranks
 from nncompress.compressions.products import Use
-from nncompress.compressions.tucker import CoreFactors, Tucker, chain_macs, tucker, tucker_ranks
 
 
 def low_rank_tucker(shape: tuple[int, ...], ranks: tuple[int, ...]) -> torch.Tensor:

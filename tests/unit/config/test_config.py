@@ -11,9 +11,10 @@ import pytest
 from cases import case
 from omegaconf import DictConfig, OmegaConf
 
-from nncompress import config
+from nncompress.config.build import build, refusals, resolve, validate
+from nncompress.config.schema import Config
+from nncompress.config.signatures import describe, fits, locate
 from nncompress.errors import ConfigError, DataError
-from nncompress.signatures import describe, fits, locate
 
 
 def data(*, root: str, download: bool = True, train_size: int | None = None) -> str:
@@ -71,7 +72,7 @@ def make(**changes: Any) -> DictConfig:
         "compression": {"_target_": f"{__name__}.recipe", "_partial_": True, "rank": None},
         "solver": {"_target_": f"{__name__}.Descent", "num_steps": 10, "lr": 0.1},
     }
-    cfg = OmegaConf.merge(OmegaConf.structured(config.Config), parts)
+    cfg = OmegaConf.merge(OmegaConf.structured(Config), parts)
     assert isinstance(cfg, DictConfig)
     for key, value in changes.items():
         OmegaConf.update(cfg, key, value, merge=False, force_add=True)
@@ -81,7 +82,7 @@ def make(**changes: Any) -> DictConfig:
 def problems(**changes: Any) -> list[str]:
     """What `validate` says of the configuration, line by line; nothing when it passes."""
     try:
-        config.validate(make(**changes))
+        validate(make(**changes))
     except ConfigError as error:
         return str(error).splitlines()
     return []
@@ -199,10 +200,10 @@ def test_a_target_that_cannot_be_had_says_why() -> None:
     wrong = [
         ("nowhere.Net", "no module 'nowhere'"),
         ("nncompress.confg.build", "did you mean 'config'?"),
-        ("nncompress.config.buid", "did you mean 'build'?"),
+        ("nncompress.config.build.buid", "did you mean 'build'?"),
         ("Net", "dotted path"),
         ("nncompress..config", "dotted path"),
-        ("nncompress.config.GROUPS", "must be a class or a function, found the tuple"),
+        ("nncompress.config.schema.GROUPS", "must be a class or a function, found the tuple"),
     ]
     for target, said in wrong:
         with case(target=target):
@@ -220,28 +221,28 @@ def test_a_module_that_fails_on_import_says_how(tmp_path: Path, monkeypatch: pyt
 
 def test_build_passes_only_what_the_target_takes() -> None:
     cfg = make()
-    net = config.build(cfg.model, input_shape=(8, 8), num_classes=10, device="cpu")
+    net = build(cfg.model, input_shape=(8, 8), num_classes=10, device="cpu")
     assert net.given == ((8, 8), 10, [3, 4], "relu")
-    assert config.build(OmegaConf.create({"_target_": f"{__name__}.NetOfItsOwnShape"}), input_shape=(8,)).width == 3
+    assert build(OmegaConf.create({"_target_": f"{__name__}.NetOfItsOwnShape"}), input_shape=(8,)).width == 3
 
 
 def test_a_keyword_of_the_node_wins_over_one_offered() -> None:
-    net = config.build(make(**{"model.num_classes": 3}).model, input_shape=(8,), num_classes=10)
+    net = build(make(**{"model.num_classes": 3}).model, input_shape=(8,), num_classes=10)
     assert net.given[1] == 3
 
 
 def test_build_gives_plain_containers() -> None:
-    net = config.build(make().model, input_shape=(8,), num_classes=10)
+    net = build(make().model, input_shape=(8,), num_classes=10)
     assert type(net.given[2]) is list
 
 
 def test_a_partial_node_waits_for_its_first_argument() -> None:
-    assert config.build(make(**{"compression.rank": 4}).compression)({"w": 1.0}) == ({"w": 1.0}, 4)
+    assert build(make(**{"compression.rank": 4}).compression)({"w": 1.0}) == ({"w": 1.0}, 4)
 
 
 def test_a_value_the_constructor_refuses_is_named_by_its_place() -> None:
     with pytest.raises(ConfigError, match=r"^solver: lr must be above 0, found -1$"):
-        config.build(make(**{"solver.lr": -1}).solver)
+        build(make(**{"solver.lr": -1}).solver)
 
 
 def test_a_value_an_inner_constructor_refuses_is_named_by_its_place() -> None:
@@ -249,32 +250,32 @@ def test_a_value_an_inner_constructor_refuses_is_named_by_its_place() -> None:
         model={"_target_": f"{__name__}.NetOfItsOwnShape", "inner": {"_target_": f"{__name__}.Descent", "lr": 0}}
     )
     with pytest.raises(ConfigError, match=r"^model\.inner: lr must be above 0, found 0$"):
-        config.build(cfg.model)
+        build(cfg.model)
 
 
 def test_a_value_refused_when_a_partial_is_called_is_named_by_the_caller() -> None:
-    partial = config.build({"_target_": f"{__name__}.Descent", "_partial_": True, "lr": -1})
-    with pytest.raises(ConfigError, match=r"^solver: lr must be above 0"), config.refusals("solver"):
+    partial = build({"_target_": f"{__name__}.Descent", "_partial_": True, "lr": -1})
+    with pytest.raises(ConfigError, match=r"^solver: lr must be above 0"), refusals("solver"):
         partial()
 
 
 def test_our_own_errors_and_unforeseen_ones_pass_through_build_unchanged() -> None:
     with pytest.raises(DataError, match="cut short"):
-        config.build({"_target_": f"{__name__}.broken", "num_steps": 1})
+        build({"_target_": f"{__name__}.broken", "num_steps": 1})
     with pytest.raises(RuntimeError, match="no such luck"):
-        config.build({"_target_": f"{__name__}.failing", "num_steps": 1})
+        build({"_target_": f"{__name__}.failing", "num_steps": 1})
 
 
 def test_resolve_gives_plain_containers_without_interpolations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NNCOMPRESS_DATA", "/somewhere")
-    tree = config.resolve(make())
+    tree = resolve(make())
     assert tree["dataset"] == {"_target_": f"{__name__}.data", "root": "/somewhere", "download": True}
     assert type(tree["model"]["widths"]) is list
 
 
 def test_resolve_names_a_missing_value() -> None:
     with pytest.raises(ConfigError, match=r"dataset\.root"):
-        config.resolve(make(**{"dataset.root": "???"}))
+        resolve(make(**{"dataset.root": "???"}))
 
 
 def test_a_plain_value_fits_an_annotation_or_not() -> None:

@@ -14,7 +14,7 @@ from problems import ROOT
 from runs import configuration, finish, refusal
 
 import nncompress
-from nncompress import trusted
+from nncompress.config.allow import check, targets
 from nncompress.errors import ConfigError
 
 PACKAGE = Path(nncompress.__file__).parent
@@ -47,7 +47,7 @@ def forget() -> None:
 
 def accepted(tree: dict[str, Any], *allow: str) -> bool:
     try:
-        trusted.check(tree, allow, "RUN/config.yaml")
+        check(tree, allow, "RUN/config.yaml")
     except ConfigError:
         return False
     return True
@@ -55,13 +55,13 @@ def accepted(tree: dict[str, Any], *allow: str) -> bool:
 
 def refused(tree: dict[str, Any], *allow: str) -> str:
     with pytest.raises(ConfigError) as error:
-        trusted.check(tree, allow, "RUN/config.yaml")
+        check(tree, allow, "RUN/config.yaml")
     return str(error.value)
 
 
 def test_every_name_of_the_packaged_configurations_is_known() -> None:
     paths = sorted((ROOT / "conf").rglob("*.yaml"))
-    names = {name for path in paths for name in trusted.targets(yaml.safe_load(path.read_text()))}
+    names = {name for path in paths for name in targets(yaml.safe_load(path.read_text()))}
     assert accepted({"parts": [{"_target_": name} for name in names]})
     assert "nncompress.models.mlp.MLP" in names
     assert len(names) > 50
@@ -70,7 +70,7 @@ def test_every_name_of_the_packaged_configurations_is_known() -> None:
 def test_a_name_that_is_neither_known_nor_allowed_is_refused_unseen() -> None:
     for name in (
         "os.system", "builtins.eval", "subprocess.Popen", "torch.load", "torch.hub.load", "hydra.utils.get_method",
-        "nncompress.records.write_json", "nncompress.data.files.fetch", "nncompress.train.train",
+        "nncompress.files.write_json", "nncompress.data.files.fetch", "nncompress.sweeps.launch.train",
         "nncompress.models_of_others.Net", "torch.nnx.Linear", "my_nets.Net", "system", "", "${oc.env:HOME}", 3, None,
     ):  # fmt: skip
         with case(name=name):

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from problems import F64, ROOT, randn
 from torch import Tensor
 
-from nncompress import config
-from nncompress.augmentation import Augmentation, Augmentations, Crop, Cutout, Flip, Rotation
+from nncompress.config.build import build
+from nncompress.data.augmentation import Augmentation, Augmentations, Crop, Cutout, Flip, Rotation
 
 LAST = 1 - 2**-24  # the largest float32 below 1
 EACH = [
@@ -299,4 +299,4 @@ def test_a_packaged_option_builds_its_parts():
     assert {path.stem for path in folder.glob("*.yaml")} == {*parts}
     for name, expected in parts.items():
         with case(name=name):
-            assert config.build(OmegaConf.load(folder / f"{name}.yaml")) == Augmentations(parts=expected)
+            assert build(OmegaConf.load(folder / f"{name}.yaml")) == Augmentations(parts=expected)

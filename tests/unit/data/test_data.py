@@ -14,9 +14,9 @@ import yaml
 from cases import case
 from problems import ROOT
 
-from nncompress.augmentation import Crop
 from nncompress.data import digits as digits_module
 from nncompress.data import har as har_module
+from nncompress.data.augmentation import Crop
 from nncompress.data.digits import digits
 from nncompress.data.mnist import mnist
 from nncompress.data.prepare import Preparation, prepare

@@ -11,15 +11,15 @@ from golden import DIGITS, WORDS
 from runs import configuration, finish, resign, rows, run, status, summary
 from torch import nn
 
-from nncompress import experiment
-from nncompress.compact.artefact import load
+from nncompress.artefact.model import load
 from nncompress.data.digits import digits
 from nncompress.errors import CheckpointError, ConfigError, Diverged
+from nncompress.experiment import run as experiment_run
 from nncompress.metrics import evaluate
-from nncompress.records import read_run
-from nncompress.report.run_tables import run_tables
-from nncompress.report.stored import stored_numbers
-from nncompress.solvers.nnbcd import NNBCD
+from nncompress.report.run.tables import run_tables
+from nncompress.report.run.weights import stored_numbers
+from nncompress.results.records import read_run
+from nncompress.solvers.nnbcd.nnbcd import NNBCD
 
 SMALL = ["dataset.train_size=100", "dataset.test_size=50"]
 NNBCD_WORDS = ["solver=nnbcd", "model=tt_mlp", "model.widths=[32,32]", "compression.rank=8", *SMALL]
@@ -72,7 +72,7 @@ def test_same_seed_same_records_and_another_seed_others(family, golden, tmp_path
 def test_a_run_by_itself_writes_no_tables_and_plots(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    written = experiment.run(configuration(*CODEBOOK_WORDS), folder)
+    written = experiment_run.run(configuration(*CODEBOOK_WORDS), folder)
     assert written == json.loads((folder / "summary.json").read_text())
     left = {path.name for path in folder.iterdir()}
     assert left == {
@@ -178,7 +178,7 @@ def test_the_summary_lists_every_task(tmp_path):
 def test_a_users_model_compression_and_data_are_taken_by_their_dotted_paths(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "mine.py").write_text(
-        "import torch\nfrom torch import nn\nfrom nncompress.compressions.sparsity import L0\n"
+        "import torch\nfrom torch import nn\nfrom nncompress.compressions.sparsity.magnitude import L0\n"
         "from nncompress.problem import Dataset, Split\n\n\n"
         "class Net(nn.Sequential):\n    def __init__(self, num_classes, hidden=8):\n"
         "        super().__init__(nn.Linear(5, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))\n\n\n"

@@ -37,7 +37,7 @@ def test_sgd_starts_where_the_given_run_ended(there, tmp_path):
 
 
 def test_a_reference_given_by_a_path_from_here_is_recorded_by_its_whole_path(there, tmp_path, monkeypatch):
-    from nncompress.reference import with_reference
+    from nncompress.experiment.reference import with_reference
 
     monkeypatch.chdir(there.parent)
     assert with_reference(configuration(*SMALL, "reference=there")).reference == str(there)

@@ -11,8 +11,7 @@ from one_shot_cases import convolutions
 from problems import F64, randn
 from torch import nn
 
-from nncompress.low_rank_network import factorised, rank_at
-from nncompress.one_shot import LowRank
+from nncompress.experiment.one_shot import LowRank, factorised, rank_at
 
 
 def test_the_rank_is_the_part_that_stays_rounded_down_and_at_least_one():

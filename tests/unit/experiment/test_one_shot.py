@@ -12,9 +12,9 @@ from problems import F64, gaussian, mlp, randn
 from torch import Tensor, nn
 
 from nncompress.errors import ConfigError, Diverged, Unsupported
-from nncompress.one_shot import Filters, LowRank, Weights
+from nncompress.experiment.one_shot import Filters, LowRank, Weights
+from nncompress.experiment.study import Study
 from nncompress.problem import Problem
-from nncompress.study import Study
 
 EVERY = [method for methods in METHODS.values() for method in methods]
 

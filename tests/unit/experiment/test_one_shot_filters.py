@@ -12,9 +12,9 @@ from one_shot_cases import NETWORKS, convolutions, dead_filters, made, nonzeros,
 from problems import F64, randn
 from torch import Tensor, nn
 
-from nncompress.batch_norms import norms_behind
+from nncompress.experiment.one_shot import Filters
 from nncompress.models.cnn import NNBCDCNN
-from nncompress.one_shot import Filters
+from nncompress.surgery.norms import norms_behind
 
 
 def module_name(network: nn.Module, module: nn.Module) -> str:

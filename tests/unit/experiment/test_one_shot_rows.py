@@ -9,12 +9,12 @@ from image_networks import count, small
 from one_shot_cases import digits_problem, nonzeros, one_shot
 from problems import gaussian, mlp, problem
 
-from nncompress.batch_norms import recalibrated
 from nncompress.errors import ConfigError, Diverged
+from nncompress.experiment.one_shot import Filters, LowRank, Weights
+from nncompress.experiment.study import Study
 from nncompress.metrics import evaluate
-from nncompress.one_shot import Filters, LowRank, Weights
 from nncompress.problem import Dataset, Split
-from nncompress.study import Study
+from nncompress.surgery.norms import recalibrated
 
 
 def test_the_rows_are_every_method_and_part_once_with_and_once_without_recalibration():

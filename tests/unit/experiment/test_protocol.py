@@ -13,14 +13,15 @@ from golden import DIGITS, WORDS, Golden
 from omegaconf import OmegaConf
 from runs import configuration, finish, refusal, resume, rows, run, struck, summary
 
-import nncompress.summary
-from nncompress import building, config
+import nncompress.experiment.summary
+from nncompress.config.build import build, validate
 from nncompress.data.digits import digits
+from nncompress.experiment import setup
 from nncompress.problem import Problem, Split
-from nncompress.records import read_run
 from nncompress.report.collect import final
-from nncompress.report.run_tables import accuracy_table
-from nncompress.solvers.sgd import SGD
+from nncompress.report.run.tables import accuracy_table
+from nncompress.results.records import read_run
+from nncompress.solvers.sgd.sgd import SGD
 
 PLAIN = ["solver=sgd", "model.widths=[16]", "dataset.train_size=100", "dataset.test_size=50", "solver.batch_size=32"]
 CROPPED = ["augmentation=crop_flip", "augmentation.parts.0.padding=1"]
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("apart")
 
 
 def built(*words: str) -> Problem:
-    return building.build(configuration(*PLAIN, *words))[0]
+    return setup.build(configuration(*PLAIN, *words))[0]
 
 
 def numbers_of(part: Split, of: Split) -> list[int]:
@@ -100,7 +101,7 @@ def test_the_best_step_by_validation_is_the_first_of_equals_and_not_that_by_test
     ]
     (tmp_path / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "status.json").write_text('{"status": "done"}')
-    found = nncompress.summary._selected(OmegaConf.create({"protocol": "last"}), read_run(tmp_path).rows)
+    found = nncompress.experiment.summary._selected(OmegaConf.create({"protocol": "last"}), read_run(tmp_path).rows)
     assert found == {
         "protocol": "last", "accuracy/validation_at_best_validation": 0.8, "accuracy/test_at_best_validation": 0.5,
         "step/best_validation": 1,
@@ -110,7 +111,7 @@ def test_the_best_step_by_validation_is_the_first_of_equals_and_not_that_by_test
 def test_the_held_out_samples_are_not_changed_and_not_trained_on() -> None:
     p, other = (built("validation=0.2", *CROPPED) for _ in "12")
     before = p.data.validation.x.clone()
-    solver = config.build(configuration(*PLAIN).solver)
+    solver = build(configuration(*PLAIN).solver)
     iterates = list(solver.run(p, 2))
     other.data.validation.x.zero_()
     again = list(solver.run(other, 2))
@@ -159,7 +160,7 @@ BAD = [
     (["augmentation._target_=nowhere.Mine", "~augmentation.parts"], "augmentation"),
     (["solver.label_smoothing=1"], "label_smoothing must be at least 0 and below 1, found 1"),
     (["solver.average=1"], "average must be at least 0 and below 1, found 1"),
-    (["solver.schedule._target_=nncompress.solvers.descent.WarmUp", "+solver.schedule.epochs=-1"],
+    (["solver.schedule._target_=nncompress.solvers.training.descent.WarmUp", "+solver.schedule.epochs=-1"],
      "epochs must be at least 0, found -1"),
 ]  # fmt: skip
 
@@ -177,7 +178,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
 
 MINE = """from dataclasses import dataclass
 
-from nncompress.augmentation import Augmentation
+from nncompress.problem import Augmentation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,8 +209,8 @@ def test_a_users_augmentation_is_taken_by_its_dotted_path_or_by_the_name_of_its_
     ):
         with case(words=words):
             cfg = configuration(*PLAIN, *words, "solver.num_steps=2")
-            config.validate(cfg)
-            augmentation = building.build(cfg)[0].data.augmentation
+            validate(cfg)
+            augmentation = setup.build(cfg)[0].data.augmentation
             assert (type(augmentation).__name__, augmentation.by) == ("Shifted", by)
     finish(cfg, tmp_path / "own")
     for name, word in (("none", "augmentation=none"), ("without", "~augmentation")):
@@ -226,18 +227,18 @@ def test_flat_data_go_without_augmentation(tmp_path: Path) -> None:
 
 
 def test_schedules_are_given_on_the_command_line(tmp_path: Path) -> None:
-    place = "nncompress.solvers.descent"
+    place = "nncompress.solvers.training.descent"
     words = [
         f"solver.schedule._target_={place}.WarmUp", "+solver.schedule.epochs=2",
         f"+solver.schedule.then._target_={place}.StepDecay", "+solver.schedule.then.every=1",
         "+solver.schedule.then.decay=0.5",
     ]  # fmt: skip
     cfg = configuration(*PLAIN, *words, "solver.num_steps=1")
-    config.validate(cfg)
-    schedule = config.build(cfg.solver).schedule
+    validate(cfg)
+    schedule = build(cfg.solver).schedule
     assert [schedule.factor(k, 5) for k in range(5)] == pytest.approx([1 / 3, 2 / 3, 1, 0.5, 0.25])
     assert finish(cfg, tmp_path / "run")["steps"] == 1
-    linear = config.build(configuration(f"solver.schedule._target_={place}.Linear", "+solver.schedule.end=0.5").solver)
+    linear = build(configuration(f"solver.schedule._target_={place}.Linear", "+solver.schedule.end=0.5").solver)
     assert [linear.schedule.factor(k, 2) for k in range(3)] == [1, 0.75, 0.5]
 
 
@@ -249,7 +250,7 @@ def test_a_reference_is_trained_with_the_augmentation_and_the_held_out_samples_o
     there, here = (OmegaConf.load(path / "config.yaml") for path in (folder, tmp_path / "run"))
     assert there.augmentation == here.augmentation
     assert there.validation == here.validation == 0.2
-    alone = ["solver.num_steps=2", "solver.schedule._target_=nncompress.solvers.descent.Exponential"]
+    alone = ["solver.num_steps=2", "solver.schedule._target_=nncompress.solvers.training.descent.Exponential"]
     sgd = [*data, "eval_every=10", *alone, "+solver.schedule.decay=0.97"]
     finish(configuration("solver=sgd", *sgd), tmp_path / "sgd")
     assert rows(folder) == rows(tmp_path / "sgd")

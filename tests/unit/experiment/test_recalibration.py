@@ -6,7 +6,7 @@ import torch
 from problems import F64, gaussian, mlp, randn
 from torch import nn
 
-from nncompress.batch_norms import recalibrated
+from nncompress.surgery.norms import recalibrated
 
 
 def test_recalibrated_statistics_are_the_means_over_the_batches():

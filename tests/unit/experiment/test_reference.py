@@ -13,11 +13,11 @@ from omegaconf import DictConfig
 from own_parts import Started
 from runs import configuration, refusal, resume, rows, run, status, summary
 
-import nncompress.reference
+import nncompress.experiment.reference
 from nncompress.errors import ConfigError, NNCompressError, Unsupported
-from nncompress.experiment import run as experiment_run
-from nncompress.reference import reference_of, with_reference
-from nncompress.solvers.sgd import SGD
+from nncompress.experiment.reference import reference_of, with_reference
+from nncompress.experiment.run import run as experiment_run
+from nncompress.solvers.sgd.sgd import SGD
 
 DATA = ["dataset.train_size=100", "dataset.test_size=50"]
 SMALL = [*DATA, "model.widths=[16]"]
@@ -204,7 +204,7 @@ def test_an_interrupted_run_resumes_from_the_reference_it_began_with(tmp_path, m
             run(tmp_path / "broken", *words)
     assert stop.value.code == 130
     monkeypatch.chdir("/")
-    monkeypatch.setattr(nncompress.reference, "run", lambda cfg, folder: pytest.fail("trained again"))
+    monkeypatch.setattr(nncompress.experiment.reference, "run", lambda cfg, folder: pytest.fail("trained again"))
     resume(tmp_path / "broken")
     assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
     assert summary(tmp_path / "broken") == summary(tmp_path / "whole")
@@ -223,9 +223,9 @@ def test_of_two_that_want_a_reference_at_once_one_trains_and_the_other_waits_for
             waits.set()
         return True
 
-    monkeypatch.setattr(nncompress.reference, "run", slow)
-    monkeypatch.setattr(nncompress.reference.log, "disabled", False)
-    monkeypatch.setattr(nncompress.reference.log, "filters", [said])
+    monkeypatch.setattr(nncompress.experiment.reference, "run", slow)
+    monkeypatch.setattr(nncompress.experiment.reference.log, "disabled", False)
+    monkeypatch.setattr(nncompress.experiment.reference.log, "filters", [said])
     folders: list[str] = []
     cfg = configuration(*SMALL, SOLVER, *TRAINING)
     threads = [threading.Thread(target=lambda: folders.append(with_reference(cfg).reference)) for _ in range(2)]
@@ -273,7 +273,7 @@ def test_what_the_solver_refuses_is_refused_before_the_reference_is_trained(tmp_
 
 
 def test_several_processes_train_no_reference(monkeypatch):
-    monkeypatch.setattr(nncompress.reference.parallel, "size", lambda: 2)
+    monkeypatch.setattr(nncompress.experiment.reference.parallel, "size", lambda: 2)
     with pytest.raises(Unsupported, match="trained by one process, found 2"):
         with_reference(configuration(*SMALL, SOLVER))
 

@@ -11,9 +11,9 @@ from golden import DIGITS, WORDS
 from runs import configuration, finish, resume, rows, run, status, struck, summary
 
 from nncompress.errors import CheckpointError
-from nncompress.interruption import Interruption
-from nncompress.solvers.nnbcd import NNBCD
-from nncompress.solvers.sgd import SGD
+from nncompress.experiment.interruption import Interruption
+from nncompress.solvers.nnbcd.nnbcd import NNBCD
+from nncompress.solvers.sgd.sgd import SGD
 
 SMALL = ["dataset.train_size=100", "dataset.test_size=50"]
 TENSOR_TRAIN = ["solver=nnbcd", "model=tt_mlp", "model.widths=[32,32]"]

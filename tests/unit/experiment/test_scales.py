@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from problems import ROOT
 from runs import configuration, finish
 
-from nncompress import config
-from nncompress.augmentation import Augmentation
-from nncompress.cli import main
+from nncompress.cli.main import main
+from nncompress.config.build import build, validate
+from nncompress.problem import Augmentation
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/experiment/slimming").glob("*.yaml"))
 SCALES = sorted(path.stem for path in (ROOT / "conf/scale").glob("*.yaml"))
@@ -30,9 +30,9 @@ def test_every_slimming_experiment_composes_binds_and_is_accepted_at_every_scale
     for experiment in EXPERIMENTS:
         with case(experiment=experiment):
             cfg = configuration(f"experiment=slimming/{experiment}", f"scale={scale}")
-            config.validate(cfg)
-            solver = config.build(cfg.solver)
-            assert isinstance(config.build(cfg.augmentation), Augmentation)
+            validate(cfg)
+            solver = build(cfg.solver)
+            assert isinstance(build(cfg.augmentation), Augmentation)
             if scale == "smoke":
                 assert (solver.num_steps, cfg.dataset.train_size, cfg.device) == (3, 2000, "cpu")
                 assert cfg.target.ratio == 0.5
@@ -74,6 +74,6 @@ def test_the_experiments_of_frank_wolfe_are_small_at_scale_smoke() -> None:
     ):  # fmt: skip
         with case(experiment=experiment):
             cfg = configuration(f"experiment=sparsefw/{experiment}", "scale=smoke")
-            config.validate(cfg)
+            validate(cfg)
             assert (cfg.solver.num_steps, cfg.dataset.train_size, cfg.device) == (3, 2000, "cpu")
             assert (list(cfg.compress_at), cfg.recalibrate) == ([0.3, 0.6, 0.9], 500)

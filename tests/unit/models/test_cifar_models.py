@@ -11,15 +11,15 @@ from image_networks import CLASSES, SMALL, count, norms, of_each_class, outputs,
 from problems import F64
 from torch import Tensor, nn
 
-from nncompress import config
-from nncompress.channels import norm_of
-from nncompress.metrics import layers_of
+from nncompress.config.build import build
 from nncompress.models.densenet import DenseNet
 from nncompress.models.preresnet import PreResNet
 from nncompress.models.resnet import ResNet18
 from nncompress.models.vgg import VGG
 from nncompress.models.wide_resnet import WideResNet
-from nncompress.published_counts import params_with_selection, script_flops
+from nncompress.reproduce.counts import params_with_selection, script_flops
+from nncompress.surgery.channels import norm_of
+from nncompress.surgery.uses import layers_of
 
 # 10 classes: parameters, those with selection vectors, scales, operations of the published script, multiply-accumulates
 # and the features before the last layer.
@@ -36,7 +36,7 @@ def full(option: str, *num_classes: int) -> list[nn.Module]:
     with composing():
         node = compose("config", [f"model={option}"]).model
     with torch.device("meta"):
-        return [config.build(node, input_shape=(3, 32, 32), num_classes=number) for number in num_classes]
+        return [build(node, input_shape=(3, 32, 32), num_classes=number) for number in num_classes]
 
 
 def image() -> Tensor:

@@ -14,14 +14,15 @@ from cases import case
 from fake_runs import drawn, fake_run, texts, undrawn
 from safetensors.torch import save_file as torch_save
 
-from nncompress.records import Recorder, read_run, write_json
+from nncompress.files import write_json
 from nncompress.report import style, write_run_report
 from nncompress.report.collect import final
-from nncompress.report.run_plots import constraint_plot, objective_plot, rate_plot
-from nncompress.report.run_tables import accuracy_table, compression_table, convergence_table, log_spaced
-from nncompress.report.stored import REST, stored_numbers
+from nncompress.report.run.plots import constraint_plot, objective_plot, rate_plot
+from nncompress.report.run.tables import accuracy_table, compression_table, convergence_table, log_spaced
+from nncompress.report.run.weights import REST, stored_numbers
 from nncompress.report.tables import Table, escape, latex, markdown
 from nncompress.report.text import number, percent, spread, times
+from nncompress.results.records import Recorder, read_run
 
 
 def test_torch_is_not_imported() -> None:

@@ -14,10 +14,10 @@ import pytest
 from cases import case
 from fake_runs import config, fake_run, undrawn
 
-from nncompress.cli import main
-from nncompress.records import write_json
+from nncompress.cli.main import main
+from nncompress.files import write_json
 from nncompress.report import report
-from nncompress.report.html import _table, size_of
+from nncompress.report.html.page import _table, size_of
 from nncompress.report.tables import Table
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -154,7 +154,7 @@ def test_a_run_that_ended_before_its_first_record_has_a_page_with_the_reason(tmp
 
 
 def test_a_large_plot_is_embedded_as_png(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nncompress.report.html.LARGEST_SVG", 10)
+    monkeypatch.setattr("nncompress.report.html.page.LARGEST_SVG", 10)
     folder = fake_run(tmp_path / "run", n=3)
     report([folder], html=True)
     sources = [str(image["src"]) for image in found(Reader(folder / "report.html"), "img")]

@@ -14,12 +14,13 @@ from fake_runs import config, drawn, fake_run, texts, undrawn
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from nncompress.records import read_run, read_runs, write_json
+from nncompress.files import write_json
 from nncompress.report import write_run_report, write_sweep_report
 from nncompress.report.collect import summaries, varied
-from nncompress.report.one_shot import areas, one_shot, one_shot_rows, run_one_shot, sweep_one_shot
 from nncompress.report.style import group_styles
+from nncompress.report.sweep.one_shot import areas, one_shot, one_shot_rows, run_one_shot, sweep_one_shot
 from nncompress.report.tables import Table, latex, markdown
+from nncompress.results.records import read_run, read_runs
 
 PARTS = (0.0, 0.5, 0.9)
 

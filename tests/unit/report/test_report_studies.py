@@ -13,13 +13,14 @@ from cases import case
 from fake_runs import config, drawn, texts, undrawn
 from matplotlib.figure import Figure
 
-from nncompress.records import Recorder, Run, read_runs, write_json
+from nncompress.files import write_json
 from nncompress.report import write_sweep_report
 from nncompress.report.collect import varied
-from nncompress.report.studies import Grid, courses, outcomes, sensitivity, spread
-from nncompress.report.study_plots import courses_plot, sensitivity_plot, spread_plot
-from nncompress.report.sweep_tables import sensitivity_table
+from nncompress.report.sweep.studies import Grid, courses, outcomes, sensitivity, spread
+from nncompress.report.sweep.study_plots import courses_plot, sensitivity_plot, spread_plot
+from nncompress.report.sweep.tables import sensitivity_table
 from nncompress.report.tables import latex, markdown
+from nncompress.results.records import Recorder, Run, read_runs
 
 STUDIES = {"sensitivity.png", "sensitivity.svg", "spread.png", "spread.svg", "curves.png", "curves.svg"}
 

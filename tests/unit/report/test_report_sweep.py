@@ -12,15 +12,16 @@ from cases import case
 from fake_runs import config, drawn, fake_run, texts, undrawn
 
 from nncompress.errors import ConfigError
-from nncompress.outline import flatten
-from nncompress.records import read_run, write_json
+from nncompress.files import write_json
 from nncompress.report import report, write_sweep_report
 from nncompress.report.collect import aggregate, failures, group_label, short_names, summaries, varied_keys
-from nncompress.report.pareto import pareto_front
-from nncompress.report.searches import search_plot
-from nncompress.report.sweep_plots import accuracy_ratio_plot, objectives_plot
-from nncompress.report.sweep_tables import sweep_table
+from nncompress.report.style import pareto_front
+from nncompress.report.sweep.plots import accuracy_ratio_plot, objectives_plot
+from nncompress.report.sweep.searches import search_plot
+from nncompress.report.sweep.tables import sweep_table
 from nncompress.report.tables import markdown
+from nncompress.results.query import flatten
+from nncompress.results.records import read_run
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +123,7 @@ def test_a_constraint_is_told_by_its_name_and_its_copies_are_not_told() -> None:
 
 
 def test_a_class_is_told_without_its_module() -> None:
-    group = {"solver.rescaling._target_": "nncompress.solvers.rescaling.NoRescaling", "model": "mlp"}
+    group = {"solver.rescaling._target_": "nncompress.solvers.frank_wolfe.sfw.NoRescaling", "model": "mlp"}
     assert group_label(group, [*group]) == "rescaling=NoRescaling, model=mlp"
 
 

@@ -8,11 +8,12 @@ import pytest
 from cases import case
 from fake_runs import config, fake_run
 
-from nncompress.records import read_json, read_run, write_json
-from nncompress.report.cross import cross_frame, cross_tables
-from nncompress.report.figures import METRICS, figure, measured, shared_parts
-from nncompress.report.reproduction_rows import FAIL, NOT_COMPARABLE, PASS, claim_row, verdict
+from nncompress.files import read_json, write_json
+from nncompress.reproduce.cross import cross_frame, cross_tables
+from nncompress.reproduce.figures import METRICS, figure, measured, shared_parts
 from nncompress.reproduce.protocol import Claim, Protocol, Selection, Study
+from nncompress.reproduce.rows import FAIL, NOT_COMPARABLE, PASS, claim_row, verdict
+from nncompress.results.records import read_run
 
 
 def test_without_a_latency_or_a_small_network_the_tables_of_cross_are_made(tmp_path: Path) -> None:

@@ -11,14 +11,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from problems import ROOT
 
-import nncompress.train  # noqa: F401 (its resolver is used by conf/config.yaml)
-from nncompress import config
+import nncompress.sweeps.launch  # noqa: F401 (its resolver is used by conf/config.yaml)
+from nncompress.config.build import validate
 from nncompress.errors import ConfigError
 from nncompress.reproduce import planning
 from nncompress.reproduce.planning import Cost, Plan, jobs_of, seconds
-from nncompress.reproduce.protocol import PAPERS, SCALES, Selection, read_protocol
-from nncompress.reproduce.published import CLAIM, NOT_AVAILABLE, read_published
-from nncompress.sweeper import combinations, values_of
+from nncompress.reproduce.protocol import CLAIM, NOT_AVAILABLE, PAPERS, SCALES, Selection, read_protocol, read_published
+from nncompress.sweeps.sweeper import combinations, values_of
 
 FROM_REFERENCE = ("LC", "IDC", "DCRetrain", "Distillation", "DirectCompression")
 """The solvers that start from a trained network."""
@@ -85,7 +84,7 @@ def test_the_first_run_of_every_study_of_a_paper_is_a_valid_configuration(paper:
         for words, study in studies.items():
             with case(study=study.name, words=words):
                 cfg = planning._composed(first := first_job(words))
-                config.validate(cfg)
+                validate(cfg)
                 job = planning._job(first, cfg)
                 assert job.steps >= 0
                 solver = cfg.solver._target_.rpartition(".")[2]

@@ -17,17 +17,16 @@ import torch
 from cases import case
 from fake_runs import undrawn
 
-import nncompress.reproduce.command as command
+import nncompress.cli.reproduce as command
 import nncompress.reproduce.planning as planning
-from nncompress.cli import main
-from nncompress.manifest import ENDED, SWEEP, Job, Manifest, read_manifest, standing, write_manifest
-from nncompress.records import read_json, read_run, write_json
-from nncompress.report import report
-from nncompress.report.reproduction_rows import FAIL, PASS
+from nncompress.cli.main import main
+from nncompress.config.overrides import named_folder
+from nncompress.files import read_json, write_json
 from nncompress.reproduce.planning import Cost, Plan, _recorded, jobs_of, planned
-from nncompress.reproduce.protocol import Alternative, Claim, Protocol, Selection, Study
-from nncompress.reproduce.published import CLAIM, Published
-from nncompress.words import named_folder
+from nncompress.reproduce.protocol import CLAIM, Alternative, Claim, Protocol, Published, Selection, Study
+from nncompress.reproduce.rows import FAIL, PASS
+from nncompress.results.records import read_run
+from nncompress.results.sweep_folder import ENDED, SWEEP, Job, Manifest, read_manifest, standing, write_manifest
 
 OUT = "my out, it's #1 (é)"
 WORDS = ("model.widths=[8]", "solver.num_steps=2", "device=cpu", "compression=l0", "compression.keep=0.5,0.1")
@@ -71,9 +70,9 @@ def known_jobs(words: tuple[str, ...]) -> list[planning.Job]:
 def in_place_of_lc(patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Within it the paper `lc` is the tiny one; the same words are composed once."""
     patch.setattr(command, "read_protocol", tiny)
-    patch.setattr("nncompress.report.reproduction.read_protocol", tiny)
-    patch.setattr("nncompress.report.reproduction.read_published", lambda paper: PUBLISHED)
-    patch.setattr("nncompress.jobs.write_report", lambda folder: None)
+    patch.setattr("nncompress.reproduce.report.read_protocol", tiny)
+    patch.setattr("nncompress.reproduce.report.read_published", lambda paper: PUBLISHED)
+    patch.setattr("nncompress.sweeps.jobs.write_report", lambda folder: None)
     patch.setattr(planning, "jobs_of", lambda words: known_jobs(tuple(words)))
     yield
 
@@ -217,8 +216,12 @@ def test_what_was_run_is_not_run_again_and_seeds_are_added_and_left_out(done: Pa
     assert list(tables(done / "kept", "runs")["seed"]) == [0, 0]
 
 
-def test_the_report_of_a_folder_of_experiments_has_their_tables_page_and_results(done: Path) -> None:
-    assert {path.name for path in report([done])} >= {"published.md", "report.html", "results.md"}
+def test_the_report_of_a_folder_of_experiments_has_their_tables_page_and_results(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(done)]) == 0
+    written = {Path(line).name for line in capsys.readouterr().out.splitlines()}
+    assert written >= {"published.md", "report.html", "results.md"}
 
 
 def test_a_folder_of_any_name_is_gone_on_with(apart: None, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +275,7 @@ def test_other_data_take_the_place_of_missing_ones_and_are_a_deviation(
 
     monkeypatch.setenv("NNCOMPRESS_DATA", str(Path("nothing").absolute()))
     monkeypatch.setattr(command, "read_protocol", other)
-    monkeypatch.setattr("nncompress.report.reproduction.read_protocol", other)
+    monkeypatch.setattr("nncompress.reproduce.report.read_protocol", other)
     assert main(["reproduce", "lc"]) == 0
     assert "digits in place of activities" in capsys.readouterr().out
     table = tables(paper, "studies")

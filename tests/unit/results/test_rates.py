@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from cases import case
 
-from nncompress.rates import convergence, decrease_constant, fit_slope, rate_summary
+from nncompress.results.convergence import convergence, decrease_constant, fit_slope, rate_summary
 
 
 def descent_rows(objectives: list[float], lam: float = 0.25, **columns: list[Any]) -> pd.DataFrame:

@@ -13,7 +13,8 @@ import pytest
 from cases import case
 
 from nncompress.errors import CheckpointError, ConfigError
-from nncompress.records import Recorder, is_run, read_run, read_runs, replace_bytes, write_json
+from nncompress.files import replace_bytes, write_json
+from nncompress.results.records import Recorder, is_run, read_run, read_runs
 
 
 def write_rows(path: Path, n: int) -> None:
@@ -95,7 +96,7 @@ def test_fewer_rows_than_the_checkpoint_relies_on_is_an_error_that_leaves_the_fi
 def test_rows_survive_the_process_being_killed(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     code = (
-        "import os, sys, pathlib; from nncompress.records import Recorder\n"
+        "import os, sys, pathlib; from nncompress.results.records import Recorder\n"
         "r = Recorder(pathlib.Path(sys.argv[1])); r.write({'step': 0}); r.write({'step': 1}); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9

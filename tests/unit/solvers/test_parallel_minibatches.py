@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from cases import case
 from runs import configuration, rows
 from torchrun import forked, resume, run
 
 from nncompress import parallel
 from nncompress.errors import NNCompressError, Unsupported
-from nncompress.solvers.shared_norm import shared_norms
+from nncompress.surgery.norms import shared_norms
 
 NET = ["model=resnet20", "model.depth=8", "model.width=0.25"]
 SMALLER = ["model=vgg19", "model.layers=[1,1]", "model.width=0.1"]
@@ -100,6 +101,6 @@ def test_processes_that_differ_are_told_apart(monkeypatch: pytest.MonkeyPatch) -
         found[:] = [own, "0" * 64]
 
     monkeypatch.setattr(parallel, "size", lambda: 2)
-    monkeypatch.setattr(parallel.dist, "all_gather_object", gathered)
+    monkeypatch.setattr(dist, "all_gather_object", gathered)
     with pytest.raises(NNCompressError, match="all processes must hold the same network, found hashes"):
         parallel.check_alike([torch.ones(3)], "network")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nncompress.compact import planning
+from nncompress.surgery import autotune as planning
 
 
 @pytest.fixture

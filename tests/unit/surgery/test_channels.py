@@ -12,13 +12,14 @@ from runs import resign, rows, run
 from smaller_networks import assert_same, checked, nothing, random_keep, scores_of, stored, trained, zeroed
 from torch import Tensor, nn
 
-from nncompress.channels import Scale, guarded, is_reshaped, kept_in, masked, scales_of
-from nncompress.compact.artefact import load
-from nncompress.compact.removal import SelectedNorm, removed
-from nncompress.compact.smaller import smaller
+from nncompress.artefact.model import load
 from nncompress.errors import CheckpointError
-from nncompress.metrics import huffman_bits, layers_of, macs, sizes
+from nncompress.metrics import huffman_bits, macs, sizes
 from nncompress.models.vgg import VGG
+from nncompress.surgery.channels import Scale, guarded, is_reshaped, kept_in, masked, scales_of
+from nncompress.surgery.pruning import smaller
+from nncompress.surgery.removal import SelectedNorm, removed
+from nncompress.surgery.uses import layers_of
 
 
 def test_without_branches_the_best_channel_of_a_residual_layer_stays():

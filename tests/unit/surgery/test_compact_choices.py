@@ -13,8 +13,18 @@ from compact_cases import conv, fc, held, pair_of
 from problems import F64, randn
 from torch import nn
 
-from nncompress.compact import planning
-from nncompress.compact.layers import (
+from nncompress.compressions.decomposition.low_rank import LowRank, low_rank
+from nncompress.compressions.plan import Plan
+from nncompress.compressions.quantization.codebook import Codebook, codebook
+from nncompress.compressions.quantization.uniform import LowPrecision
+from nncompress.compressions.sparsity.magnitude import L0
+from nncompress.compressions.views import AsMatrix, AsVector
+from nncompress.errors import ConfigError
+from nncompress.problem import weights_of
+from nncompress.surgery import autotune
+from nncompress.surgery import autotune as planning
+from nncompress.surgery.autotune import Choice, fastest
+from nncompress.surgery.compact_layers import (
     CACHED,
     CHAIN,
     PLANS,
@@ -25,17 +35,8 @@ from nncompress.compact.layers import (
     compact_layer,
     compacted,
 )
-from nncompress.compact.planning import Choice, fastest
-from nncompress.compressions.codebook import Codebook, codebook
-from nncompress.compressions.low_rank import LowRank, low_rank
-from nncompress.compressions.plan import Plan
-from nncompress.compressions.sparsity import L0
-from nncompress.compressions.uniform import LowPrecision
-from nncompress.compressions.views import AsMatrix, AsVector
-from nncompress.errors import ConfigError
-from nncompress.problem import weights_of
 
-BLOCKS, BLOCK_SECONDS = planning.BLOCKS, planning.BLOCK_SECONDS
+BLOCKS, BLOCK_SECONDS = autotune.BLOCKS, autotune.BLOCK_SECONDS
 pytestmark = pytest.mark.usefixtures("quick")
 
 
@@ -112,7 +113,7 @@ def test_a_plan_is_chosen_once_for_each_power_of_two_of_samples_and_each_size(mo
         asked.append(dict(macs))
         return Choice(list(ways)[len(asked) % len(ways)], {}, dict(macs))
 
-    monkeypatch.setattr("nncompress.compact.layers.fastest", fake)
+    monkeypatch.setattr("nncompress.surgery.compact_layers.fastest", fake)
     _, layer = pair_of(fc(), LowRank(3), AsMatrix())
     layer.name = "fc.weight"
     with torch.no_grad(), caplog.at_level(logging.DEBUG, "nncompress"):
@@ -135,7 +136,7 @@ def test_the_dense_weight_is_kept_only_while_a_choice_needs_it(monkeypatch):
             way()
         return Choice(next(plans), {}, dict(macs))
 
-    monkeypatch.setattr("nncompress.compact.layers.fastest", fake)
+    monkeypatch.setattr("nncompress.surgery.compact_layers.fastest", fake)
     _, layer = pair_of(fc(), LowRank(3), AsMatrix())
     with torch.no_grad():
         for n, kept in ((1, False), (2, True), (4, True)):
@@ -203,21 +204,21 @@ def test_of_equally_fast_ways_the_first_is_taken(clock):
 
 
 def test_a_hopeless_way_is_not_called_and_a_slow_one_not_often(clock):
-    many = planning.CHEAP
+    many = autotune.CHEAP
     macs = {"a": 3200 * many, "b": 100 * many, "c": 3201 * many, "d": 200 * many}
     choice = choose(clock, macs, a=1e-4, b=2e-4, c=1e-9, d=4e-4)
     assert choice.plan == "a"
     assert choice.seconds.keys() == {"a", "b", "d"}
     assert "c" not in clock.calls
     assert clock.calls["d"] == 3
-    assert clock.calls["a"] == 3 + planning.BLOCKS * 10
+    assert clock.calls["a"] == 3 + autotune.BLOCKS * 10
     assert choose(clock, {"x": 0, "y": many + 1}, x=9.0, y=1e-9).plan == "x"
     assert "y" not in clock.calls
 
 
 def test_a_way_of_seconds_is_called_few_times(clock):
     choose(clock, {"a": 5, "b": 5}, a=2.0, b=2.5)
-    assert clock.calls == {"a": 3 + planning.BLOCKS, "b": 3 + planning.BLOCKS}
+    assert clock.calls == {"a": 3 + autotune.BLOCKS, "b": 3 + autotune.BLOCKS}
 
 
 def test_what_was_chosen_is_a_table(monkeypatch):
@@ -245,7 +246,7 @@ def test_what_was_chosen_is_a_table(monkeypatch):
 
 def test_a_recurring_use_of_equal_sizes_measures_once(monkeypatch):
     measured = []
-    original = planning.measured
+    original = autotune.measured
     monkeypatch.setattr(planning, "measured", lambda ways, device: measured.append(1) or original(ways, device))
     _, layer = pair_of(fc(), LowRank(3), AsMatrix())
     with torch.no_grad():

@@ -19,13 +19,13 @@ from compact_cases import (
 from problems import F64, randn
 from torch import Tensor, nn
 
-from nncompress.compact.layers import CACHED, PLANS, RECONSTRUCT, CompactConv2d, CompactLayer, CompactLinear
-from nncompress.compressions.codebook import Codebook
-from nncompress.compressions.cp import CP
-from nncompress.compressions.low_rank import LowRank
-from nncompress.compressions.sparsity import L0
-from nncompress.compressions.tt_matrix import TTMatrix
+from nncompress.compressions.decomposition.cp import CP
+from nncompress.compressions.decomposition.low_rank import LowRank
+from nncompress.compressions.decomposition.tt_matrix import TTMatrix
+from nncompress.compressions.quantization.codebook import Codebook
+from nncompress.compressions.sparsity.magnitude import L0
 from nncompress.compressions.views import AsMatrix
+from nncompress.surgery.compact_layers import CACHED, PLANS, RECONSTRUCT, CompactConv2d, CompactLayer, CompactLinear
 
 pytestmark = pytest.mark.usefixtures("quick")
 SMOOTH = [pair for pair in OF_LINEAR if pair not in DENSE_ONLY]

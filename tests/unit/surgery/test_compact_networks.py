@@ -10,11 +10,11 @@ from compact_cases import RECIPES, dense_of, fc, held, small_network
 from problems import F64, randn
 from torch import Tensor, nn
 
-from nncompress.compact.layers import CompactLayer, CompactLinear, chosen_plans, compacted
-from nncompress.compressions.codebook import codebook
-from nncompress.compressions.low_rank import low_rank
+from nncompress.compressions.decomposition.low_rank import low_rank
 from nncompress.compressions.plan import Plan
+from nncompress.compressions.quantization.codebook import codebook
 from nncompress.problem import weights_of
+from nncompress.surgery.compact_layers import CompactLayer, CompactLinear, chosen_plans, compacted
 
 every_recipe = pytest.mark.parametrize(("recipe", "settings"), RECIPES, ids=[recipe.__name__ for recipe, _ in RECIPES])
 pytestmark = pytest.mark.usefixtures("quick")

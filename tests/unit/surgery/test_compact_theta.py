@@ -13,12 +13,12 @@ from problems import F64, randn
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from nncompress.compact.layers import CACHED, PLANS, RECONSTRUCT
-from nncompress.compact.theta import HeldTheta, power_of_two
-from nncompress.compressions.codebook import Codebook
-from nncompress.compressions.low_rank import LowRank
-from nncompress.compressions.sparsity import L0
+from nncompress.compressions.decomposition.low_rank import LowRank
+from nncompress.compressions.quantization.codebook import Codebook
+from nncompress.compressions.sparsity.magnitude import L0
 from nncompress.compressions.views import AsMatrix, AsVector
+from nncompress.surgery.compact_layers import CACHED, PLANS, RECONSTRUCT
+from nncompress.surgery.theta import HeldTheta, power_of_two
 
 pytestmark = pytest.mark.usefixtures("quick")
 

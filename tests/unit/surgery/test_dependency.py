@@ -14,10 +14,10 @@ from torch.nn import functional
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
 
-from nncompress.channels import is_reshaped, kept_in, masked
-from nncompress.compact.dependency import pruned
-from nncompress.compact.removal import reshape, structure
 from nncompress.errors import Unsupported
+from nncompress.surgery.channels import is_reshaped, kept_in, masked
+from nncompress.surgery.pruning import pruned
+from nncompress.surgery.removal import reshape, structure
 
 Act = Callable[[], nn.Module]
 

@@ -11,18 +11,16 @@ from problems import F64, randn
 from torch import Tensor
 
 from nncompress.compressions.additive import additive
-from nncompress.compressions.cp import cp
-from nncompress.compressions.low_rank import low_rank
-from nncompress.compressions.mixed import mixed
-from nncompress.compressions.plan import Plan, none, plan_of
-from nncompress.compressions.rank_selection import RankSelection, rank_selection
-from nncompress.compressions.rounding import Change, changes, rounded
-from nncompress.compressions.sparsity import l0
-from nncompress.compressions.structured import GroupL0, group_l0
-from nncompress.compressions.target import Target, fit
-from nncompress.compressions.tensor_train import tt
-from nncompress.compressions.tt_matrix import tt_matrix
-from nncompress.compressions.tucker import tucker
+from nncompress.compressions.decomposition.cp import cp
+from nncompress.compressions.decomposition.low_rank import low_rank
+from nncompress.compressions.decomposition.rank_selection import RankSelection, rank_selection
+from nncompress.compressions.decomposition.tensor_train import tt
+from nncompress.compressions.decomposition.tt_matrix import tt_matrix
+from nncompress.compressions.decomposition.tucker import tucker
+from nncompress.compressions.plan import Plan, mixed, none, plan_of
+from nncompress.compressions.sparsity.magnitude import l0
+from nncompress.compressions.sparsity.structured import GroupL0, group_l0
+from nncompress.compressions.target import Change, Target, changes, fit, rounded
 from nncompress.errors import ConfigError
 
 # Ranks and rows.

@@ -14,20 +14,20 @@ from slimming_cases import counts, size_by_hand, vgg
 from slimming_cases import small as problem_with
 from torch import Tensor, nn
 
-from nncompress import checkpoint
-from nncompress.channels import kept_in
-from nncompress.compact.artefact import load
-from nncompress.compact.removal import removed
-from nncompress.compact.smaller import smaller
+from nncompress.artefact.model import load
 from nncompress.compressions.plan import none
 from nncompress.errors import Unsupported
+from nncompress.experiment import checkpoint
 from nncompress.models.preresnet import PreResNet
 from nncompress.problem import Problem
-from nncompress.records import read_run
-from nncompress.report.run_tables import run_tables
-from nncompress.solvers.network_slimming import NetworkSlimming
-from nncompress.solvers.scales import Scales, size_of
-from nncompress.solvers.slimming import Slimming
+from nncompress.report.run.tables import run_tables
+from nncompress.results.records import read_run
+from nncompress.solvers.slimming.network_slimming import NetworkSlimming
+from nncompress.solvers.slimming.proximal import Slimming
+from nncompress.solvers.slimming.scales import Scales, size_of
+from nncompress.surgery.channels import kept_in
+from nncompress.surgery.pruning import smaller
+from nncompress.surgery.removal import removed
 
 MULTIPLE = 4
 

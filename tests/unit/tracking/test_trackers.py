@@ -13,7 +13,7 @@ import torch
 from runs import resume, rows, run, struck, summary
 
 from nncompress.errors import ConfigError
-from nncompress.solvers.sgd import SGD
+from nncompress.solvers.sgd.sgd import SGD
 from nncompress.tracking.base import About
 from nncompress.tracking.mlflow import MLflow
 

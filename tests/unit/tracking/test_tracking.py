@@ -17,11 +17,11 @@ from composing import composing
 from hydra import compose
 from runs import configuration, resume, rows, run, status, struck, summary
 
-from nncompress import config
-from nncompress.cli import main
+from nncompress.cli.main import main
+from nncompress.config.build import validate
 from nncompress.errors import ConfigError
 from nncompress.report.collect import varied_keys
-from nncompress.solvers.sgd import SGD
+from nncompress.solvers.sgd.sgd import SGD
 from nncompress.tracking.base import About, Tracker
 from nncompress.tracking.mlflow import MLflow
 from nncompress.tracking.tensorboard import TensorBoard
@@ -127,12 +127,12 @@ def test_wrong_settings_are_refused_before_anything_runs() -> None:
         (["+tracking.own=a"], "tracking.own: needs a _target_"),
     ):
         with case(words=words), pytest.raises(ConfigError) as refused:
-            config.validate(configuration(*words))
+            validate(configuration(*words))
         assert said in str(refused.value)
     cfg = configuration()
     cfg.tracking = "mlflow"
     with pytest.raises(ConfigError, match="tracking: needs a node for each tracker; choose with tracking=NAME"):
-        config.validate(cfg)
+        validate(cfg)
 
 
 def test_a_misspelt_tracker_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,7 +151,7 @@ def test_one_tracker_several_or_none_compose_and_bind() -> None:
     with composing():
         for word, expected in names:
             cfg = compose("config", [word])
-            config.validate(cfg)
+            validate(cfg)
             with case(word=word):
                 assert list(cfg.tracking or {}) == expected
 

@@ -15,18 +15,17 @@ from frank_wolfe_cases import Reference, all_in, enter, mlp_problem, papers, ter
 from problems import mlp, problem, small_digits
 from torch import Tensor, nn
 
-from nncompress import checkpoint
 from nncompress.constraints.assignment import Assignment
 from nncompress.constraints.k_support import KSparse, KSupport
 from nncompress.constraints.lp import L2
 from nncompress.constraints.size import Diameter, FromInitialisation, initial_norms
 from nncompress.constraints.spectral import Nuclear, SpectralKSparse, SpectralKSupport
 from nncompress.errors import ConfigError, Unsupported
+from nncompress.experiment import checkpoint
 from nncompress.problem import Split
-from nncompress.solvers.descent import Constant, Cosine, Linear, MultiStep
-from nncompress.solvers.frank_wolfe import FrankWolfe, LossFeedback
-from nncompress.solvers.rescaling import FastGradientRescaling, GradientRescaling, NoRescaling
-from nncompress.solvers.sfw import SFW
+from nncompress.solvers.frank_wolfe.frank_wolfe import FrankWolfe, LossFeedback
+from nncompress.solvers.frank_wolfe.sfw import SFW, FastGradientRescaling, GradientRescaling, NoRescaling
+from nncompress.solvers.training.descent import Constant, Cosine, Linear, MultiStep
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

@@ -14,18 +14,18 @@ from problems import ROOT, mlp, problem, small_digits
 from runs import configuration, resume, rows, run, struck, train
 from torch import nn
 
-from nncompress import config
 from nncompress.compressions.plan import none
+from nncompress.config.build import build
 from nncompress.constraints.assignment import Assignment
 from nncompress.constraints.k_support import GroupKSupport, KSupport
 from nncompress.constraints.lp import L2
 from nncompress.constraints.size import Radius
+from nncompress.experiment.one_shot import Filters
 from nncompress.metrics import evaluate
 from nncompress.models.vgg import VGG
-from nncompress.one_shot import Filters
 from nncompress.problem import Computation, Problem
-from nncompress.solvers.frank_wolfe import FrankWolfe
-from nncompress.solvers.sgd import SGD
+from nncompress.solvers.frank_wolfe.frank_wolfe import FrankWolfe
+from nncompress.solvers.sgd.sgd import SGD
 
 OPTIONS = sorted(path.stem for path in (ROOT / "conf" / "constraint").glob("*.yaml"))
 WORDS = ["solver=frank_wolfe", "dataset.train_size=100", "dataset.test_size=50", "model.widths=[16,12]"]
@@ -80,7 +80,7 @@ def test_every_option_of_the_constraints_trains():
     for option in OPTIONS:
         with case(option=option):
             node.constraint = OmegaConf.load(ROOT / "conf" / "constraint" / f"{option}.yaml")
-            solver: FrankWolfe = config.build(node.solver)
+            solver: FrankWolfe = build(node.solver)
             first, last = terms(solver, p, 1)
             assert last["gauge"] <= 1 + 1e-5
             assert min(first["fw_gap"], last["fw_gap"]) >= 0
@@ -137,4 +137,4 @@ def test_another_class_inside_a_node_drops_the_keys_it_does_not_take():
     size = "nncompress.constraints.size.Radius"
     cfg = configuration("solver=frank_wolfe", f"constraint.size._target_={size}", "+constraint.size.value=50")
     assert cfg.constraint.size == {"_target_": size, "value": 50}
-    assert config.build(cfg.solver).constraint.size == Radius(value=50)
+    assert build(cfg.solver).constraint.size == Radius(value=50)

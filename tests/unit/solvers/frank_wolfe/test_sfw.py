@@ -17,15 +17,15 @@ from nncompress.constraints.base import Constraint
 from nncompress.constraints.k_support import GroupKSupport, KSupport
 from nncompress.constraints.lp import L2
 from nncompress.constraints.spectral import Spectral, SpectralKSupport
-from nncompress.solvers import sfw
-from nncompress.solvers.rescaling import (
+from nncompress.solvers.frank_wolfe import sfw
+from nncompress.solvers.frank_wolfe.sfw import (
+    SFW,
     DiameterRescaling,
     FastGradientRescaling,
     GradientRescaling,
     NoRescaling,
     Rescaling,
 )
-from nncompress.solvers.sfw import SFW
 
 STEPS = 60
 

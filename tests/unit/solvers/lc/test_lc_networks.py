@@ -13,18 +13,17 @@ from problems import F64, gaussian, mlp, problem, randn
 from torch import nn
 
 from nncompress.compressions.additive import additive
-from nncompress.compressions.codebook import codebook
-from nncompress.compressions.low_rank import low_rank
-from nncompress.compressions.mixed import mixed
-from nncompress.compressions.plan import none
-from nncompress.compressions.rank_selection import rank_selection
-from nncompress.compressions.sparsity import l0, l0_penalty, l1_penalty
+from nncompress.compressions.decomposition.low_rank import low_rank
+from nncompress.compressions.decomposition.rank_selection import rank_selection
+from nncompress.compressions.plan import mixed, none
+from nncompress.compressions.quantization.codebook import codebook
+from nncompress.compressions.sparsity.magnitude import l0, l0_penalty, l1_penalty
 from nncompress.errors import ConfigError, Unsupported
 from nncompress.metrics import evaluate
 from nncompress.problem import Dataset, Problem, Split, weights_of, with_weights
-from nncompress.solvers.descent import Exponential, full_gradient
-from nncompress.solvers.learning_compression import LC
-from nncompress.solvers.mu_start import found_mu0
+from nncompress.solvers.lc.lc import LC
+from nncompress.solvers.lc.mu import found_mu0
+from nncompress.solvers.training.descent import Exponential, full_gradient
 
 SMALL = LC(num_steps=8, growth=1.8, epochs=10, lr=0.1, batch_size=50)
 

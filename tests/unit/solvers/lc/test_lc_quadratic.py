@@ -9,10 +9,10 @@ from cases import case
 from lc_cases import DESCENT, FULL, ROOT, descending, exact, last_of, quadratic, rank_one
 from problems import F64, randn
 
-from nncompress.compressions.quantization import binary
+from nncompress.compressions.quantization.fixed import binary
 from nncompress.errors import Diverged
 from nncompress.problem import weights_of
-from nncompress.solvers.descent import Exponential, stability_limit
+from nncompress.solvers.training.descent import Exponential, stability_limit
 
 NESTEROV = partial(torch.optim.SGD, momentum=0.9, nesterov=True)
 HEAVY_BALL = partial(torch.optim.SGD, momentum=0.9)

@@ -7,7 +7,7 @@ from problems import small_digits
 from runs import resume, rows, run, summary
 from torch import float32, nn
 
-from nncompress.compact.artefact import load
+from nncompress.artefact.model import load
 from nncompress.errors import ConfigError, Diverged, NNCompressError
 from nncompress.metrics import evaluate
 

@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from nncompress.compressions.plan import none
 from nncompress.problem import Problem
-from nncompress.solvers.chain_trace import chain_of
-from nncompress.solvers.linear_map import LinearMap
-from nncompress.solvers.nnbcd import NNBCD
+from nncompress.solvers.nnbcd.chain import LinearMap
+from nncompress.solvers.nnbcd.nnbcd import NNBCD
+from nncompress.solvers.nnbcd.trace import chain_of
 
 
 def sequential(*layers: nn.Module) -> nn.Module:

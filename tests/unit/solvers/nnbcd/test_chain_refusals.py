@@ -11,9 +11,9 @@ from torch.nn import functional
 from nncompress.compressions.plan import none
 from nncompress.errors import Unsupported
 from nncompress.problem import Problem
-from nncompress.solvers import nnbcd_start
-from nncompress.solvers.chain_trace import chain_of
-from nncompress.solvers.nnbcd import NNBCD
+from nncompress.solvers.nnbcd import start as nnbcd_start
+from nncompress.solvers.nnbcd.nnbcd import NNBCD
+from nncompress.solvers.nnbcd.trace import chain_of
 
 SQUARE = {"a": (4, 4), "b": (4, 4), "c": (4, 4), "d": (4, 2)}
 

@@ -8,8 +8,8 @@ import torch
 from cases import case
 from problems import F64, randn
 
-from nncompress.compressions.tensor_train import Cores, TensorTrain
-from nncompress.solvers import blocks
+from nncompress.compressions.decomposition.tensor_train import Cores, TensorTrain
+from nncompress.solvers.nnbcd import blocks
 
 PUBLISHED_PROX = [
     (1, -0.2, 1, 0.4), (1, -0.4, 1, 0.3), (1, -0.42, 1, -0.42), (1, -0.9, 1, -0.9), (1, -1.2, 1, -1.2),

@@ -9,12 +9,13 @@ import torch
 from cases import case
 from nnbcd_cases import CARD, observations, toy
 
-from nncompress.compressions.sparsity import l0
-from nncompress.compressions.tensor_train import tt
-from nncompress.rates import convergence
-from nncompress.solvers import nnbcd_extrapolation
-from nncompress.solvers.nnbcd_figures import figures
-from nncompress.solvers.nnbcd_state import Blocks
+from nncompress.compressions.decomposition.tensor_train import tt
+from nncompress.compressions.sparsity.magnitude import l0
+from nncompress.results.convergence import convergence
+from nncompress.solvers.nnbcd import extrapolation
+from nncompress.solvers.nnbcd import extrapolation as nnbcd_extrapolation
+from nncompress.solvers.nnbcd.figures import figures
+from nncompress.solvers.nnbcd.state import Blocks
 
 EXTRAPOLATING = dataclasses.replace(CARD, extrapolation=True)
 
@@ -80,7 +81,7 @@ def test_a_failure_shrinks_beta_and_leaves_the_ceiling_where_it_failed(monkeypat
 def test_extrapolations_are_kept_only_where_the_objective_does_not_rise(monkeypatch):
     p, compared = toy(), []
     rates = {"tau": CARD.tau, "gamma": CARD.gamma, "rho": CARD.rho}
-    extrapolate = nnbcd_extrapolation.extrapolate
+    extrapolate = extrapolation.extrapolate
 
     def watched(P, state, **settings):
         ended = figures(P, **rates)["objective"]
@@ -88,7 +89,7 @@ def test_extrapolations_are_kept_only_where_the_objective_does_not_rise(monkeypa
         compared.append((ended, figures(Blocks.of(p, new), **rates)["objective"], new.beta[0] < state.beta[0]))
         return new
 
-    monkeypatch.setattr("nncompress.solvers.nnbcd.extrapolate", watched)
+    monkeypatch.setattr("nncompress.solvers.nnbcd.nnbcd.extrapolate", watched)
     *_, last = EXTRAPOLATING.run(p, 50, every=50)
     for ended, after, rejected in compared:
         assert after == pytest.approx(ended, rel=1e-12) if rejected else after <= ended

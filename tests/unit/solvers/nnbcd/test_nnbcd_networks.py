@@ -10,16 +10,16 @@ from nnbcd_cases import CARD, MAKERS, Case, guaranteed, network_of, objective, o
 from problems import F64, gaussian, mlp, problem, small_digits
 from torch import nn
 
-from nncompress.compressions.low_rank import low_rank
-from nncompress.compressions.sparsity import l0
-from nncompress.compressions.tensor_train import tt
+from nncompress.compressions.decomposition.low_rank import low_rank
+from nncompress.compressions.decomposition.tensor_train import tt
+from nncompress.compressions.sparsity.magnitude import l0
 from nncompress.metrics import effective_sparsity
 from nncompress.models.cnn import NNBCDCNN
 from nncompress.problem import weights_of, with_weights
-from nncompress.solvers import nnbcd_state
-from nncompress.solvers.nnbcd import NNBCD
-from nncompress.solvers.nnbcd_figures import figures
-from nncompress.solvers.nnbcd_state import Blocks
+from nncompress.solvers.nnbcd import state as nnbcd_state
+from nncompress.solvers.nnbcd.figures import figures
+from nncompress.solvers.nnbcd.nnbcd import NNBCD
+from nncompress.solvers.nnbcd.state import Blocks
 
 RATES = {"tau": 2.0, "gamma": 0.6, "rho": 0.9}
 SOLVER = NNBCD(**RATES, alpha=0.7, initial="model")

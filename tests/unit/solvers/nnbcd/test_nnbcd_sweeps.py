@@ -9,13 +9,13 @@ from cases import case
 from nnbcd_cases import CARD, guaranteed, observations, slacks, toy
 from problems import gaussian, mlp, problem
 
-from nncompress.compressions.sparsity import l0
-from nncompress.compressions.tensor_train import tt
+from nncompress.compressions.decomposition.tensor_train import tt
+from nncompress.compressions.sparsity.magnitude import l0
 from nncompress.errors import ConfigError
-from nncompress.solvers import blocks
-from nncompress.solvers.nnbcd import NNBCD
-from nncompress.solvers.nnbcd_figures import figures
-from nncompress.solvers.nnbcd_state import Blocks
+from nncompress.solvers.nnbcd import blocks
+from nncompress.solvers.nnbcd.figures import figures
+from nncompress.solvers.nnbcd.nnbcd import NNBCD
+from nncompress.solvers.nnbcd.state import Blocks
 
 RECIPES = [(tt, {}), (l0, {"keep": 0.1}), (l0, {"keep": 0.1, "joint": True})]
 PROJECTED = dataclasses.replace(CARD, project=True)

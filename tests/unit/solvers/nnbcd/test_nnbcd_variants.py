@@ -10,13 +10,13 @@ from nnbcd_cases import CARD, guaranteed, network_of, observations, problem_of, 
 from problems import F64, gaussian, problem, randn
 from torch import nn
 
-from nncompress import checkpoint
+from nncompress.compressions.decomposition.tensor_train import tt
 from nncompress.compressions.plan import none
-from nncompress.compressions.sparsity import l0, l0_penalty, l1_penalty
-from nncompress.compressions.tensor_train import tt
-from nncompress.solvers.nnbcd import NNBCD
-from nncompress.solvers.nnbcd_figures import figures
-from nncompress.solvers.nnbcd_state import Blocks
+from nncompress.compressions.sparsity.magnitude import l0, l0_penalty, l1_penalty
+from nncompress.experiment import checkpoint
+from nncompress.solvers.nnbcd.figures import figures
+from nncompress.solvers.nnbcd.nnbcd import NNBCD
+from nncompress.solvers.nnbcd.state import Blocks
 
 VARIANTS = {
     "continuation": {"tau_growth": 1.1, "tau_max": 12.0},

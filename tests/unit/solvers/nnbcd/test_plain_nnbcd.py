@@ -12,16 +12,16 @@ from cases import case
 from problems import F64, ROOT, gaussian, mlp, problem, randn
 from torch.nn import functional
 
-from nncompress.compressions.sparsity import l0
-from nncompress.compressions.tensor_train import tt
+from nncompress.compressions.decomposition.tensor_train import tt
+from nncompress.compressions.sparsity.magnitude import l0
 from nncompress.data.mnist import mnist
 from nncompress.models.cnn import NNBCDCNN
 from nncompress.models.mlp import MLP
 from nncompress.problem import Dataset, Problem, Split, weights_of
-from nncompress.solvers.nnbcd import NNBCD
+from nncompress.solvers.nnbcd.nnbcd import NNBCD
 
-sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
-from benchmarks import plain_nnbcd as plain
+sys.path.insert(0, str(ROOT))  # scripts/ is not installed
+from scripts.benchmarks import plain_nnbcd as plain
 
 RATES = {"tau": 5.0, "alpha": 1.0, "gamma": 0.5, "rho": 0.7}
 

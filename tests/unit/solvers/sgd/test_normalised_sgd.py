@@ -10,8 +10,8 @@ from problems import F64, randn
 from regulariser_cases import small, solver
 from torch import Tensor, nn
 
-from nncompress.solvers.descent import Constant
-from nncompress.solvers.normalised_sgd import NormalisedSGD
+from nncompress.solvers.sgd.normalised_sgd import NormalisedSGD
+from nncompress.solvers.training.descent import Constant
 
 
 def by_hand(w: Tensor, gradients: list[Tensor], lr: float, mu: float, decay: float) -> Tensor:

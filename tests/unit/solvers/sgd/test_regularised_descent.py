@@ -12,12 +12,13 @@ from regulariser_cases import KINDS, PROXIMAL, SUBGRADIENTS, convolutions, shrun
 from runs import configuration
 from torch import nn
 
-from nncompress import checkpoint, config
+from nncompress.config.build import build
+from nncompress.experiment import checkpoint
 from nncompress.metrics import evaluate
 from nncompress.problem import Problem
-from nncompress.solvers.descent import Constant, Exponential
-from nncompress.solvers.regularisers import ProximalGroupLasso, ProximalNuclearNorm, Regulariser
-from nncompress.solvers.sgd import SGD
+from nncompress.solvers.sgd.regularisers import ProximalGroupLasso, ProximalNuclearNorm, Regulariser
+from nncompress.solvers.sgd.sgd import SGD
+from nncompress.solvers.training.descent import Constant, Exponential
 
 PLAIN = partial(torch.optim.SGD, momentum=0.0)
 
@@ -162,7 +163,7 @@ def test_the_proximal_nuclear_norm_lowers_ranks():
 
 def option(name: str, *words: str) -> SGD:
     """The solver of conf/solver as the command would build it."""
-    found: SGD = config.build(configuration(f"solver={name}", "solver.num_steps=2", *words).solver)
+    found: SGD = build(configuration(f"solver={name}", "solver.num_steps=2", *words).solver)
     return found
 
 

@@ -8,7 +8,7 @@ from regulariser_cases import KINDS, PROXIMAL, SUBGRADIENTS, shrunk, small, solv
 from torch import Tensor, nn
 
 from nncompress.errors import ConfigError, Unsupported
-from nncompress.solvers.regularisers import GroupLasso, NuclearNorm, ProximalGroupLasso, ProximalNuclearNorm
+from nncompress.solvers.sgd.regularisers import GroupLasso, NuclearNorm, ProximalGroupLasso, ProximalNuclearNorm
 
 SHAPES = [(4, 3, 3, 3), (5, 7), (4, 3, 3, 3), (4, 9), (9, 2), (1, 6)]
 

@@ -12,17 +12,17 @@ from problems import F64, gaussian, problem, randn
 from slimming_cases import BATCH, MOMENTUM, N, small, spread, tensors, vgg
 from torch import Tensor, nn
 
-from nncompress import checkpoint
-from nncompress.channels import is_reshaped, kept_in
-from nncompress.compact.removal import removed
 from nncompress.errors import Unsupported
+from nncompress.experiment import checkpoint
 from nncompress.metrics import evaluate
 from nncompress.models.densenet import DenseNet
 from nncompress.models.preresnet import PreResNet
 from nncompress.problem import Problem
-from nncompress.solvers import network_slimming
-from nncompress.solvers.network_slimming import NetworkSlimming, NetworkSlimmingState
-from nncompress.solvers.scales import Scales
+from nncompress.solvers.slimming import network_slimming
+from nncompress.solvers.slimming.network_slimming import NetworkSlimming, NetworkSlimmingState
+from nncompress.solvers.slimming.scales import Scales
+from nncompress.surgery.channels import is_reshaped, kept_in
+from nncompress.surgery.removal import removed
 
 
 def solver(num_steps: int = 4, fine_tune: int = 2, **settings: object) -> NetworkSlimming:

@@ -10,16 +10,16 @@ from problems import F64, problem, randn, small_digits
 from slimming_cases import N, counts, proximal, size_by_hand, small, vgg
 from torch import Tensor, nn
 
-from nncompress.channels import kept_in
-from nncompress.compact.removal import removed
-from nncompress.compressions.sparsity import L0, l0
+from nncompress.compressions.sparsity.magnitude import L0, l0
 from nncompress.errors import ConfigError, Unsupported
 from nncompress.metrics import evaluate, sizes
 from nncompress.models.preresnet import PreResNet
 from nncompress.problem import Problem
-from nncompress.solvers.descent import MultiStep
-from nncompress.solvers.scales import Scales
-from nncompress.solvers.slimming import Slimming, SlimmingState
+from nncompress.solvers.slimming.proximal import Slimming, SlimmingState
+from nncompress.solvers.slimming.scales import Scales
+from nncompress.solvers.training.descent import MultiStep
+from nncompress.surgery.channels import kept_in
+from nncompress.surgery.removal import removed
 
 NAMES = ("ratio", "macs", "bits")
 

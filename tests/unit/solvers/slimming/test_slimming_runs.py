@@ -12,14 +12,14 @@ from runs import refusal, resume, rows, run, status, summary
 from slimming_cases import size_by_hand, tensors
 from torch import nn
 
-from nncompress import checkpoint
-from nncompress.building import build
-from nncompress.compact.artefact import load
+from nncompress.artefact.model import load
+from nncompress.experiment import checkpoint
+from nncompress.experiment.setup import build
 from nncompress.metrics import evaluate
-from nncompress.records import read_run
-from nncompress.report import run_plots
-from nncompress.report.run_tables import run_tables
+from nncompress.report.run import plots as run_plots
+from nncompress.report.run.tables import run_tables
 from nncompress.report.tables import csv, markdown
+from nncompress.results.records import read_run
 
 DATA = ["dataset.train_size=100", "dataset.test_size=50"]
 VGG = ["model=vgg19", "model.layers=[1,1,1]", "model.width=0.1", *DATA]

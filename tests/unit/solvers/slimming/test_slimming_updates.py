@@ -14,17 +14,16 @@ from slimming_cases import BATCH, MOMENTUM, N, proximal, small, tensors, vgg
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from nncompress import checkpoint
-from nncompress.compressions.nonconvex import LHalfPenalty, TransformedL1Penalty
-from nncompress.compressions.sparsity import L0Penalty, L1Penalty, SeparablePenalty
+from nncompress.compressions.sparsity.magnitude import L0Penalty, L1Penalty, SeparablePenalty
+from nncompress.compressions.sparsity.nonconvex import LHalfPenalty, TransformedL1Penalty
+from nncompress.experiment import checkpoint
 from nncompress.metrics import evaluate
 from nncompress.models.wide_resnet import WideResNet
 from nncompress.problem import Problem
-from nncompress.solvers.curvature import largest_curvature
-from nncompress.solvers.descent import MultiStep
-from nncompress.solvers.scales import Scales
-from nncompress.solvers.sgd import SGD
-from nncompress.solvers.slimming import Slimming, blended, shrunk
+from nncompress.solvers.sgd.sgd import SGD
+from nncompress.solvers.slimming.proximal import Slimming, blended, largest_curvature, shrunk
+from nncompress.solvers.slimming.scales import Scales
+from nncompress.solvers.training.descent import MultiStep
 
 PENALTIES: list[Callable[[float], SeparablePenalty]] = [L1Penalty, L0Penalty, LHalfPenalty, TransformedL1Penalty]
 

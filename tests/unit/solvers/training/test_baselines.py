@@ -6,18 +6,18 @@ from baseline_cases import FAMILIES, N, descended, last, least_squares, on_suppo
 from cases import case
 from problems import mlp, problem, small_digits
 
-from nncompress.compressions.codebook import codebook
-from nncompress.compressions.low_rank import low_rank
+from nncompress.compressions.decomposition.low_rank import low_rank
+from nncompress.compressions.params import Params
 from nncompress.compressions.plan import none
-from nncompress.compressions.sparsity import l0, l0_penalty
+from nncompress.compressions.quantization.codebook import codebook
+from nncompress.compressions.sparsity.magnitude import l0, l0_penalty
 from nncompress.errors import Unsupported
 from nncompress.metrics import evaluate
-from nncompress.params import Params
 from nncompress.problem import Dataset, Problem, Split, weights_of, with_weights
-from nncompress.solvers.baselines import IDC, DCRetrain, DirectCompression, Distillation, squared_error
-from nncompress.solvers.descent import Constant
-from nncompress.solvers.minibatches import Minibatches, epoch
-from nncompress.solvers.sgd import SGD
+from nncompress.solvers.lc.baselines import IDC, DCRetrain, DirectCompression, Distillation, squared_error
+from nncompress.solvers.sgd.sgd import SGD
+from nncompress.solvers.training.descent import Constant
+from nncompress.solvers.training.minibatches import Minibatches, epoch
 
 
 def test_direct_compression_is_that_of_the_reference_and_trains_nothing():

@@ -11,28 +11,27 @@ from problems import F64, gaussian, mlp, problem, small_digits
 from runs import resume, rows, run
 from torch import nn
 
-from nncompress import checkpoint
-from nncompress.compact.artefact import load
+from nncompress.artefact.model import load
 from nncompress.compressions.additive import additive
-from nncompress.compressions.codebook import codebook
-from nncompress.compressions.cp import cp
-from nncompress.compressions.low_rank import low_rank
-from nncompress.compressions.mixed import mixed
-from nncompress.compressions.plan import none
-from nncompress.compressions.quantization import scaled_ternary
-from nncompress.compressions.rank_selection import rank_selection
-from nncompress.compressions.sparsity import l0, l1_penalty
-from nncompress.compressions.structured import group_l0, n_m
-from nncompress.compressions.tensor_train import tt
-from nncompress.compressions.tt_matrix import tt_matrix
-from nncompress.compressions.tucker import tucker
+from nncompress.compressions.decomposition.cp import cp
+from nncompress.compressions.decomposition.low_rank import low_rank
+from nncompress.compressions.decomposition.rank_selection import rank_selection
+from nncompress.compressions.decomposition.tensor_train import tt
+from nncompress.compressions.decomposition.tt_matrix import tt_matrix
+from nncompress.compressions.decomposition.tucker import tucker
+from nncompress.compressions.params import Params
+from nncompress.compressions.plan import mixed, none
+from nncompress.compressions.quantization.codebook import codebook
+from nncompress.compressions.quantization.fixed import scaled_ternary
+from nncompress.compressions.sparsity.magnitude import l0, l1_penalty
+from nncompress.compressions.sparsity.structured import group_l0, n_m
 from nncompress.data.digits import digits
 from nncompress.errors import Unsupported
+from nncompress.experiment import checkpoint
 from nncompress.metrics import evaluate, held
-from nncompress.params import Params
 from nncompress.problem import Computation
-from nncompress.solvers.descent import Constant
-from nncompress.solvers.direct_learning import DirectLearning
+from nncompress.solvers.lc.direct_learning import DirectLearning
+from nncompress.solvers.training.descent import Constant
 
 
 def low_rank_and_tucker(weights):
@@ -295,7 +294,7 @@ def test_a_run_has_no_gap_resumes_and_stores_the_trained_network(apart, tmp_path
     words = [
         "solver=direct_learning", "model=tt_mlp", "model.widths=[16,16]", "compression.rank=8",
         "dataset.train_size=100", "dataset.test_size=100",
-        "solver.schedule._target_=nncompress.solvers.descent.Constant",
+        "solver.schedule._target_=nncompress.solvers.training.descent.Constant",
     ]  # fmt: skip
     sgd = ["solver.optimizer._target_=torch.optim.SGD", "solver.lr=0.05", "deterministic=true"]
     for name, more in (("tt", []), ("sgd", sgd), ("tucker", ["compression=tucker"]), ("cp", ["compression=cp"])):

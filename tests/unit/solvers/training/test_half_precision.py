@@ -12,10 +12,10 @@ from problems import F64, gaussian, problem
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nncompress.augmentation import Augmentations, Cutout, Rotation
 from nncompress.compressions.plan import none
+from nncompress.data.augmentation import Augmentations, Cutout, Rotation
 from nncompress.problem import Computation, Dataset
-from nncompress.solvers.minibatches import Minibatches, epoch
+from nncompress.solvers.training.minibatches import Minibatches, epoch
 
 HALF = Computation(half=True)
 

@@ -16,17 +16,17 @@ from problems import problem
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nncompress.augmentation import Augmentations, Crop, Cutout, Flip, Rotation
-from nncompress.compressions.nonconvex import LHalfPenalty, TransformedL1Penalty
 from nncompress.compressions.plan import none
-from nncompress.compressions.sparsity import L0Penalty, L1Penalty
+from nncompress.compressions.sparsity.magnitude import L0Penalty, L1Penalty
+from nncompress.compressions.sparsity.nonconvex import LHalfPenalty, TransformedL1Penalty
+from nncompress.data.augmentation import Augmentations, Crop, Cutout, Flip, Rotation
 from nncompress.problem import Computation, Problem
-from nncompress.solvers import minibatches
-from nncompress.solvers.descent import optimizer_of
-from nncompress.solvers.minibatches import Minibatches, epoch
-from nncompress.solvers.network_slimming import NetworkSlimming
-from nncompress.solvers.sgd import SGD
-from nncompress.solvers.slimming import Slimming
+from nncompress.solvers.sgd.sgd import SGD
+from nncompress.solvers.slimming.network_slimming import NetworkSlimming
+from nncompress.solvers.slimming.proximal import Slimming
+from nncompress.solvers.training import minibatches
+from nncompress.solvers.training.descent import optimizer_of
+from nncompress.solvers.training.minibatches import Minibatches, epoch
 
 
 class NoReplay:
@@ -194,7 +194,7 @@ def watched_epochs(solver: Any, monkeypatch: pytest.MonkeyPatch) -> int:
             watched.append(epoch(*args, **settings))
         return watched[-1]
 
-    for module in ("sgd", "slimming", "network_slimming"):
+    for module in ("sgd.sgd", "slimming.proximal", "slimming.network_slimming"):
         monkeypatch.setattr(f"nncompress.solvers.{module}.epoch", watching)
     solver.step(p, state)
     return len(watched)

@@ -16,15 +16,14 @@ from problems import F64, problem
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nncompress.augmentation import Augmentation
 from nncompress.compressions.plan import none
 from nncompress.errors import ConfigError
-from nncompress.problem import Dataset
-from nncompress.solvers import minibatches
-from nncompress.solvers.minibatches import Minibatches, epoch
-from nncompress.solvers.network_slimming import NetworkSlimming
-from nncompress.solvers.sgd import SGD
-from nncompress.solvers.slimming import Slimming
+from nncompress.problem import Augmentation, Dataset
+from nncompress.solvers.sgd.sgd import SGD
+from nncompress.solvers.slimming.network_slimming import NetworkSlimming
+from nncompress.solvers.slimming.proximal import Slimming
+from nncompress.solvers.training import minibatches
+from nncompress.solvers.training.minibatches import Minibatches, epoch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,23 +8,20 @@ from problems import F64, gaussian, mlp, problem
 from torch import nn
 
 from nncompress import metrics
-from nncompress.compact.artefact import load, save_compact
-from nncompress.compact.theta import power_of_two
-from nncompress.compressions.codebook import codebook
-from nncompress.compressions.codes import Coded
-from nncompress.compressions.low_rank import low_rank
-from nncompress.compressions.quantization import (
-    binary,
-    powers_of_two,
-)
-from nncompress.compressions.sparsity import l0, l0_penalty, l1, l1_penalty
-from nncompress.compressions.uniform import low_precision, uniform
+from nncompress.artefact.model import load, save_compact
+from nncompress.compressions.decomposition.low_rank import low_rank
+from nncompress.compressions.params import Params
+from nncompress.compressions.quantization.codebook import codebook
+from nncompress.compressions.quantization.codes import Coded
+from nncompress.compressions.quantization.fixed import binary, powers_of_two
+from nncompress.compressions.quantization.uniform import low_precision, uniform
+from nncompress.compressions.sparsity.magnitude import l0, l0_penalty, l1, l1_penalty
 from nncompress.errors import Unsupported
 from nncompress.metrics import evaluate
-from nncompress.params import Params
 from nncompress.problem import weights_of, with_weights
-from nncompress.solvers.baselines import DCRetrain, squared_error
-from nncompress.solvers.descent import Constant
+from nncompress.solvers.lc.baselines import DCRetrain, squared_error
+from nncompress.solvers.training.descent import Constant
+from nncompress.surgery.theta import power_of_two
 
 
 def test_retraining_starts_from_direct_compression_and_keeps_positions_codes_and_bits():

@@ -17,7 +17,8 @@ from torch import nn
 
 from nncompress.compressions.plan import none
 from nncompress.problem import Problem
-from nncompress.solvers.descent import (
+from nncompress.solvers.sgd.sgd import SGD
+from nncompress.solvers.training.descent import (
     Constant,
     Cosine,
     Exponential,
@@ -27,8 +28,7 @@ from nncompress.solvers.descent import (
     WarmUp,
     set_rate,
 )
-from nncompress.solvers.minibatches import Minibatches, epoch
-from nncompress.solvers.sgd import SGD
+from nncompress.solvers.training.minibatches import Minibatches, epoch
 
 SCHEDULES: list[tuple[Any, list[float]]] = [
     (Constant(), [1, 1, 1, 1, 1]),

@@ -13,7 +13,7 @@ from minibatch_cases import convolutional
 from problems import F64, randn
 from torch import nn
 
-from nncompress.solvers.shared_norm import SharedNorm, shared_norms
+from nncompress.surgery.norms import SharedNorm, shared_norms
 
 NORMS = [(6, 3), (5, 3, 4), (4, 3, 2, 5)]
 

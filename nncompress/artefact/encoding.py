@@ -1,0 +1,254 @@
+"""Θ of any compression as numbers end to end, and back: what is the same for many tasks apart from their sizes.
+
+A form is JSON: a word for each tensor, for a NamedTuple its class and the forms of its fields. The sizes that the
+tensors of one Θ have, and its numbers, stand in a list of their own in the order of the form. So networks of many equal
+layers say once how a layer is stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from nncompress.compressions.bits import best_fields, fields_of, gaps_of
+from nncompress.errors import CheckpointError
+
+BITS = "bits"
+"""The stream of packed whole numbers, bytes; every other one is named by its dtype."""
+
+
+VALUE = "value"
+"""The form of what is no tensor: it stands among the sizes as it is."""
+
+
+class Writer:
+    """Streams of numbers that grow at their end."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def put(self, stream: str, values: Tensor) -> None:
+        """Append values, flattened, to a stream."""
+        self._parts.setdefault(stream, []).append(values.detach().cpu().reshape(-1))
+
+    def streams(self) -> dict[str, Tensor]:
+        """Every stream as one vector."""
+        return {name: torch.cat(parts) for name, parts in self._parts.items()}
+
+
+class Reader:
+    """Streams that are read from their start. Raises CheckpointError for more than they hold, and for what is left."""
+
+    def __init__(self, streams: Mapping[str, Tensor]) -> None:
+        self._streams = streams
+        self._at = dict.fromkeys(streams, 0)
+
+    def take(self, stream: str, count: int) -> Tensor:
+        """The next `count` numbers."""
+        start = self._at.get(stream, 0)
+        held = len(self._streams.get(stream, ()))
+        if not 0 <= count <= held - start:
+            raise CheckpointError(f"{count} more numbers of {stream} are described, found {held - start}")
+        if count == 0:
+            return torch.empty(0, dtype=torch.uint8 if stream == BITS else dtype_of(stream))
+        self._at[stream] = start + count
+        return self._streams[stream][start : start + count]
+
+    def end(self) -> None:
+        """Raise CheckpointError unless everything has been read."""
+        for name, tensor in self._streams.items():
+            if self._at[name] != len(tensor):
+                raise CheckpointError(f"{self._at[name]} numbers of {name} are described, found {len(tensor)}")
+
+
+def encode(value: Any, writer: Writer, sizes: list[Any]) -> Any:
+    """Put (a part of) Θ into the streams and append its sizes; its form."""
+    if isinstance(value, Tensor):
+        return _encode_tensor(value, writer, sizes)
+    kind = type(value)
+    fields: tuple[str, ...] | None = getattr(kind, "_fields", None)
+    if fields is not None:
+        parts = {name: encode(item, writer, sizes) for name, item in zip(fields, value, strict=True)}
+        return {"class": path_of(kind)} | parts
+    if isinstance(value, tuple | list) and any(isinstance(item, Tensor | tuple) for item in value):
+        return [encode(item, writer, sizes) for item in value]
+    sizes.append(value)
+    return VALUE
+
+
+def decode(form: Any, reader: Reader, sizes: Iterator[Any], located: Callable[[str], type[Any]]) -> Any:
+    """What `encode` was given, real numbers as float32 where they were float64; `located` finds a class by its path.
+
+    Raises CheckpointError where form, streams and sizes do not fit; sizes that are left over are the caller's to find.
+    """
+    if isinstance(form, dict):
+        parts = {name: decode(item, reader, sizes, located) for name, item in form.items() if name != "class"}
+        return located(form["class"])(**parts)
+    if isinstance(form, list):
+        return tuple(decode(item, reader, sizes, located) for item in form)
+    if form == VALUE:
+        value = _next(sizes)
+        return tuple(value) if isinstance(value, list) else value
+    return _decode_tensor(form, reader, sizes)
+
+
+def path_of(kind: type[Any]) -> str:
+    """The dotted path of a class; CheckpointError for one that no import finds."""
+    path = f"{kind.__module__}.{kind.__qualname__}"
+    if "<" in path:
+        raise CheckpointError(f"a class that is stored is found again by its path, found {path}; move it to a module")
+    return path
+
+
+def put_plain(tensor: Tensor, writer: Writer) -> None:
+    """Append a tensor number by number, float64 as float32."""
+    stored = tensor.float() if tensor.dtype == torch.float64 else tensor
+    writer.put(name_of(stored.dtype), stored)
+
+
+def take_plain(shape: torch.Size, dtype: torch.dtype, reader: Reader) -> Tensor:
+    """The next tensor that `put_plain` wrote."""
+    stored = torch.float32 if dtype == torch.float64 else dtype
+    return reader.take(name_of(stored), shape.numel()).reshape(shape)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """`float32` for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """torch.float32 for `float32`; CheckpointError for another word."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise CheckpointError(f"numbers are of a type of torch, found {name!r}")
+    return found
+
+
+def _encode_tensor(tensor: Tensor, writer: Writer, sizes: list[Any]) -> str:
+    """Real numbers as they are; whole ones as codes, gaps or a mask, whichever is the least, or as they are."""
+    shape = list(tensor.shape)
+    least, greatest = _range(tensor)
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or least < 0 or greatest >= 1 << WIDEST:
+        put_plain(tensor, writer)
+        sizes.append(shape)
+        return f"plain {name_of(torch.float32 if tensor.dtype == torch.float64 else tensor.dtype)}"
+    flat, name = tensor.detach().reshape(-1).cpu().long(), name_of(tensor.dtype)
+    width = greatest.bit_length()
+    codes = flat.numel() * width
+    if tensor.dim() == 1 and bool((flat.diff() > 0).all()):
+        (gaps, field), mask = best_fields(flat), greatest + 1
+        if gaps < min(codes, mask):
+            fields = to_fields(flat, field)
+            writer.put(BITS, pack(fields, field))
+            sizes.append([len(fields), field])
+            return f"gaps {name}"
+        if mask < codes:
+            writer.put(BITS, pack(torch.zeros(mask, dtype=torch.int64).index_fill_(0, flat, 1), 1))
+            sizes.append([mask])
+            return f"mask {name}"
+    writer.put(BITS, pack(flat, width) if width else flat.new_empty(0, dtype=torch.uint8))
+    sizes.append([*shape, width])
+    return f"codes {name}"
+
+
+def _decode_tensor(form: str, reader: Reader, sizes: Iterator[Any]) -> Tensor:
+    encoding, _, name = form.partition(" ")
+    size, dtype = _next(sizes), dtype_of(name)
+    if encoding == "plain":
+        return take_plain(torch.Size(size), dtype, reader)
+    *shape, width = (*size, 1) if encoding == "mask" else size
+    count = math.prod(shape)
+    codes = unpack(reader.take(BITS, bytes_of(count, width)), count, width)
+    if encoding == "codes":
+        return codes.reshape(shape).to(dtype)
+    if encoding == "mask":
+        return codes.nonzero().squeeze(1).to(dtype)
+    if encoding == "gaps":
+        return from_fields(codes, width).to(dtype)
+    raise CheckpointError(f"a tensor is stored as plain, codes, gaps or mask, found {encoding!r}")
+
+
+def _next(sizes: Iterator[Any]) -> Any:
+    for size in sizes:
+        return size
+    raise CheckpointError("a Θ has fewer sizes than tensors and values")
+
+
+def _range(tensor: Tensor) -> tuple[int, int]:
+    """The least and the greatest of whole numbers; 0 and 0 without any, and for real numbers."""
+    if tensor.numel() == 0 or tensor.dtype.is_floating_point or tensor.dtype.is_complex:
+        return 0, 0
+    least, greatest = tensor.long().aminmax()
+    return int(least), int(greatest)
+
+
+CHUNK = 1 << 18
+"""Codes that are packed at once, a multiple of 8: each takes 4 bytes and as many again for every 8 bits."""
+
+
+WIDEST = 32
+"""Bits of the widest code."""
+
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def pack(codes: Tensor, width: int) -> Tensor:
+    """Codes (n,) below 2^width end to end, the lowest bit first: uint8 (ceil(n width / 8),)."""
+    words = codes.detach().cpu().numpy().astype("<u4")
+
+    def packed(part: npt.NDArray[np.uint32]) -> Bytes:
+        bits = np.unpackbits(part.view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
+        return np.packbits(bits[:, :width], bitorder="little")
+
+    return _in_chunks(packed, words, CHUNK)
+
+
+def unpack(packed: Tensor, count: int, width: int) -> Tensor:
+    """The codes, int64 (count,), that `pack` put into uint8 (ceil(count width / 8),)."""
+
+    def codes(part: Bytes) -> npt.NDArray[np.int64]:
+        bits = np.unpackbits(part, bitorder="little", count=len(part) * 8 // width * width).reshape(-1, width)
+        whole = np.zeros((len(bits), 32), dtype=np.uint8)
+        whole[:, :width] = bits
+        return np.packbits(whole, axis=1, bitorder="little").view("<u4").reshape(-1).astype(np.int64)
+
+    if width == 0:
+        return torch.zeros(count, dtype=torch.int64)
+    return _in_chunks(codes, packed.numpy(), CHUNK * width // 8)[:count]
+
+
+def _in_chunks(function: Callable[..., npt.NDArray[np.generic]], values: npt.NDArray[np.generic], size: int) -> Tensor:
+    """`function` of every `size` values, end to end."""
+    starts = range(0, max(1, len(values)), size)
+    return torch.from_numpy(np.concatenate([function(values[start : start + size]) for start in starts]))
+
+
+def bytes_of(count: int, width: int) -> int:
+    """Bytes of so many codes."""
+    return -(-count * width // 8)
+
+
+def to_fields(positions: Tensor, width: int) -> Tensor:
+    """Ascending positions as fields (n,) of `width` bits, `coding.position_bits`.
+
+    A field is 0 (go on by 2^width - 1 positions) or what is left of the gap, 1 to 2^width - 1.
+    """
+    gaps = gaps_of(positions)
+    fields = fields_of(gaps, width)
+    found = gaps.new_zeros(int(fields.sum()))
+    found[fields.cumsum(0) - 1] = gaps - (fields - 1) * (2**width - 1)
+    return found
+
+
+def from_fields(fields: Tensor, width: int) -> Tensor:
+    """The positions of `to_fields`."""
+    reached = torch.where(fields == 0, 2**width - 1, fields).cumsum(0) - 1
+    return reached[fields != 0]

@@ -1,0 +1,61 @@
+"""The objects of a compact artefact, compressions and views, as plain values; and the classes behind their names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from nncompress.artefact.encoding import path_of
+from nncompress.config.signatures import locate
+from nncompress.errors import CheckpointError, ConfigError
+
+CLASS = "class"
+
+
+class Missing(Exception):
+    """A class that the description names cannot be imported."""
+
+
+def stored_object(value: Any) -> Any:
+    """Plain values as they are; a frozen dataclass as its class by dotted path and its fields."""
+    if isinstance(value, tuple | list):
+        return [stored_object(item) for item in value]
+    if isinstance(value, Mapping):
+        raise CheckpointError(f"a compression and a view have no mappings among their fields, found {value}")
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    fields = {field.name: stored_object(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return {CLASS: path_of(type(value))} | fields
+
+
+def restored_object(stored: Any) -> Any:
+    """The value of `stored_object`, whatever its constructor takes; fields that are not stored have their default."""
+    if isinstance(stored, list):
+        return tuple(restored_object(item) for item in stored)
+    if not isinstance(stored, dict):
+        return stored
+    kind = located(stored[CLASS])
+    names = [field.name for field in dataclasses.fields(kind)]
+    wrong = {*stored} - {CLASS, *names} | {name for name in names if name not in stored and not hasattr(kind, name)}
+    if wrong:
+        raise CheckpointError(f"{stored[CLASS]} has the fields {', '.join(names)}, found otherwise {min(wrong)}")
+    value = object.__new__(kind)
+    for field, content in stored.items():
+        if field != CLASS:
+            object.__setattr__(value, field, restored_object(content))
+    return value
+
+
+def located(path: str) -> type[Any]:
+    """The dataclass or NamedTuple at a dotted path; CheckpointError for anything else."""
+    try:
+        found = locate(path)
+    except ConfigError as error:
+        raise Missing(
+            f"the class {path} must be importable: {error}; run where it can be imported (its folder on "
+            "PYTHONPATH, or the current one)"
+        ) from error
+    if not isinstance(found, type) or not (dataclasses.is_dataclass(found) or issubclass(found, tuple)):
+        raise CheckpointError(f"a compact model is made of compressions, views and their Θ, found {path}")
+    return found

@@ -1,0 +1,1 @@
+"""The commands: each reads its words, calls what does the work, and writes what came of it."""

@@ -1,0 +1,127 @@
+"""`nncompress compare`: in which settings and figures runs differ."""
+
+from __future__ import annotations
+
+import string
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nncompress.errors import ConfigError
+from nncompress.report.text import UNKNOWN, columns, is_number, number, value_text
+from nncompress.results.query import DETAILS, Outline
+from nncompress.results.records import require_run
+
+USAGE = "nncompress compare RUN RUN [RUN...]"
+EXPLAINED = """
+Tells the settings (dotted keys of config.yaml) and the figures (keys of summary.json) in which runs differ; of figures
+also the difference to the first run, and the ratio. What is equal is counted and left out. A run that has not ended is
+compared by its last record.
+"""
+LETTERS = string.ascii_uppercase
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """Write the differences of the runs in the folders that the words name; the exit code.
+
+    Raises:
+        ConfigError: wrong usage, or a folder that is not a run's.
+    """
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(f"usage: {USAGE}\n{EXPLAINED}")
+        return 0
+    flags = [word for word in arguments if word.startswith("-")]
+    if flags or not 2 <= len(arguments) <= len(LETTERS):
+        found = f"found {flags[0]}" if flags else f"found {len(arguments)}"
+        raise ConfigError(f"compare needs the folders of 2 to {len(LETTERS)} runs, {found}: {USAGE}")
+    runs = [Outline(Path(word)) for word in arguments]
+    for run in runs:
+        require_run(run.folder)
+    sys.stdout.writelines(f"{line}\n" for line in _told(runs))
+    return 0
+
+
+def _told(runs: Sequence[Outline]) -> Iterator[str]:
+    letters = LETTERS[: len(runs)]
+    for letter, run in zip(letters, runs, strict=True):
+        yield f"{letter}  {run.folder}: {_end(run)}"
+    settings, figures = [run.settings for run in runs], [_own_figures(run) for run in runs]
+    keys = _different(settings)
+    yield from _table(["settings", *letters], [[key, *_setting_cells(settings, key)] for key in keys])
+    yield f"{len(keys) or 'none'} of {_count(settings)} settings differ, {_count(settings) - len(keys)} are equal"
+    keys = _different(figures)
+    shared = [key for key in keys if sum(key in known for known in figures) > 1]
+    yield from _table(["figures", *_figure_heads(letters)], [[key, *_figure_cells(figures, key)] for key in shared])
+    said = f"{len(shared) or 'none'} of {_count(figures)} figures differ, {_count(figures) - len(keys)} are equal"
+    yield f"{said}, {len(keys) - len(shared)} are known of one run alone" if len(shared) < len(keys) else said
+    details = [key for key in DETAILS if all(key in run.figures for run in runs)]
+    lists = [key for key in details if _differ([run.figures for run in runs], key)]
+    if lists:
+        yield f"lists that differ too, in the tables of each run: {', '.join(lists)}"
+
+
+def _end(run: Outline) -> str:
+    """How the run stands, and which record its figures are from when they are not the final ones."""
+    step = run.figures.get("steps")
+    by = (
+        f"compared by its last record, step {value_text(step)}" if step is not None else "there is no record to compare"
+    )
+    said = f"{run.status['status']}, {run.date}" if run.date else run.status["status"]
+    return str(said) if run.summary is not None else f"{said}; not ended: {by}"
+
+
+def _own_figures(run: Outline) -> dict[str, Any]:
+    """The figures that are known, without the settings that a summary repeats."""
+    known = {key: value for key, value in run.figures.items() if value is not None}
+    return {key: known[key] for key in known if key not in (*run.settings, *run.status, *DETAILS)}
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table behind an empty one; of no rows the empty one alone."""
+    yield ""
+    if rows:
+        yield from columns([head, *rows], [False, *[True] * (len(head) - 1)])
+
+
+def _count(found: Sequence[Mapping[str, Any]]) -> int:
+    return len({key for values in found for key in values})
+
+
+def _different(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that differ, in their order."""
+    return [key for key in dict.fromkeys(key for values in found for key in values) if _differ(found, key)]
+
+
+def _differ(found: Sequence[Mapping[str, Any]], key: str) -> bool:
+    """Whether a value is not that of the first, or is there in some alone."""
+    first = found[0].get(key, UNKNOWN)
+    return any(values.get(key, UNKNOWN) != first for values in found[1:])
+
+
+def _setting_cells(found: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    """Null is a value of a setting, a key that is not there is not."""
+    return ["null" if values.get(key, UNKNOWN) is None else value_text(values.get(key)) for values in found]
+
+
+def _figure_heads(letters: str) -> Iterator[str]:
+    yield letters[0]
+    for letter in letters[1:]:
+        yield from (letter, f"{letter} − {letters[0]}", f"{letter} / {letters[0]}")
+
+
+def _figure_cells(found: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    first = found[0].get(key)
+    cells = [value_text(first)]
+    for values in found[1:]:
+        cells += [value_text(values.get(key)), *_change(values.get(key), first)]
+    return cells
+
+
+def _change(value: Any, first: Any) -> tuple[str, str]:
+    """Difference and ratio of two numbers."""
+    if not (is_number(value) and is_number(first)):
+        return UNKNOWN, UNKNOWN
+    difference = value - first
+    sign = "+" if difference > 0 else ""
+    return f"{sign}{number(difference)}", number(value / first if first else None)

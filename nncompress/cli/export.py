@@ -1,0 +1,113 @@
+"""`nncompress export`: the words around an export, and what is told of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from nncompress.config.allow import given
+from nncompress.errors import ConfigError, NNCompressError
+from nncompress.files import whole
+from nncompress.results.records import STATUS
+
+if TYPE_CHECKING:
+    from nncompress.artefact.export import Exported
+
+NAMES = ("safetensors", "onnx", "torch_export")
+USAGE = (
+    "nncompress export RUN [--format safetensors|onnx|torch_export] [--output PATH] [--batch N] [--dense] "
+    "[allow=[MODULE,...]]"
+)
+OPTION = "--output PATH"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong usage is a sentence, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; usage: {USAGE}")
+
+
+def export(arguments: Sequence[str]) -> int:
+    """Write the network in the folder that the words name, tell what came of it; the exit code.
+
+    Raises:
+        ConfigError: wrong usage, or something is at the output's place.
+        NNCompressError: there is no network, the exporter fails, or the outputs are not those of the network.
+    """
+    if {"-h", "--help"} & set(arguments):
+        _parser().print_help()
+        return 0
+    allow = [word for word in arguments if word.startswith("allow=")]
+    words = _parser().parse_args([word for word in arguments if word not in allow])
+    _check(words)
+    from nncompress.artefact.export import FORMATS, PLAIN, TOLERANCE
+    from nncompress.artefact.export import export as exported
+    from nncompress.artefact.model import open_artefact
+
+    artefact = open_artefact(words.run, given(allow))
+    write, name = PLAIN if words.dense else FORMATS[words.format]
+    path = _place(words, name)
+    with whole(path, OPTION) as made:
+        result = exported(artefact, made, write, words.batch)
+    for line in _told(path, result):
+        sys.stdout.write(f"{line}\n")
+    if not result.agrees:
+        raise NNCompressError(
+            f"the outputs of {path} must be those of the network within {TOLERANCE:g} of the largest, found a "
+            f"difference of {result.difference:.3g} of {result.largest:.3g}; do not use that file"
+        )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    note = "allow=[MODULE,...]: modules of yours of which the files may name classes"
+    parser = _Parser(prog="nncompress export", usage=USAGE, allow_abbrev=False, epilog=note)
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="the folder of a finished run, or the folder `model` in it"
+    )
+    parser.add_argument("--format", choices=NAMES, default=NAMES[0], help="default: safetensors, a checked copy")
+    parser.add_argument("--output", type=Path, metavar="PATH", help="default: RUN/export/FORMAT")
+    parser.add_argument("--batch", type=int, metavar="N", help="the only batch size; default: any (onnx, torch_export)")
+    parser.add_argument("--dense", action="store_true", help="safetensors: the rebuilt weights, for layers of torch")
+    return parser
+
+
+def _check(words: argparse.Namespace) -> None:
+    if words.batch is not None and words.batch < 1:
+        raise ConfigError(f"--batch must be a number of samples, at least 1, found {words.batch}")
+    if words.batch is not None and words.format == NAMES[0]:
+        raise ConfigError("--batch is for the formats onnx and torch_export, found safetensors; leave it out")
+    if words.dense and words.format != NAMES[0]:
+        raise ConfigError(f"--dense is for the format safetensors, found {words.format}; leave one of them out")
+
+
+def _place(words: argparse.Namespace, name: str) -> Path:
+    """Where the file or folder goes: a PATH that ends like the file is the file, any other one its folder."""
+    folder: Path = words.output or _run(words.run) / "export" / (
+        f"{words.format}_dense" if words.dense else words.format
+    )
+    return folder if not name or folder.suffix == Path(name).suffix else folder / name
+
+
+def _run(path: Path) -> Path:
+    """The folder of a run, of which `path` may be the folder `model`."""
+    return path.parent if path.name == "model" and (path.parent / STATUS).is_file() else path
+
+
+def _told(path: Path, result: Exported) -> list[str]:
+    """What was written, how close its outputs are, and the sizes."""
+    from nncompress.report.text import number
+
+    lines = [f"wrote {path}", *result.remarks]
+    if result.difference is not None:
+        batches = ", ".join(map(str, result.batches))
+        lines.append(
+            f"largest difference of the outputs from those of the rebuilt network: {number(result.difference)}, of a "
+            f"largest output of {number(result.largest)} (random samples, batches of {batches})"
+        )
+    width = max(map(len, result.bytes))
+    return lines + [f"{name:<{width}}  {number(size):>15} bytes" for name, size in result.bytes.items()]

@@ -1,0 +1,146 @@
+"""`nncompress ls`: the runs below folders, those that are asked for, in an order that is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from nncompress.errors import ConfigError
+from nncompress.files import finite
+from nncompress.report.text import columns, is_number, value_text
+from nncompress.results.query import Filter, Outline, absent, as_number, read_filter, require_key
+from nncompress.results.records import run_folders
+
+DEFAULT = "outputs"
+COLUMNS = (
+    "folder", "status", "solver", "model", "dataset", "compression", "seed", "accuracy/test", "ratio/params",
+    "ratio/bits", "seconds/total", "date",
+)  # fmt: skip
+USAGE = "nncompress ls [DIR...] [FILTER...] [--sort KEY] [--reverse] [-n N] [--show KEY,KEY] [--json | --csv | --quiet]"
+EXPLAINED = """
+Lists every run below the folders (outputs when none is given), the newest first.
+
+FILTER is KEY=VALUE, KEY!=VALUE, KEY>VALUE, KEY>=VALUE, KEY<VALUE or KEY<=VALUE; all must hold. In the shell, < and >
+need quotes. KEY is a column, a key of status.json or summary.json, or a dotted key of config.yaml; the keys that are
+used are shown too. VALUE may be several with commas between, hold * and ?, or be null.
+
+status: running done failed diverged interrupted unsupported pruned, or killed: the run did not come to tell its end.
+Figures of a run that has not ended are those of its last record. date: when it ended, else when it began.
+
+  nncompress ls status=failed,killed
+  nncompress ls solver=nnbcd 'accuracy/test>0.95' 'compression.rank<=16' --sort ratio/bits
+  nncompress ls outputs/sweeps/SWEEP --sort accuracy/test --reverse -n 10
+  nncompress compare $(nncompress ls model=tt_mlp -n 2 --quiet)
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong usage is a sentence, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; usage: {USAGE}")
+
+
+def list_runs(arguments: Sequence[str]) -> int:
+    """Write the runs that the words choose; the exit code.
+
+    Raises:
+        ConfigError: wrong usage, a folder that does not exist, or a key that no run has.
+    """
+    if {"-h", "--help"} & set(arguments):
+        _parser().print_help()
+        return 0
+    words = _parser().parse_intermixed_args(arguments)
+    if words.n is not None and words.n < 1:
+        raise ConfigError(f"-n must be a number of runs, at least 1, found {words.n}")
+    folders, filters = _sorted_out(words.words)
+    found = [Outline(path) for path in run_folders(folders)]
+    asked = [key for key in words.show.split(",") if key]
+    extra = [*(filter_.key for filter_ in filters), *([words.sort] if words.sort else []), *asked]
+    for key in dict.fromkeys(extra):
+        require_key(key, found)
+    chosen = [run for run in found if all(filter_.accepts(run) for filter_ in filters)]
+    shown = _in_order(chosen, words.sort, words.reverse)[: words.n]
+    keys = list(dict.fromkeys((*COLUMNS[:-1], *extra, COLUMNS[-1])))
+    if words.quiet:
+        sys.stdout.writelines(f"{run.folder}\n" for run in shown)
+    elif words.json:
+        sys.stdout.write(json.dumps(finite([_row(run, keys) for run in shown]), indent=1, ensure_ascii=False) + "\n")
+    elif words.csv:
+        table = csv.writer(sys.stdout, lineterminator="\n")
+        table.writerows([keys, *(_row(run, keys).values() for run in shown)])
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in _table(shown, keys))
+        sys.stdout.write(f"{_told(shown, len(found), folders)}\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="nncompress ls", usage=USAGE, description=EXPLAINED, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("words", nargs="*", metavar="DIR or FILTER", help="folders, and words that choose runs")
+    parser.add_argument("--sort", metavar="KEY", help="small values first, runs without the value last")
+    parser.add_argument("--reverse", "-r", action="store_true", help="large values first, or the oldest run")
+    parser.add_argument("-n", type=int, metavar="N", help="the first N runs alone")
+    parser.add_argument("--show", default="", metavar="KEY,KEY", help="more columns")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="a JSON list, values as they are on disk")
+    form.add_argument("--csv", action="store_true", help="CSV, values as they are on disk")
+    form.add_argument("--quiet", "-q", action="store_true", help="folders alone")
+    return parser
+
+
+def _sorted_out(words: Sequence[str]) -> tuple[list[Path], list[Filter]]:
+    """Folders and filters; a folder may have a sign in its name."""
+    folders: list[Path] = []
+    filters: list[Filter] = []
+    for word in words:
+        filter_ = None if Path(word).is_dir() else read_filter(word)
+        if filter_ is not None:
+            filters.append(filter_)
+        elif Path(word).is_dir():
+            folders.append(Path(word))
+        else:
+            raise ConfigError(f"'{word}' is no folder, and no filter: those are KEY=VALUE, or 'KEY>VALUE' in quotes")
+    return folders or [Path(DEFAULT)], filters
+
+
+def _in_order(runs: Sequence[Outline], key: str | None, reverse: bool) -> list[Outline]:
+    """By the date, the newest first, or by a key: numbers before text, runs without the value last in any case."""
+    if key is None:
+        return sorted(runs, key=lambda run: run.date or "", reverse=not reverse)
+    known = [run for run in runs if not absent(run.get(key))]
+    unknown = [run for run in runs if absent(run.get(key))]
+    return sorted(known, key=lambda run: _rank(run.get(key)), reverse=reverse) + unknown
+
+
+def _rank(value: Any) -> tuple[bool, float, str]:
+    size = as_number(value)
+    return size is None, size or 0.0, str(value)
+
+
+def _row(run: Outline, keys: Sequence[str]) -> dict[str, Any]:
+    return {key: run.get(key) for key in keys}
+
+
+def _table(runs: Sequence[Outline], keys: Sequence[str]) -> Iterator[str]:
+    """The columns in which anything is known."""
+    rows = [_row(run, keys) for run in runs]
+    kept = [key for key in keys if any(not absent(row[key]) for row in rows)]
+    right = [all(absent(row[key]) or is_number(row[key]) for row in rows) for key in kept]
+    return columns([kept, *([value_text(row[key]) for key in kept] for row in rows)], right) if kept else iter(())
+
+
+def _told(runs: Sequence[Outline], found: int, folders: Sequence[Path]) -> str:
+    counts = Counter(run.status["status"] for run in runs)
+    ends = ", ".join(f"{n} {status}" for status, n in counts.most_common())
+    of = f"{len(runs)} of {found} runs" if len(runs) < found else f"{found} run{'s' if found != 1 else ''}"
+    return f"{of} below {', '.join(map(str, folders))}" + (f": {ends}" if ends else "")

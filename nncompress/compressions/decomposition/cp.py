@@ -1,0 +1,221 @@
+"""CP: W(i_1, ..., i_d) = sum over r of A_1[i_1, r] A_2[i_2, r] ... A_d[i_d, r], with `rank` terms.
+
+Kolda and Bader, "Tensor decompositions and applications", SIAM Review 51(3), 2009, section 3.4 (alternating least
+squares). For convolutions: Lebedev et al., "Speeding-up convolutional neural networks using fine-tuned
+CP-decomposition", ICLR 2015.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nncompress.compressions.base import Factorised, Size
+from nncompress.compressions.decomposition.modes import Modes, given_modes, kernel_modes, row_modes
+from nncompress.compressions.decomposition.tucker import leading_vectors
+from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.products import Convolutions, Product, Step, two_factors
+from nncompress.compressions.target import rounded
+from nncompress.compressions.views import AsTensor
+
+
+class Factors(NamedTuple):
+    """The factor matrices A_k (n_k x rank); the r-th columns of all of them have equal norms."""
+
+    factors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class CP(Factorised[Factors]):
+    """Sums of at most `rank` tensors that are products of one vector for each mode.
+
+    Π is alternating least squares from `start` or the higher-order SVD, at most `sweeps` sweeps (a tenth of them from
+    a start), until one takes less than `tolerance` of the squared error away: a local minimum at best, never worse
+    than `start`. Raises ValueError for a rank or sweeps below 1.
+    """
+
+    exact: ClassVar[bool] = False
+
+    rank: int
+    sweeps: int = 100
+    tolerance: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, found {self.rank}")
+        if self.sweeps < 1 or not self.tolerance >= 0:
+            raise ValueError(f"sweeps must be positive, tolerance at least 0, found {self.sweeps} and {self.tolerance}")
+
+    def project(self, w: Tensor, mu: float, start: Factors | None) -> Factors:
+        if start is None:
+            terms = _terms(first_factors(w, min(self.rank, largest_rank(w.shape))))
+        else:
+            terms = _terms(start.factors)
+        terms = self._iterate(w, terms, self.sweeps if start is None else -(-self.sweeps // 10))
+        share = terms.weights ** (1 / w.dim())
+        return Factors(tuple(factor * share for factor in terms.factors))
+
+    def _iterate(self, x: Tensor, terms: Terms, sweeps: int) -> Terms:
+        """Sweeps over the modes; half of them is contracted with x at once, for all modes of the other half."""
+        rows, columns = _halves(x.shape)
+        flat = x.reshape(math.prod(x.shape[: len(rows)]), -1)
+        norm_sq = flat.square().sum(dtype=torch.float64)
+        before = torch.inf
+        for _ in range(sweeps):
+            terms = _sweep(flat @ khatri_rao(terms.factors, columns), terms, rows)
+            terms = _sweep(flat.T @ khatri_rao(terms.factors, rows), terms, columns)
+            error_sq = float(norm_sq - 2 * terms.product + _norm_sq(terms))  # one scalar read a sweep
+            if before - error_sq <= self.tolerance * error_sq:
+                break
+            before = error_sq
+        return terms
+
+    def decompress(self, theta: Factors) -> Tensor:
+        shape = [len(factor) for factor in theta.factors]
+        rows, columns = _halves(shape)
+        return (khatri_rao(theta.factors, rows) @ khatri_rao(theta.factors, columns).T).reshape(shape)
+
+    def size(self, shape: Sequence[int]) -> Size:
+        rank = min(self.rank, largest_rank(shape))
+        return Size("rank", (rank,), rank * sum(shape))
+
+    def product(self, theta: Factors, shape: Sequence[int]) -> Product | None:
+        """With the factors of the rows and of the columns multiplied out, once, two of rank columns are left."""
+        modes = tuple(len(factor) for factor in theta.factors)
+        if len(shape) == 4 and modes == tuple(shape):
+            return _convolutions(theta.factors)
+        bond = row_modes(modes, shape[0])
+        if bond is None:
+            return None
+        rows, columns = khatri_rao(theta.factors, range(bond)), khatri_rao(theta.factors, range(bond, len(modes)))
+        return two_factors(rows, columns.T, shape)
+
+    def clipped(self, shape: Sequence[int]) -> str | None:
+        largest = largest_rank(shape)
+        above = self.rank > largest
+        return f"rank {self.rank} is above the largest of modes {list(shape)}, {largest} is used" if above else None
+
+
+def largest_rank(shape: Sequence[int]) -> int:
+    """No tensor of this shape has a larger rank: its longest fibres as one term each."""
+    return math.prod(shape) // max(shape)
+
+
+class Terms(NamedTuple):
+    """An iterate: factors with columns of norm 1 (or 0), their Gram matrices, weights (rank,), <x, sum of terms>."""
+
+    factors: tuple[Tensor, ...]
+    grams: tuple[Tensor, ...]
+    weights: Tensor
+    product: Tensor
+
+
+def _terms(factors: Sequence[Tensor]) -> Terms:
+    norms = [torch.linalg.vector_norm(factor, dim=0) for factor in factors]
+    units = tuple(factor / torch.where(norm > 0, norm, 1) for factor, norm in zip(factors, norms, strict=True))
+    weights = math.prod(norms[1:], start=norms[0])
+    return Terms(units, tuple(unit.T @ unit for unit in units), weights, weights.new_zeros(()))
+
+
+def first_factors(x: Tensor, rank: int) -> list[Tensor]:
+    """The leading singular vectors of the unfoldings; columns beyond their number are random, from a fixed seed."""
+    random = torch.Generator().manual_seed(0)
+    factors = []
+    for k, n in enumerate(x.shape):
+        vectors = leading_vectors(x, k, min(rank, n)).flip(1)
+        more = torch.randn(n, rank - vectors.shape[1], generator=random).to(x)
+        factors.append(torch.cat([vectors, more], dim=1))
+    return factors
+
+
+def _halves(shape: Sequence[int]) -> tuple[range, range]:
+    """The modes in two runs with the smallest sum of sizes."""
+    middle = min(range(1, len(shape) + 1), key=lambda k: math.prod(shape[:k]) + math.prod(shape[k:]))
+    return range(middle), range(middle, len(shape))
+
+
+def _sweep(t: Tensor, terms: Terms, modes: range) -> Terms:
+    """The terms with the factors of `modes` updated in turn; t (n_a ... n_b, rank) is x contracted with all others."""
+    if len(modes) < 2:
+        return _updated(t, terms, modes[0]) if modes else terms
+    first, second = modes[: len(modes) // 2], modes[len(modes) // 2 :]
+    t = t.reshape(math.prod(len(terms.factors[k]) for k in first), -1, t.shape[1])
+    terms = _sweep((t * khatri_rao(terms.factors, second)).sum(1), terms, first)
+    return _sweep((t * khatri_rao(terms.factors, first)[:, None]).sum(0), terms, second)
+
+
+def _updated(mttkrp: Tensor, terms: Terms, k: int) -> Terms:
+    """The terms with A_k the minimiser of ‖x - terms‖² + lam ‖A_k - old A_k‖², lam of the order of rounding errors.
+
+    With G the entrywise product of the other Gram matrices, A_k (G + lam I) = mttkrp + lam old A_k. The proximal term
+    keeps the step defined and the error falling where terms have become parallel (G singular).
+    """
+    others = [gram for j, gram in enumerate(terms.grams) if j != k]
+    g = math.prod(others[1:], start=others[0]) if others else torch.ones_like(terms.grams[0])
+    lam = 8 * len(g) * torch.finfo(g.dtype).eps
+    old = terms.factors[k] * terms.weights
+    shifted = g + lam * torch.eye(len(g), dtype=g.dtype, device=g.device)
+    new = torch.linalg.solve_ex(shifted, (mttkrp + lam * old).T).result.T
+    weights = torch.linalg.vector_norm(new, dim=0)
+    unit = new / torch.where(weights > 0, weights, 1)
+    return Terms(
+        (*terms.factors[:k], unit, *terms.factors[k + 1 :]),
+        (*terms.grams[:k], unit.T @ unit, *terms.grams[k + 1 :]),
+        weights,
+        (mttkrp * new).sum(dtype=torch.float64),
+    )
+
+
+def _norm_sq(terms: Terms) -> Tensor:
+    """‖sum of terms‖²."""
+    g = math.prod(terms.grams[1:], start=terms.grams[0])
+    return (terms.weights * (g @ terms.weights)).sum(dtype=torch.float64)
+
+
+def khatri_rao(factors: Sequence[Tensor], modes: Sequence[int]) -> Tensor:
+    """(product of n_k, rank): the columns' outer products over `modes`, row-major; ones (1, rank) for no modes."""
+    product = factors[0].new_ones(1, factors[0].shape[1])
+    for k in modes:
+        product = (product[:, None] * factors[k]).reshape(-1, product.shape[1])
+    return product
+
+
+def _convolutions(factors: Sequence[Tensor]) -> Product:
+    """1 x 1 to a channel for each term, height x 1, 1 x width, 1 x 1 to the outputs (Lebedev et al.)."""
+    outputs, inputs, height, width = factors
+    rank = outputs.shape[1]
+    steps = (
+        Step(inputs.T[:, :, None, None], (False, False)),
+        Step(height.T[:, None, :, None], (True, False), rank),
+        Step(width.T[:, None, None, :], (False, True), rank),
+        Step(outputs[:, :, None, None], (False, False)),
+    )
+    return Convolutions(steps)
+
+
+def cp(
+    weights: Mapping[str, Tensor],
+    *,
+    rank: int = 64,
+    modes: Modes = None,
+    layers: str | Sequence[str] = "hidden",
+    round_to: int = 1,
+) -> Plan:
+    """One sum of `rank` terms for each chosen weight.
+
+    `modes`: None for a convolution's own dimensions and about 16 a mode of a matrix, one list for all chosen weights,
+    or a mapping from a name pattern to a list. `layers`: "hidden" (all weights but the output layer's), "all", or name
+    patterns. `round_to`: ranks are rounded up to multiples of it, at most to the largest rank.
+    """
+    names = choose(weights, layers)
+    given = given_modes(names, modes)
+    tasks = []
+    for name in names:
+        sizes = given.get(name, kernel_modes(weights[name].shape))
+        tasks.append(Task((name,), AsTensor(sizes), CP(rounded(rank, round_to, largest_rank(sizes)))))
+    return Plan.of(tasks, weights)

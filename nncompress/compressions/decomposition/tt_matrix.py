@@ -1,0 +1,143 @@
+"""TT-matrix: W(i_1 ... i_d, j_1 ... j_d) = G_1[i_1, j_1] G_2[i_2, j_2] ... G_d[i_d, j_d] with ranks of at most `rank`.
+
+Novikov, Podoprikhin, Osokin and Vetrov, "Tensorizing neural networks", NIPS 2015.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from nncompress.compressions.base import Factorised, Size
+from nncompress.compressions.decomposition.modes import Modes, balanced_factors, given_modes
+from nncompress.compressions.decomposition.tensor_train import (
+    Cores,
+    rank_clipped,
+    rounded_rank,
+    train_size,
+    tt_project,
+    tt_to_tensor,
+)
+from nncompress.compressions.decomposition.train_products import tt_matrix_product
+from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.products import Product
+from nncompress.compressions.views import AsMatrix
+from nncompress.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TTMatrix(Factorised[Cores]):
+    """Matrices (m_1 ... m_d) x (n_1 ... n_d) whose tensor of modes m_k n_k has TT ranks of at most `rank`.
+
+    Every core belongs to a factor m_k of the rows and n_k of the columns; Π is the TT-SVD of the tensor of pairs, at
+    most sqrt(d-1) times the best error, and never worse than `start`. Core k is r_{k-1} x m_k n_k x r_k.
+    Raises ValueError for a rank below 1 and for row and column modes that are not positive and equally many.
+    """
+
+    exact: ClassVar[bool] = False
+
+    rank: int
+    row_modes: tuple[int, ...]
+    column_modes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, found {self.rank}")
+        if not 0 < len(self.row_modes) == len(self.column_modes):
+            raise ValueError(
+                f"row_modes and column_modes must be equally many, found {list(self.row_modes)} and "
+                f"{list(self.column_modes)}; pad the shorter with ones"
+            )
+        for modes in (self.row_modes, self.column_modes):
+            if min(modes) < 1:
+                raise ValueError(f"modes must be at least 1, found {list(modes)}")
+
+    def project(self, w: Tensor, mu: float, start: Cores | None) -> Cores:
+        order = [axis for pair in enumerate(range(self._pairs, 2 * self._pairs)) for axis in pair]
+        paired = w.reshape(*self.row_modes, *self.column_modes).permute(order)  # m_1, n_1, ..., m_d, n_d
+        return tt_project(paired.reshape(self._modes), self.rank, start)
+
+    def decompress(self, theta: Cores) -> Tensor:
+        sizes = [size for pair in zip(self.row_modes, self.column_modes, strict=True) for size in pair]
+        paired = tt_to_tensor(theta.cores).reshape(sizes)
+        rows, columns = range(0, 2 * self._pairs, 2), range(1, 2 * self._pairs, 2)
+        return paired.permute(*rows, *columns).reshape(math.prod(self.row_modes), math.prod(self.column_modes))
+
+    def product(self, theta: Cores, shape: Sequence[int]) -> Product | None:
+        return tt_matrix_product(theta.cores, self.row_modes, self.column_modes, shape)
+
+    def size(self, shape: Sequence[int]) -> Size:
+        return train_size(self._modes, self.rank)
+
+    def rounded(self, round_to: int) -> TTMatrix:
+        """The same with a rank rounded up to a multiple of `round_to`, at most to the largest there is."""
+        return replace(self, rank=rounded_rank(self.rank, round_to, self._modes))
+
+    def check(self, shape: Sequence[int]) -> None:
+        rows, columns = math.prod(self.row_modes), math.prod(self.column_modes)
+        if tuple(shape) != (rows, columns):
+            raise ValueError(
+                f"row_modes must multiply to {shape[0]} and column_modes to {math.prod(shape[1:])}, found "
+                f"{list(self.row_modes)} = {rows} and {list(self.column_modes)} = {columns}; give modes with these "
+                f"products, or null for balanced ones"
+            )
+
+    def clipped(self, shape: Sequence[int]) -> str | None:
+        return rank_clipped(self._modes, self.rank)
+
+    @property
+    def _pairs(self) -> int:
+        return len(self.row_modes)
+
+    @property
+    def _modes(self) -> tuple[int, ...]:
+        return tuple(m * n for m, n in zip(self.row_modes, self.column_modes, strict=True))
+
+
+def tt_matrix(
+    weights: Mapping[str, Tensor],
+    *,
+    rank: int = 16,
+    row_modes: Modes = None,
+    column_modes: Modes = None,
+    layers: str | Sequence[str] = "hidden",
+    round_to: int = 1,
+) -> Plan:
+    """One TT-matrix of rank `rank` for each chosen weight, (outputs) x (everything else).
+
+    `row_modes`, `column_modes`: None for balanced factors, one list for all chosen weights, or a mapping from a name
+    pattern to a list. `layers`: "hidden" (all weights but the output layer's), "all", or name patterns. `round_to`: the
+    rank is rounded up to a multiple of it; bonds that allow less have all they allow.
+    """
+    names = choose(weights, layers)
+    rows, columns = given_modes(names, row_modes, "row_modes"), given_modes(names, column_modes, "column_modes")
+    tasks = []
+    for name in names:
+        pair = _paired_modes(weights[name].shape, rows.get(name), columns.get(name))
+        try:
+            tasks.append(Task((name,), AsMatrix(), TTMatrix(rank, *pair).rounded(round_to)))
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from error
+    return Plan.of(tasks, weights)
+
+
+def _paired_modes(
+    shape: Sequence[int], rows: tuple[int, ...] | None, columns: tuple[int, ...] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Row and column modes; those not given are balanced factors, as many as the given ones or of about 4.
+
+    Row modes ascend, column modes descend, so that the pairs m_k n_k are about equal.
+    """
+    height, width = shape[0], math.prod(shape[1:])
+    count = len(rows or columns or ()) or max(1, round(math.log(max(height, width), 4)))
+    return rows or _padded(height, count), columns or _padded(width, count)[::-1]
+
+
+def _padded(n: int, count: int) -> tuple[int, ...]:
+    """Exactly `count` balanced factors of n, the smallest first."""
+    factors = balanced_factors(n, count)
+    return (*[1] * (count - len(factors)), *factors)

@@ -1,0 +1,1 @@
+"""Quantized weights: codebooks, learned or fixed, and levels."""

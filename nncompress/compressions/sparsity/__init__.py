@@ -1,0 +1,1 @@
+"""Sparse weights: projections and penalties, entry by entry or in groups."""

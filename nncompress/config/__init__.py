@@ -1,0 +1,1 @@
+"""The configuration: its keys, the check of every node, the objects that it names."""

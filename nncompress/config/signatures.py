@@ -1,0 +1,243 @@
+"""What a call by dotted path needs: does the target exist, do the keywords bind, do the values have the right type."""
+
+from __future__ import annotations
+
+import collections.abc
+import importlib
+import inspect
+import pkgutil
+import types
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nncompress.errors import ConfigError, nearest, one_line
+
+MISSING = "???"
+
+
+RESERVED = frozenset({"_target_", "_partial_", "_args_", "_recursive_", "_convert_"})
+
+
+NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path", type(None): "null"}
+
+
+EMPTY = inspect.Parameter.empty
+
+
+def locate(name: str) -> Any:
+    """The callable at the dotted path `name`.
+
+    Raises:
+        ConfigError: a module cannot be imported, an attribute is not there, or what is found cannot be called.
+    """
+    words = name.split(".")
+    if len(words) < 2 or not all(words):
+        raise ConfigError(f"_target_ must be a dotted path such as my_module.MyClass, found '{name}'")
+    found, seen = _import(words[0], name), words[0]
+    if found is None:
+        raise ConfigError(f"cannot import '{name}': no module '{seen}' in the current folder or the environment")
+    for word in words[1:]:
+        if hasattr(found, "__path__") and not hasattr(found, word):
+            _import(f"{seen}.{word}", name)
+        if not hasattr(found, word):
+            raise ConfigError(f"cannot find '{name}': '{seen}' has no '{word}'{nearest(word, _names(found))}")
+        found, seen = getattr(found, word), f"{seen}.{word}"
+    if not callable(found):
+        raise ConfigError(f"_target_ must be a class or a function, found the {type(found).__name__} '{name}'")
+    return found
+
+
+def _import(module: str, name: str) -> Any:
+    """The module, or None when there is none of that name; any other failure says why `name` cannot be had."""
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            return None
+        raise ConfigError(f"cannot import '{name}': {type(error).__name__}: {one_line(error)}") from error
+
+
+def _names(found: Any) -> set[str]:
+    """What `found` offers: its attributes and, for a package, its modules."""
+    return {*dir(found), *(module.name for module in pkgutil.iter_modules(getattr(found, "__path__", [])))}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A callable with its dotted path."""
+
+    name: str
+    function: Any
+
+    @cached_property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """Parameters by name, annotations evaluated where they can be; empty for a callable that shows none."""
+        for evaluate in (True, False):
+            try:
+                return dict(inspect.signature(self.function, eval_str=evaluate).parameters)
+            except (ValueError, TypeError, NameError, AttributeError, SyntaxError):
+                continue
+        return {}
+
+    @property
+    def open(self) -> bool:
+        """Whether any keyword is accepted."""
+        return not self.parameters or any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
+
+    @cached_property
+    def keywords(self) -> dict[str, inspect.Parameter]:
+        """The parameters that may be given by name."""
+        return {n: p for n, p in self.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+    def takes(self, keyword: str) -> bool:
+        """Whether the signature names `keyword`."""
+        return keyword in self.keywords
+
+
+def check_call(place: str, node: Mapping[str, Any], offered: Collection[str] = ()) -> Iterator[str]:
+    """The problems of a node (`_target_` and keywords) at `place`: its target, its keywords, their types.
+
+    Args:
+        place: the node's path in the configuration, put before each problem.
+        node: plain containers, interpolations resolved.
+        offered: keywords that are supplied when the target takes them.
+    """
+    name = node["_target_"]
+    try:
+        target = Target(str(name), locate(str(name)))
+    except ConfigError as error:
+        yield f"{place}: {error}"
+        return
+    given = {key: value for key, value in node.items() if key not in RESERVED}
+    yield from _unknown(place, target, given)
+    yield from _absent(place, target, given, offered, node)
+    for key, value in given.items():
+        parameter = target.keywords.get(key)
+        yield from _check_value(f"{place}.{key}", value, parameter.annotation if parameter else EMPTY)
+
+
+def _unknown(place: str, target: Target, given: Mapping[str, Any]) -> Iterator[str]:
+    if target.open:
+        return
+    for key in given:
+        if not target.takes(key):
+            hint = nearest(key, target.keywords) or f"; it takes {', '.join(target.keywords) or 'none'}"
+            yield f"{place}.{key}: {target.name} has no keyword '{key}'{hint}"
+
+
+def _absent(
+    place: str, target: Target, given: Mapping[str, Any], offered: Collection[str], node: Mapping[str, Any]
+) -> Iterator[str]:
+    positional = [n for n, p in target.parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    supplied = len(node.get("_args_", ())) + (1 if node.get("_partial_") else 0)
+    later = {*offered, *[n for n in positional if n not in given][:supplied]}
+    for key, parameter in target.keywords.items():
+        if parameter.default is EMPTY and key not in given and key not in later:
+            yield f"{place}.{key}: {target.name} needs it; give {place}.{key}=..."
+
+
+def _check_value(place: str, value: Any, annotation: Any) -> Iterator[str]:
+    """Problems of one value: nodes within it, a value still to be given, a type that does not fit."""
+    nodes = list(_nodes(place, value))
+    for inner, node in nodes:
+        yield from check_call(inner, node)
+    if value == MISSING:
+        yield f"{place}: a value is required; give {place}=..."
+    elif not nodes and not fits(value, annotation):
+        text = isinstance(value, str) and _is_number(value)
+        hint = " (that is text: write the number without quotes)" if text else ""
+        yield f"{place}: must be {describe(annotation)}, found {_show(value)}{hint}"
+
+
+def _nodes(place: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The outermost nodes inside a value, each with its place."""
+    if isinstance(value, dict) and "_target_" in value:
+        yield place, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _nodes(f"{place}.{key}", item)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _nodes(f"{place}[{index}]", item)
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a plain YAML value may be passed for `annotation`; annotations that are not understood accept all."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, option) for option in arguments)
+    if origin is typing.Literal:
+        return any(value == option and type(value) is type(option) for option in arguments)
+    if origin is typing.Annotated:
+        return fits(value, arguments[0])
+    kind = origin or annotation
+    if kind in (None, type(None)):
+        return value is None
+    if not isinstance(kind, type) or kind in (EMPTY, object):
+        return True
+    return _fits_scalar(value, kind) if kind in NAMES else _fits_container(value, kind, arguments)
+
+
+def _fits_scalar(value: Any, kind: type) -> bool:
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, str if kind is Path else kind)
+
+
+def _fits_container(value: Any, kind: type, arguments: tuple[Any, ...]) -> bool:
+    if issubclass(kind, collections.abc.Mapping):
+        return isinstance(value, dict) and (not arguments or all(fits(item, arguments[1]) for item in value.values()))
+    if _is_ours(kind):
+        return not isinstance(value, str | int | float)
+    if not issubclass(kind, collections.abc.Iterable) or kind.__module__ not in ("builtins", "collections.abc"):
+        return True
+    if not isinstance(value, list):
+        return False
+    if kind is tuple and arguments and arguments[-1] is not Ellipsis:
+        return len(value) == len(arguments) and all(map(fits, value, arguments))
+    return not arguments or all(fits(item, arguments[0]) for item in value)
+
+
+def _is_ours(kind: Any) -> bool:
+    """Whether it is a class of this package, whose objects only a node can give."""
+    return isinstance(kind, type) and kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def describe(annotation: Any) -> str:
+    """The annotation in words: `a list of an integer or null`."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(describe, arguments))
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is typing.Annotated:
+        return describe(arguments[0])
+    kind = origin or annotation
+    if kind in NAMES:
+        return NAMES[kind]
+    if _is_ours(kind):
+        return f"a node ({{_target_: ...}}) of {kind.__name__}"
+    if isinstance(kind, type) and issubclass(kind, collections.abc.Mapping):
+        return f"a mapping to {describe(arguments[1])}" if arguments else "a mapping"
+    if isinstance(kind, type) and issubclass(kind, collections.abc.Iterable):
+        inner = [describe(argument) for argument in arguments if argument is not Ellipsis]
+        return f"a list of {', '.join(inner)}" if inner else "a list"
+    return getattr(kind, "__name__", str(kind))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _show(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"'{value}'" if isinstance(value, str) else str(value)

@@ -1,0 +1,86 @@
+"""Checkpoints: a solver's state as plain tensors and containers, written whole or not at all."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
+
+from nncompress.errors import CheckpointError
+from nncompress.files import replace_bytes
+
+FORMAT = 1
+
+
+def pack(value: Any) -> Any:
+    """`value` as tensors, numbers, strings, lists and dicts; what a problem determines (a chain) becomes None."""
+    if isinstance(value, nn.Module | Optimizer):
+        return value.state_dict()
+    if isinstance(value, Generator):
+        return value.get_state()
+    if isinstance(value, tuple | list):
+        return [pack(item) for item in value]
+    if isinstance(value, Tensor | int | float | str | bool):
+        return value
+    return None
+
+
+def unpack(template: Any, packed: Any) -> Any:
+    """The value that was packed, rebuilt on the pattern of `template` (a freshly initialised state).
+
+    What was not packed stays the template's: the problem determines it.
+    """
+    if packed is None:
+        return template
+    if isinstance(template, nn.Module | Optimizer):
+        template.load_state_dict(packed)
+        return template
+    if isinstance(template, Generator):
+        return template.set_state(packed.cpu())
+    if isinstance(template, tuple | list):
+        if len(template) != len(packed):
+            raise ValueError(f"{len(template)} parts are expected, found {len(packed)}")
+        items = [unpack(t, p) for t, p in zip(template, packed, strict=True)]
+        return type(template)(*items) if hasattr(template, "_fields") else type(template)(items)
+    if isinstance(template, Tensor):
+        return packed.to(device=template.device, dtype=template.dtype)
+    return packed
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all: `path` always holds one that can be read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    packed = BytesIO()  # torch would tell of a full disk in words of its own
+    torch.save({"format": FORMAT, **content}, packed)
+    replace_bytes(path, packed.getbuffer())
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, onto the CPU, without unpickling objects. Raises CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"resuming needs a checkpoint, found none at {path}: the run ended before its first one; start it afresh"
+        )
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        found = content["format"]
+    except Exception as error:
+        raise CheckpointError(
+            f"the checkpoint {path} is truncated or damaged, found {path.stat().st_size} bytes that torch cannot read "
+            f"({type(error).__name__}); start the run afresh"
+        ) from error
+    if found != FORMAT:
+        raise CheckpointError(f"the checkpoint {path} has format {found}, this version reads format {FORMAT}")
+    return content
+
+
+def restore(template: Any, packed: Any, path: Path) -> Any:
+    """`unpack`, with a CheckpointError when the checkpoint belongs to another problem."""
+    try:
+        return unpack(template, packed)
+    except (ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"the checkpoint {path} does not fit this network and solver: {error}") from error

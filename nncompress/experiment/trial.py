@@ -1,0 +1,87 @@
+"""What the trials of a search share with the search: where its study is, and whether a trial is worth going on with."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from nncompress.errors import NNCompressError, Pruned, one_line
+
+if TYPE_CHECKING:
+    import optuna
+
+log = logging.getLogger(__name__)
+
+NAME = "nncompress"
+STORE = "study.db"
+PATIENCE = 60
+"""Seconds to wait for another process that writes to the study."""
+
+
+def missing() -> None:
+    """Raise NNCompressError when Optuna is not installed."""
+    if importlib.util.find_spec("optuna") is None:
+        raise NNCompressError("search needs Optuna, found none; pip install 'nncompress[search]'")
+
+
+def storage(path: Path) -> optuna.storages.RDBStorage:
+    """The sqlite file of a study, made when absent."""
+    import optuna
+
+    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": PATIENCE}})
+
+
+def watch(cfg: DictConfig) -> Callable[[Mapping[str, Any]], None]:
+    """What looks at every row of a run: in a trial with one objective, the search's pruner; else nothing.
+
+    It raises Pruned when the trials so far make this one hopeless. Where the study cannot be asked, the run goes on
+    without it.
+    """
+    objectives = [*cfg.search.maximize, *cfg.search.minimize]
+    if cfg.search.trial is None or cfg.search.pruner is None or len(objectives) != 1:
+        return _nothing
+    if not Path(cfg.search.store).is_file():
+        log.info(
+            "the run was trial %d of a search whose study is not at %s any more", cfg.search.trial, cfg.search.store
+        )
+        return _nothing
+    return _Watch(cfg, objectives[0]).look
+
+
+def _nothing(row: Mapping[str, Any]) -> None:
+    """A run that is no trial is not watched."""
+
+
+class _Watch:
+    """One trial that is under way, and its study."""
+
+    def __init__(self, cfg: DictConfig, objective: str) -> None:
+        import optuna
+
+        from nncompress.config.build import build
+
+        pruner = build(cfg.search.pruner)
+        study = optuna.load_study(study_name=NAME, storage=storage(Path(cfg.search.store)), pruner=pruner)
+        frozen = next(trial for trial in study.get_trials() if trial.number == cfg.search.trial)
+        self.objective, self.known = objective, set(frozen.intermediate_values)
+        self.trial = None if frozen.state.is_finished() else optuna.trial.Trial(study, frozen._trial_id)
+
+    def look(self, row: Mapping[str, Any]) -> None:
+        """Tell the study of a row that it does not know yet, and ask whether to go on."""
+        value, step = row.get(self.objective), int(row["step"])
+        if self.trial is None or value is None or step in self.known:  # a resumed trial comes by again
+            return
+        try:
+            self.trial.report(value, step)
+            hopeless = self.trial.should_prune()
+        except Exception as error:
+            log.warning("the trial is not watched any more: %s", one_line(error))
+            self.trial = None
+            return
+        if hopeless:
+            raise Pruned(f"the trials before this one were better at step {step}, found {self.objective} {value:.4g}")

@@ -1,0 +1,317 @@
+"""One-shot compression: the network of a run compressed to many sizes by several methods, without retraining."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nncompress.report.collect import aggregate, final, group_label, name, setting_of
+from nncompress.report.style import COLOURS, STYLE, GroupStyle, group_styles, log_ticks, new_figure, spans_a_decade
+from nncompress.report.tables import Table, known
+from nncompress.report.text import UNKNOWN, number, percent, spread, times
+from nncompress.results.records import Run
+
+ACCURACY = "accuracy/test"
+AT = ("method", "part", "recalibrated")
+MEASURED, SIZES = (ACCURACY, "loss/test", "stability"), ("ratio/params", "ratio/macs", "distance", "smaller")
+BATCH_NORMS = {False: "batch norms as they are", True: "batch norms recalibrated"}
+AGAIN = " recalibrated"
+TAKEN = "taken away (%)"
+LEAST_SPAN = 20
+"""Per cent."""
+MOST_PANELS, MOST_IN_LEGEND, WIDEST_HEADS = 8, 24, 120
+TAKEN_AWAY, SPEED_UP = "part taken away (%)", "theoretical speed-up: dense / compressed MACs"
+NOTES = (
+    "Every row compresses the network of a run anew, without retraining it; 0 taken away is the network as it was.",
+    "Recalibrated: the statistics of the batch norms were recomputed on training samples before the evaluation.",
+)
+
+
+def run_one_shot(run: Run) -> tuple[list[Table], dict[str, Figure | None]]:
+    """The table and the plot of a run; none when its summary has no one_shot."""
+    rows = one_shot(run)
+    if rows.empty:
+        return [], {}
+    lines = rows.assign(line=rows["recalibrated"].map(BATCH_NORMS), x=100 * rows["part"])
+    styles = {
+        BATCH_NORMS[False]: GroupStyle(COLOURS[0], "o", "-"),
+        BATCH_NORMS[True]: GroupStyle(COLOURS[1], "s", "--"),
+    }
+    title = f"One-shot compression: {name(run)}"
+    return [one_shot_table(rows, title)], {"one_shot": _figure(lines, styles, title, TAKEN_AWAY)}
+
+
+def sweep_one_shot(
+    runs: Sequence[Run], keys: Sequence[str], title: str
+) -> tuple[list[Table], dict[str, Figure | None]]:
+    """The tables and plots of the runs of a sweep that are done; none when no summary has one_shot.
+
+    Args:
+        runs: the runs of the sweep, failed ones among them.
+        keys: the config keys that set them apart, as `collect.varied` finds them.
+        title: what the runs have in common.
+    """
+    rows = one_shot_rows(runs, keys)
+    if rows.empty:
+        return [], {}
+    means = mean_accuracies(rows, keys)
+    head = f"One-shot compression: {title}"
+    labels = list(dict.fromkeys(rows["group"]))
+    styles = dict(zip(labels, group_styles(len(labels)), strict=True))
+    figures: dict[str, Figure | None] = {}
+    for again, part in means.groupby("recalibrated"):
+        end = "_recalibrated" if again else ""
+        note = f"\n{BATCH_NORMS[bool(again)]}" if means["recalibrated"].any() else ""
+        lines = part.assign(line=part["group"], x=100 * part["part"])
+        figures[f"one_shot{end}"] = _figure(lines, styles, head + note, TAKEN_AWAY)
+        figures[f"one_shot_speedup{end}"] = _speedup_plot(part, styles, head + note)
+    return [groups_table(means, labels, head), areas_table(areas(rows, keys), title)], figures
+
+
+def one_shot(run: Run) -> pd.DataFrame:
+    """A row for each method, part and recalibration of a run, by method in their order, then by part; maybe none.
+
+    Columns: those of AT, MEASURED and SIZES, NaN where the run did not measure them.
+    """
+    rows = pd.DataFrame(final(run).get("one_shot") or []).reindex(columns=[*AT, *MEASURED, *SIZES])
+    rows = rows.astype(dict.fromkeys(("part", *MEASURED, *SIZES[:-1]), float)).astype({"recalibrated": bool})
+    rows["part"] = rows["part"].round(9)
+    return _in_order(rows.drop_duplicates(list(AT), keep="last"), ["method", "part", "recalibrated"])
+
+
+def one_shot_rows(runs: Sequence[Run], keys: Sequence[str]) -> pd.DataFrame:
+    """The rows of all done runs, with each run's group (as typed), job, seed and varied keys before them."""
+    rows: list[dict[Any, Any]] = []
+    for run in runs:
+        if run.status["status"] == "done":
+            taken = setting_of(run, keys)
+            told = {"group": group_label(taken, keys), "job": run.folder.name, "seed": run.config.get("seed")} | taken
+            rows += [told | row for row in one_shot(run).to_dict("records")]
+    return pd.DataFrame(rows, columns=None if rows else ["group", *keys, *AT])
+
+
+def mean_accuracies(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Means over the seeds of each group, method, part and recalibration, as `collect.aggregate` makes them."""
+    means = aggregate(rows, ["group", *keys, *AT]).astype({"part": float, "recalibrated": bool})
+    return _in_order(means, ["method", "recalibrated", "part"])
+
+
+def areas(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The area under each group's accuracy against the part taken away, by method; means over the seeds.
+
+    Trapezoids over the parts that every run with the method has, divided by the width: accuracies in [0, 1], NaN for
+    fewer than two parts. Columns, beside the group and the keys: method, n, seeds, accuracy/dense (at part 0), area,
+    `area recalibrated`, the standard deviations of the three, and the parts.
+    """
+    curves = _curves(rows)
+    parts = {
+        method: sorted(set.intersection(*(set(curve.index) for (of, _, _), curve in curves.items() if of == method)))
+        for method in dict.fromkeys(method for method, _, _ in curves)
+    }
+    jobs = rows.drop_duplicates(["method", "job"])[["group", "job", "seed", *keys, "method"]].to_dict("records")
+    for row in jobs:
+        for end, again in (("", False), (AGAIN, True)):
+            curve = curves.get((row["method"], row["job"], again), pd.Series(dtype=float))
+            row |= {f"area{end}": _area(curve, parts.get(row["method"], []))}
+            row |= {} if again else {"accuracy/dense": curve.get(0.0, np.nan)}
+    means = aggregate(pd.DataFrame(jobs), ["group", *keys, "method"])
+    means["parts"] = [" ".join(f"{part:g}" for part in parts.get(method, [])) for method in means["method"]]
+    return _in_order(means, ["method"])
+
+
+def one_shot_table(rows: pd.DataFrame, title: str) -> Table:
+    """A line for each method and part of a run, with and without recalibrated batch norms side by side."""
+    at = list(AT[:2])
+    raw = rows.groupby(at, sort=False)[list(SIZES)].first()
+    for again, end in ((False, ""), (True, AGAIN)):
+        measured = rows[rows["recalibrated"] == again].set_index(at)[list(MEASURED)]
+        raw = raw.join(measured.add_suffix(end))
+    raw = raw.reset_index()
+    shown = {
+        "method": raw["method"],
+        TAKEN: raw["part"].map(_taken),
+        "test accuracy (%)": raw[ACCURACY].map(percent),
+        "with recalibrated batch norms (%)": raw[ACCURACY + AGAIN].map(percent),
+        "parameters left": raw["ratio/params"].map(number),
+        "parameters left, ×": raw["ratio/params"].map(times),
+        "theoretical speed-up": raw["ratio/macs"].map(times),
+        "distance": raw["distance"].map(number),
+    }
+    notes = [
+        *NOTES[: 1 + rows["recalibrated"].any()],
+        "Parameters left: those that are not zero, over all of the dense network (smaller is more compression); × is "
+        "1/ratio.",
+        "Theoretical speed-up: multiply-accumulates of the dense network over those with weights that are not zero, "
+        "counted and not measured: fewer of them do not promise less time.",
+        "Distance: ‖w − its compression‖ / ‖w‖ over the weights w that the method acts on.",
+    ]
+    return Table("one_shot", title, raw, known(pd.DataFrame(shown)), notes)
+
+
+def groups_table(means: pd.DataFrame, labels: Sequence[str], title: str) -> Table:
+    """Mean test accuracies, a line for each method, part and recalibration and a column for each group.
+
+    Args:
+        means: as `mean_accuracies` makes them.
+        labels: the groups, in the order of the columns.
+        title: of the table.
+    """
+    narrow = sum(map(len, labels)) > WIDEST_HEADS
+    heads = {label: f"group {at}" if narrow else label for at, label in enumerate(labels, start=1)}
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for _, mean in means.iterrows():
+        at = {
+            "method": mean["method"],
+            TAKEN: _taken(mean["part"]),
+            "batch norms": BATCH_NORMS[mean["recalibrated"]].removeprefix("batch norms "),
+        }
+        if not means["recalibrated"].any():
+            del at["batch norms"]
+        line = lines.setdefault(tuple(at.values()), at | dict.fromkeys(heads.values(), UNKNOWN))
+        line[heads[mean["group"]]] = _spread(mean, ACCURACY)
+    notes = [
+        "Test accuracy (%): mean ± standard deviation over the runs of a group, which differ in the seed alone (n − 1 "
+        "in the denominator; no deviation for n = 1).",
+        *NOTES[: 1 + means["recalibrated"].any()],
+        *(f"{head[0].upper()}{head[1:]}: {label}." for label, head in heads.items() if narrow),
+    ]
+    return Table("one_shot", title, means, pd.DataFrame(list(lines.values())), notes)
+
+
+def areas_table(means: pd.DataFrame, title: str) -> Table:
+    """A line for each method and group with the area under its accuracies, from the means that `areas` makes."""
+    shown = pd.DataFrame(
+        {
+            "method": mean["method"],
+            "group": mean["group"],
+            "n": number(mean["n"]),
+            "dense test accuracy (%)": _spread(mean, "accuracy/dense"),
+            "area (%)": _spread(mean, "area"),
+            "area, recalibrated batch norms (%)": _spread(mean, f"area{AGAIN}"),
+            TAKEN: ", ".join(_taken(float(part)) for part in mean["parts"].split()) or UNKNOWN,
+        }
+        for _, mean in means.iterrows()
+    )
+    notes = [
+        "Area: under test accuracy against the part taken away, by trapezoids over the parts in the last column, "
+        "which all runs with the method have, divided by its width: the mean accuracy over these parts (larger is "
+        "better).",
+        "Mean ± standard deviation over the n runs of a line, each with its own area, which differ in the seed alone "
+        "(n − 1 in the denominator; no deviation for n = 1).",
+        *NOTES[: 1 + means[f"area{AGAIN}"].notna().any()],
+    ]
+    return Table("one_shot_areas", f"Areas under one-shot accuracies: {title}", means, known(shown), notes)
+
+
+def _in_order(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Sorted, the methods as they first appear."""
+    place = {method: at for at, method in enumerate(dict.fromkeys(rows["method"]))}
+    ordered = rows.sort_values(
+        list(by), key=lambda column: column.map(place) if column.name == "method" else column, kind="stable"
+    )
+    return ordered.reset_index(drop=True)
+
+
+def _curves(rows: pd.DataFrame) -> dict[tuple[str, str, bool], "pd.Series[float]"]:
+    """Accuracy by part, for each method, job and recalibration. Part 0 is the same network whatever the method."""
+    columns = ["method", "job", "recalibrated", "part", ACCURACY]
+    measured = rows[columns].dropna().to_dict("records")
+    dense = {(row["job"], row["recalibrated"]): row[ACCURACY] for row in measured[::-1] if row["part"] == 0}
+    curves: dict[tuple[str, str, bool], dict[float, float]] = {}
+    for row in measured:
+        at = (row["job"], row["recalibrated"])
+        start = {0.0: dense[at]} if at in dense else {}
+        curves.setdefault((row["method"], *at), start)[row["part"]] = row[ACCURACY]
+    return {at: pd.Series(curve, dtype=float) for at, curve in curves.items()}
+
+
+def _area(curve: "pd.Series[float]", parts: Sequence[float]) -> float:
+    if curve.empty or len(parts) < 2:
+        return np.nan
+    height = curve[list(parts)].to_numpy()
+    return float((height[1:] + height[:-1]) @ np.diff(parts)) / 2 / (parts[-1] - parts[0])
+
+
+def _taken(part: float) -> str:
+    return f"{100 * part:.4g}"
+
+
+def _spread(mean: "pd.Series[Any]", key: str) -> str:
+    return spread(percent(mean.get(key)), percent(mean.get(f"{key} std")))
+
+
+def _speedup_plot(means: pd.DataFrame, styles: Mapping[str, GroupStyle], title: str) -> Figure | None:
+    """Accuracies against the theoretical speed-up, of the methods that save work; None without any."""
+    speedup = 1 / means["ratio/macs"].where(means["ratio/macs"] > 0)
+    saves = speedup.groupby(means["method"]).transform(lambda of: (of - 1).abs().max() > 1e-9)
+    idle = ", ".join(dict.fromkeys(means.loc[~saves, "method"]))
+    note = f"\nnot drawn, no speed-up counted: {idle}" if idle else ""
+    lines = means.assign(line=means["group"], x=speedup)[saves]
+    return _figure(lines, styles, title + note, SPEED_UP, spans_a_decade(lines[["x"]])) if saves.any() else None
+
+
+def _figure(
+    rows: pd.DataFrame, styles: Mapping[str, GroupStyle], title: str, xlabel: str, log_scale: bool = False
+) -> Figure:
+    """A panel per method with a line per style: test accuracy over x, with its deviation where there is one."""
+    methods = list(dict.fromkeys(rows["method"]))
+    drawn = methods[:MOST_PANELS]
+    across = len(drawn) if len(drawn) <= 3 else -(-len(drawn) // 2)
+    down = -(-len(drawn) // across)
+    more = f"\nthe first {MOST_PANELS} of {len(methods)} methods" if len(methods) > MOST_PANELS else ""
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(max(3.7 * across + 0.6, 8), 3.2 * down + 1.2, title + more)
+        grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat
+        for axes, method in zip(grid, drawn, strict=False):
+            axes.set(title=method, xlabel=xlabel)
+            axes.tick_params(labelbottom=True)
+            for line, style in styles.items():
+                _draw(axes, rows[rows["method"] == method], line, style)
+        for axes in grid[len(drawn) :]:
+            axes.remove()
+        _widen(figure.axes[0])
+        if log_scale:
+            figure.axes[0].set_xscale("log")
+            log_ticks(figure.axes[0].xaxis, rows["x"].min(), rows["x"].max())
+        for axes in grid[::across]:
+            axes.set_ylabel("test accuracy (%)")
+        _legend(figure, list(styles), "n" in rows and bool((rows["n"] > 1).any()))
+    return figure
+
+
+def _widen(axes: Axes) -> None:
+    """Show at least LEAST_SPAN of accuracy: less would make much of a little."""
+    low, high = axes.get_ylim()
+    if high - low < LEAST_SPAN:
+        low = min(max(0, (low + high - LEAST_SPAN) / 2), 100 - LEAST_SPAN)
+        axes.set_ylim(low, low + LEAST_SPAN + 1)
+
+
+def _draw(axes: Axes, rows: pd.DataFrame, line: str, style: GroupStyle) -> None:
+    known = rows[rows["line"] == line].dropna(subset=["x", ACCURACY])
+    if known.empty:
+        return
+    mean, std = 100 * known[ACCURACY], 100 * known.get(f"{ACCURACY} std", known["x"] * np.nan)
+    axes.plot(
+        known["x"], mean, color=style.colour, marker=style.marker, linestyle=style.line, markersize=4, label=line
+    )  # fmt: skip
+    axes.fill_between(known["x"], mean - std, mean + std, color=style.colour, alpha=0.13, linewidth=0)
+
+
+def _legend(figure: Figure, lines: Sequence[str], several: bool) -> None:
+    """Below all panels, in as many columns as fit; a single line needs none, a single mean does."""
+    drawn = {label: at for axes in figure.axes for at, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    named = [line for line in lines if line in drawn]
+    if len(named) < 2 and not several:
+        return
+    shown = named[:MOST_IN_LEGEND]
+    notes = ["mean over the runs of a group; band: ± standard deviation"] if several else []
+    notes += [f"{len(named) - len(shown)} more groups not listed"] if len(named) > len(shown) else []
+    columns = max(1, min(len(shown), int(12.5 * figure.get_figwidth()) // (7 + max(map(len, shown), default=0))))
+    handles, words = [drawn[line] for line in shown], "\n".join(notes)
+    figure.legend(handles, shown, loc="outside lower center", ncols=columns, title=words or None)
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(shown) // columns))

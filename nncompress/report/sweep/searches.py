@@ -1,0 +1,101 @@
+"""The table and the plot of a search: every trial, its settings, what it reached, and which are the best."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from nncompress.report.collect import short_names
+from nncompress.report.style import COLOURS, STYLE, new_figure
+from nncompress.report.tables import Table
+from nncompress.report.text import number, percent, setting
+from nncompress.results.records import SEARCH
+
+log = logging.getLogger(__name__)
+
+BETTER = {"maximize": "larger is better", "minimize": "smaller is better"}
+FIXED = ("trial", "job", "state", "best")
+
+
+def trials_of(folder: Path) -> tuple[pd.DataFrame, dict[str, str]] | None:
+    """The trials of the search in a folder (trial, job, state, best, each setting, each objective), and the objectives
+    with their directions; None where there is no search.
+    """
+    path = folder / SEARCH
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        objectives: dict[str, str] = content["objectives"]
+        rows = [
+            {key: trial[key] for key in FIXED}
+            | trial["settings"]
+            | dict(zip(objectives, trial["values"] or [None] * len(objectives), strict=True))
+            for trial in content["trials"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s: ignored, it is damaged (%r).", path, error)
+        return None
+    return pd.DataFrame(rows, columns=None if rows else [*FIXED, *objectives]), objectives
+
+
+def search_table(trials: pd.DataFrame, objectives: dict[str, str], title: str) -> Table:
+    """Every trial, the best first, then by the first objective."""
+    settings = [str(key) for key in trials if key not in (*FIXED, *objectives)]
+    names = short_names(settings)
+    first, direction = next(iter(objectives.items()))
+    down = direction == "maximize"
+    raw = trials.sort_values(["best", first, "trial"], ascending=[False, not down, True], na_position="last")
+    shown = pd.DataFrame([_line(trial, names, objectives) for _, trial in raw.iterrows()])
+    aims = ", ".join(f"{key} ({BETTER[way]})" for key, way in objectives.items())
+    notes = [
+        f"Objectives: {aims}.",
+        "Best: no other trial is better in one objective and as good in the others."
+        if len(objectives) > 1
+        else "Best: of all trials that were completed.",
+        "pruned: given up, as the trials before it were better at the same step, or as it diverged or cannot be done; "
+        "failed: it ended with an error.",
+    ]
+    return Table("search", f"Search: {title}", raw, shown, notes)
+
+
+def search_plot(trials: pd.DataFrame, objectives: dict[str, str], title: str) -> Figure | None:
+    """Each objective against the number of the trial; with one objective, the best so far as a line."""
+    ended = trials.dropna(subset=list(objectives))
+    if ended.empty:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(7, 1.4 + 2.6 * len(objectives), f"Search: {title}")
+        for position, (key, direction) in enumerate(objectives.items(), start=1):
+            axes = figure.add_subplot(
+                len(objectives), 1, position, xlabel="trial", ylabel=f"{key}\n({BETTER[direction]})"
+            )
+            x, y, best = ended["trial"], ended[key].astype(float), ended["best"].astype(bool)
+            axes.plot(x[~best], y[~best], "o", color=COLOURS[0], label="trial")
+            axes.plot(x[best], y[best], "*", color=COLOURS[1], markersize=11, label="best" if best.any() else None)
+            if len(objectives) == 1:
+                so_far = y.cummax() if direction == "maximize" else y.cummin()
+                axes.step(x, so_far, where="post", color=COLOURS[2], label="best so far")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.legend()
+    return figure
+
+
+def _line(trial: "pd.Series[Any]", names: dict[str, str], objectives: dict[str, str]) -> dict[str, str]:
+    line = {"trial": str(trial["trial"]), "job": str(trial["job"])}
+    line |= {name: setting(trial[key]) for key, name in names.items()}
+    line |= {_head(key): (percent if _is_share(key) else number)(trial[key]) for key in objectives}
+    return line | {"state": str(trial["state"]), "best": "yes" if trial["best"] else ""}
+
+
+def _is_share(key: str) -> bool:
+    return key.startswith("accuracy/")
+
+
+def _head(key: str) -> str:
+    return f"{key} (%)" if _is_share(key) else key

@@ -1,0 +1,1 @@
+"""Stochastic Frank-Wolfe: training within convex sets."""

@@ -1,0 +1,1 @@
+"""The learning-compression algorithm, and the baselines it is compared with."""

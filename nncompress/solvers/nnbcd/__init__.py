@@ -1,0 +1,1 @@
+"""NN-BCD: block coordinate descent over tensor-train weights and layer variables (arXiv 2303.06815)."""

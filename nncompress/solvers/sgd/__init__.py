@@ -1,0 +1,1 @@
+"""Minibatch descent on the loss, with regularisers."""

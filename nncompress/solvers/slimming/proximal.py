@@ -1,0 +1,271 @@
+"""Proximal network slimming: channels chosen while the network is trained.
+
+Bui, Xue, Park, Qi, Xin, "A proximal algorithm for network slimming", arXiv 2307.00684 (2023).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
+
+from nncompress import parallel
+from nncompress.compressions.sparsity.magnitude import L1Penalty, SeparablePenalty
+from nncompress.metrics import evaluate
+from nncompress.problem import Problem
+from nncompress.solvers.base import Observation, Slimmed, Solver
+from nncompress.solvers.slimming.scales import Scales, check_slimming, chosen, groups_of
+from nncompress.solvers.training.descent import (
+    MultiStep,
+    Schedule,
+    check_minibatches,
+    check_regularisation,
+    moved_sq,
+    optimizer_of,
+    set_rate,
+)
+from nncompress.solvers.training.minibatches import Minibatches, epoch
+from nncompress.surgery.channels import masked
+from nncompress.surgery.norms import SharedNorm, shared_norms
+
+log = logging.getLogger(__name__)
+
+
+STARTING_SPREAD = 0.06
+"""xi starts at gamma times a number uniform in 1 -+ this: U(0.47, 0.53) for scaling factors of 0.5, as published."""
+
+
+class SlimmingState(NamedTuple):
+    """W and gamma in the network, xi (m,), the optimiser, the order of the samples, and squared steps (float64).
+
+    gamma_sq, xi_sq: of the last step; step_sq: of W, gamma and xi together.
+    """
+
+    k: int
+    model: nn.Module
+    xi: Tensor
+    optimizer: Optimizer
+    generator: Generator
+    gamma_sq: Tensor
+    xi_sq: Tensor
+    step_sq: Tensor
+    step_sq_sum: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slimming(Solver[SlimmingState]):
+    """min over W, gamma, xi of F = L(W, gamma) + C(xi) + beta/2 ‖gamma - xi‖², C(xi) = lam ‖xi‖_1.
+
+    gamma are the scaling factors of the batch norms, W all other parameters. After every minibatch, with g a
+    (stochastic, with momentum) gradient of L at (W, gamma) and alpha = 1/lr:
+
+        W     <- W - g_W / alpha
+        gamma <- (alpha (gamma - g_gamma / alpha) + beta xi) / (alpha + beta)
+        xi    <- prox of C/(alpha + beta) at (alpha xi + beta gamma) / (alpha + beta),   gamma being the new one
+
+    which is proximal alternating linearised minimisation; prox is soft thresholding at lam/(alpha + beta). For full
+    gradients F decreases whenever alpha > L/2, L the Lipschitz constant of the gradient (the paper asks alpha > L). A
+    channel goes when its xi is 0, with its shift; no fine-tuning. One step is one epoch, the last one is the result.
+    `penalty` may be another separable one (l0, l_1/2, transformed l1): only the prox changes.
+
+    lam, beta: as above; lr: learning rate, times `schedule`, so alpha = 1/lr follows it. optimizer: called with the
+    parameters and `lr`. decay_scales: its weight decay acts on gamma too (which F does not hold), as published.
+    project: deploy gamma = xi; false: gamma itself on the channels that stay (for a small beta, where the two differ by
+    up to lam/beta). fold: what dead channels still give, ReLU of their shift, is given to the layer behind them.
+    curvature: steps of the power method for L at every observation, on `curvature_samples` samples; 0: none.
+    """
+
+    parallel: ClassVar[bool] = True
+    removes_channels: ClassVar[bool] = True
+
+    num_steps: int = 160
+    lam: float = 0.0045
+    beta: float = 100.0
+    lr: float = 0.1
+    batch_size: int = 64
+    optimizer: Callable[..., Optimizer] = field(default=partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-4))
+    schedule: Schedule = field(default_factory=MultiStep)
+    penalty: Callable[[float], SeparablePenalty] = L1Penalty
+    decay_scales: bool = True
+    project: bool = True
+    fold: bool = False
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    curvature: int = 0
+    curvature_samples: int = 128
+    tolerance: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_minibatches(self.lr, self.batch_size)
+        check_regularisation(self.label_smoothing, self.mixup)
+        for name, value in (("lam", self.lam), ("beta", self.beta)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be at least 0 and finite, found {value}")
+        found = self.penalty(self.lam)
+        if not isinstance(found, SeparablePenalty):
+            raise ValueError(f"penalty must give a SeparablePenalty (L1Penalty, L0Penalty, ...), found {found}")
+        for k in range(self.num_steps):
+            if not self._rate(k) > 0:
+                raise ValueError(
+                    f"the learning rate 1/alpha must stay positive, found {self._rate(k)} in epoch {k + 1}"
+                )
+        if self.curvature < 0 or self.curvature_samples < 1:
+            raise ValueError(
+                f"curvature must be at least 0 and curvature_samples at least 1, found {self.curvature} and "
+                f"{self.curvature_samples}"
+            )
+
+    def init(self, problem: Problem) -> SlimmingState:
+        check_slimming(problem, self.batch_size, self.fold)
+        model = shared_norms(copy.deepcopy(problem.model))
+        generator = Generator().manual_seed(self.seed)
+        gamma = Scales.of(model).gamma()
+        spread = 1 + STARTING_SPREAD * (2 * torch.rand(len(gamma), generator=generator) - 1)
+        optimizer = optimizer_of(self.optimizer, groups_of(model, self.decay_scales), self.lr)
+        zero = torch.zeros((), dtype=torch.float64, device=problem.device)
+        return SlimmingState(0, model, gamma * spread.to(gamma), optimizer, generator, zero, zero, zero, zero)
+
+    def step(self, problem: Problem, state: SlimmingState) -> SlimmingState:
+        k, model, xi, optimizer, generator, *_, step_sq_sum = state
+        scales, before = Scales.of(model), [p.detach().clone() for p in model.parameters()]
+        gamma_before, xi_before = scales.gamma(), xi.clone()
+        set_rate(optimizer, self._rate(k))
+        minibatches = Minibatches(self.batch_size, generator, self.label_smoothing, self.mixup)
+        epoch(problem, model, minibatches, optimizer=optimizer, after_step=self._after(scales, xi, 1 / self._rate(k)))
+        parallel.check_alike([*model.state_dict().values(), xi], "network and xi")
+        gamma_sq = (scales.gamma() - gamma_before).double().square().sum()
+        xi_sq = (xi - xi_before).double().square().sum()
+        step_sq = moved_sq(model, before) + xi_sq
+        return SlimmingState(
+            k + 1, model, xi, optimizer, generator, gamma_sq, xi_sq, step_sq, step_sq_sum + step_sq
+        )  # fmt: skip
+
+    def observe(self, problem: Problem, state: SlimmingState) -> Observation:
+        model = copy.deepcopy(state.model).eval()
+        xi = state.xi
+        terms = self._terms(problem, model, Scales.of(model).gamma(), xi) | {
+            "epochs": state.k,
+            "alpha": 1 / self._rate(max(0, state.k - 1)),
+            "channels/zero": int((xi == 0).sum()),
+        }
+        if state.k > 0:
+            moves = {"xi": state.xi_sq, "gamma": state.gamma_sq, "W": state.step_sq - state.gamma_sq - state.xi_sq}
+            terms |= {f"step_sq/{name}": float(value) for name, value in moves.items()}
+            terms |= {"step_sq": float(state.step_sq), "step_sq/sum": float(state.step_sq_sum)}
+        if self.curvature:
+            samples = self.curvature_samples
+            terms["curvature"] = largest_curvature(problem, model, steps=self.curvature, samples=samples)
+        return Observation(model, (), terms)
+
+    def slimmed(self, problem: Problem, state: SlimmingState) -> Slimmed:
+        model = copy.deepcopy(state.model).eval()
+        keep, _ = self._kept(problem, model, state.xi)
+        return Slimmed(self._deployed(model, state.xi, keep, self.project), Scales.of(model).named(state.xi))
+
+    def unrounded(self, problem: Problem, state: SlimmingState) -> nn.Module:
+        return self.slimmed(replace(problem, round_to=1), state).network
+
+    def result(self, problem: Problem, state: SlimmingState, observation: Observation) -> Observation:
+        model, test = observation.model, problem.data.test
+        keep, said = self._kept(problem, model, state.xi)
+        for words in said:
+            log.warning("%s", words)
+        finals = {"projected": self._deployed(model, state.xi, keep, True)}
+        finals["masked"] = self._deployed(model, state.xi, keep, False)
+        found = {f"accuracy/{n}_test": evaluate(network, test, problem.loss).accuracy for n, network in finals.items()}
+        return observation._replace(terms=observation.terms | found)
+
+    def _rate(self, k: int) -> float:
+        """The learning rate of epoch k, 1/alpha."""
+        return self.lr * self.schedule.factor(k, self.num_steps)
+
+    def _after(self, scales: Scales, xi: Tensor, alpha: float) -> Callable[[], None]:
+        """What follows the optimiser's step: gamma is blended with xi, then xi is shrunk, both in place."""
+        penalty = self.penalty(self.lam)
+
+        @torch.no_grad()
+        def update() -> None:
+            gamma = blended(scales.gamma(), xi, alpha, self.beta)
+            scales.put(gamma)
+            xi.copy_(shrunk(xi, gamma, alpha, self.beta, penalty))
+
+        return update
+
+    def _kept(self, problem: Problem, model: nn.Module, xi: Tensor) -> tuple[dict[str, Tensor], list[str]]:
+        """The channels that stay, by batch norm; and what had to be changed in those with xi != 0, in words."""
+        gamma = Scales.of(model).gamma()
+        scores = torch.where(xi != 0, xi, gamma).abs()
+        return chosen(problem, model, xi != 0, scores, fold=self.fold)
+
+    def _deployed(self, model: nn.Module, xi: Tensor, keep: dict[str, Tensor], project: bool) -> nn.Module:
+        """The masked network with scaling factors xi (`project`) or gamma."""
+        network = copy.deepcopy(model)
+        scales = Scales.of(network)
+        if project:
+            scales.put(torch.where(xi != 0, xi, scales.gamma()))
+        return masked(network, keep, fold=self.fold)
+
+    def _terms(self, problem: Problem, model: nn.Module, gamma: Tensor, xi: Tensor) -> dict[str, float]:
+        """F and its three terms, L in evaluation mode."""
+        terms = {
+            "term/loss": evaluate(model, problem.data.train, problem.loss).loss,
+            "term/penalty": float(self.penalty(self.lam).price(xi)),
+            "term/coupling": self.beta / 2 * float((gamma - xi).double().square().sum()),
+        }
+        return {"objective": sum(terms.values())} | terms
+
+
+def blended(gamma: Tensor, xi: Tensor, alpha: float, beta: float) -> Tensor:
+    """(alpha gamma + beta xi) / (alpha + beta), gamma as the optimiser's step left it."""
+    return (alpha * gamma + beta * xi) / (alpha + beta)
+
+
+def shrunk(xi: Tensor, gamma: Tensor, alpha: float, beta: float, penalty: SeparablePenalty) -> Tensor:
+    """argmin over x of C(x) + beta/2 ‖gamma - x‖² + alpha/2 ‖x - xi‖²."""
+    return penalty.prox((alpha * xi + beta * gamma) / (alpha + beta), alpha + beta)
+
+
+SEED = 0
+
+
+def largest_curvature(problem: Problem, model: nn.Module, *, steps: int, samples: int) -> float:
+    """The largest |eigenvalue| of the Hessian of the loss in all trainable parameters, where `model` is now.
+
+    It is a lower estimate of the Lipschitz constant of the gradient of the loss on these samples, of which there are
+    `samples`, always the same. Batch norms normalise with their statistics, as in training. `steps` of the power method
+    from a fixed random vector: the norm of the Hessian's product with the last one.
+    """
+    network = copy.deepcopy(model).train()
+    for module in network.modules():
+        if isinstance(module, SharedNorm):
+            module.together = False  # every process takes the same samples
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    batch = problem.data.train.some(samples, SEED)
+    with torch.random.fork_rng([problem.device] if problem.device.type == "cuda" else []):  # of dropout
+        torch.manual_seed(SEED)
+        loss = problem.loss(network(batch.x), batch.y)
+    gradient = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    pairs = [(p, g) for p, g in zip(parameters, gradient, strict=True) if g is not None]
+    generator = Generator().manual_seed(SEED)
+    v = [torch.randn(p.shape, generator=generator).to(p) for p, _ in pairs]
+    size = _norm(v)
+    for _ in range(steps):
+        v = [part / size for part in v]
+        product = torch.autograd.grad([g for _, g in pairs], [p for p, _ in pairs], v, retain_graph=True)
+        v, size = list(product), _norm(list(product))
+        if not bool(size > 0):
+            break
+    return float(size)
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    norm: Tensor = torch.stack([torch.linalg.vector_norm(t, dtype=torch.float64) for t in tensors]).norm()
+    return norm

@@ -1,0 +1,1 @@
+"""Training by minibatches, for every solver that does: schedules, optimisers, epochs."""

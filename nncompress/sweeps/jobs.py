@@ -1,0 +1,178 @@
+"""One run as a command or as the job of a sweep: checked, started, tried again, and what went wrong told."""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nncompress import parallel
+from nncompress.config.build import validate
+from nncompress.errors import ConfigError, NNCompressError, one_line
+from nncompress.files import held, replace_bytes, write_json
+from nncompress.results.records import CONFIG, LOCK, RECORDS, STATUS, run_folders
+from nncompress.results.sweep_folder import ENDED, STOPPED, standing
+
+log = logging.getLogger(__name__)
+
+RUN_LOG = "run.log"
+
+
+def single(cfg: DictConfig, folder: Path) -> None:
+    """Check, run and report; SystemExit with the failure as its cause, past Hydra, which would tell it its own way."""
+    failure = attempt(cfg, folder)
+    if failure is not None:
+        raise SystemExit(failure.exit_code) from failure
+    write_report(folder)
+    for path in [*sorted(folder.glob("tables/*.md")), *sorted(folder.glob("plots/*.png"))]:
+        log.info("wrote %s", short(path))
+
+
+def of_sweep(cfg: DictConfig, folder: Path, sweep: Path) -> None:
+    """A job of the sweep in the folder `sweep`: go on with what `folder` holds of it, unless that has ended.
+
+    A failure leaves the sweep going, or with `sweep.on_error=stop` lets no other job begin; one that another try may
+    mend is tried again `sweep.retries` times.
+    """
+    retries, on_error = cfg.sweep.retries, cfg.sweep.on_error
+    cfg.sweep.resume = None
+    if not parallel.decide(lambda: _may_begin(folder, sweep)):
+        return
+    for left in range(retries, -1, -1):
+        begun = parallel.decide(lambda: str(folder) if (folder / CONFIG).is_file() else None)
+        cfg.resume = begun
+        failure = attempt(cfg, folder if begun is None else Path(begun))
+        if failure is None:
+            write_report(folder)
+            return
+        log.error("job %s: %s", short(folder), "; ".join(str(failure).splitlines()))
+        if isinstance(failure, ConfigError) or parallel.decide(lambda: standing(folder) in ENDED):
+            break
+        if left:
+            log.info("job %s is tried again, %d of %d times", short(folder), retries - left + 1, retries)
+    if on_error == "stop" and parallel.first():
+        write_json(sweep / STOPPED, {"job": folder.name, "reason": str(failure)})
+
+
+def attempt(cfg: DictConfig, folder: Path) -> NNCompressError | None:
+    """Check and run; what went wrong, as the user is told it.
+
+    Under torchrun a process leaves with SystemExit where the others may not know of its failure.
+    """
+    try:
+        _prepared(cfg, folder)()
+    except Exception as error:
+        shared = isinstance(error, NNCompressError) or not parallel.several()
+        if not shared and os.environ["RANK"] != "0":  # then process 0 may not know of it
+            traceback.print_exception(error)
+            raise SystemExit(NNCompressError.exit_code) from None
+        failure = _as_told(error, folder)
+        if not shared:
+            raise SystemExit(failure.exit_code) from failure
+        return failure
+    return None
+
+
+def write_report(folder: Path) -> None:
+    """Write the tables and plots of a run that is done; what keeps them from being written makes no failed run.
+
+    A signal lets them be finished, then ends the process as it ends a run.
+    """
+    if not parallel.first():
+        return
+    from nncompress.experiment.interruption import Interruption
+
+    with Interruption() as interruption:
+        try:
+            from nncompress.report import write_run_report
+
+            with held(folder / LOCK):
+                write_run_report(folder)
+        except Exception as error:
+            where = ""
+            if _is_logged(folder):
+                log.error("no tables and plots are written", exc_info=error)
+                where = f" (the traceback is in {short(folder / RUN_LOG)})"
+            log.error(
+                "the run is done, but its tables and plots cannot be written: %s%s; try again with: nncompress report "
+                "%s", one_line(error), where, short(folder),
+            )  # fmt: skip
+        if interruption.code and not parallel.several():
+            interruption.leave(interruption.code)
+
+
+def write_missing_reports(folder: Path) -> None:
+    """Write the tables and plots of runs below a folder that were stopped between their last step and the last plot."""
+    done = [run for run in run_folders([folder]) if standing(run) == "done"] if folder.is_dir() else []
+    if done:
+        from nncompress.report import is_reported
+
+        for run in done:
+            if not is_reported(run):
+                write_report(run)
+
+
+def _is_logged(folder: Path) -> bool:
+    """Whether what is logged goes to the log of this run, too."""
+    files = [each for each in logging.getLogger().handlers if isinstance(each, logging.FileHandler)]
+    return any(Path(each.baseFilename) == (folder / RUN_LOG).absolute() for each in files)
+
+
+def short(path: Path) -> Path:
+    """The path as one would type it here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _may_begin(folder: Path, sweep: Path) -> bool:
+    """Whether a job is still to be run, once nobody else runs it: a worker may outlive the sweep that began it."""
+    if (sweep / STOPPED).exists():
+        log.info("job %s is not started, another one failed and sweep.on_error is stop", short(folder))
+        return False
+    with held(folder / LOCK, lambda: log.info("waiting for the process that still runs job %s", short(folder))):
+        return standing(folder) not in ENDED
+
+
+def _prepared(cfg: DictConfig, folder: Path) -> Callable[[], Any]:
+    """The run, once the configuration is checked and its reference there; what goes wrong before is recorded here."""
+    try:
+        validate(cfg)
+        from nncompress.experiment.reference import with_reference
+        from nncompress.experiment.run import run
+
+        return partial(run, with_reference(cfg), folder)
+    except SystemExit:
+        _not_started(cfg, folder, "interrupted", "stopped while its reference was trained; give the same command again")
+        raise
+    except Exception as error:
+        log.error("the run did not start", exc_info=error)
+        _not_started(cfg, folder, "failed", "; ".join(str(error).splitlines()))
+        raise
+
+
+def _not_started(cfg: DictConfig, folder: Path, status: str, reason: str) -> None:
+    """Leave the configuration and why there is no run; one that has records has its own."""
+    if not ((folder / STATUS).exists() and (folder / RECORDS).exists()):
+        saved = cfg.copy()
+        with suppress(OmegaConfBaseException):  # else it stays as it was written
+            OmegaConf.resolve(saved)
+        replace_bytes(folder / CONFIG, OmegaConf.to_yaml(saved).encode())
+        write_json(folder / STATUS, {"status": status, "reason": reason, "traceback": None, "step": None})
+
+
+def _as_told(error: Exception, folder: Path) -> NNCompressError:
+    """The failure as the user is told it: our own sentences as they are, anything else with where its traceback is."""
+    if isinstance(error, NNCompressError):
+        return error
+    message = f"{type(error).__name__}: {one_line(error)} (the traceback is in {short(folder / RUN_LOG)})"
+    failure = NNCompressError(message)
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,223 @@
+"""`nncompress train`: Hydra around `experiment.run`, for one run, a sweep, or a run that is taken up again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.types import RunMode, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nncompress import parallel
+from nncompress.config.overrides import sentence
+from nncompress.config.schema import AUGMENTATION, CHOICES, GROUPS, register
+from nncompress.config.signatures import Target, locate
+from nncompress.errors import ConfigError, NNCompressError
+from nncompress.experiment.trial import missing
+from nncompress.results.records import SEARCH, run_folders
+from nncompress.results.run_folder import stamp
+from nncompress.results.sweep_folder import ENDED, read_manifest, standing
+from nncompress.sweeps import jobs
+from nncompress.sweeps.jobs import short
+from nncompress.sweeps.saved import resumed
+from nncompress.sweeps.search import Search
+from nncompress.sweeps.sweeper import SWEPT, Jobs, resumed_sweep
+
+if TYPE_CHECKING:
+    from nncompress.report import SweepReport
+
+log = logging.getLogger(__name__)
+
+
+QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
+"""Hydra's words for the processes of torchrun that write nothing."""
+
+
+def drop_tracebacks() -> Callable[[logging.LogRecord], bool]:
+    """A filter for the console: what carries a traceback goes to `run.log` alone."""
+    return lambda record: record.exc_info is None
+
+
+# At import, because a launcher may run the jobs in other processes. Cached: one stamp for each configuration.
+OmegaConf.register_new_resolver("nncompress.stamp", stamp, use_cache=True, replace=True)
+
+
+def train(arguments: list[str]) -> int:
+    """Run Hydra on the words after `train`; exit code and errors as with `under_hydra`."""
+
+    def prepared() -> tuple[TaskFunction, list[str]]:
+        words = resumed_sweep(arguments)
+        return resumed(words, jobs.single) or (job, words)
+
+    return under_hydra(prepared)
+
+
+def search(arguments: list[str]) -> int:
+    """Run the words after `search` as those of a sweep whose jobs Optuna proposes; as `train`.
+
+    Raises:
+        NNCompressError: Optuna is not installed, or as with `under_hydra`.
+    """
+    missing()
+    if any(word.startswith("sweep.resume=") for word in arguments):  # the rest is on record
+        return train(arguments)
+    return train(["-m", "hydra/sweeper=nncompress_search", "validation=0.1", *arguments])
+
+
+def under_hydra(prepared: Callable[[], tuple[TaskFunction, list[str]]]) -> int:
+    """Run Hydra on the task and the words that are prepared; the exit code.
+
+    Of the processes of torchrun the first writes the folder, says what there is to say and has the exit code.
+
+    Raises:
+        NNCompressError: the configuration is refused, the output folder cannot be written, or a single run failed.
+    """
+    register()
+    if parallel.first():
+        code = _hydra(prepared)
+        return _finish_sweep(SWEPT[-1], code) if SWEPT else code
+    logging.disable()
+    with TemporaryDirectory() as nowhere, suppress(NNCompressError), redirect_stdout(StringIO()):
+        code = _hydra(prepared, (*QUIET, f"hydra.run.dir={nowhere}", f"hydra.sweep.dir={nowhere}"))
+        return code if code == NNCompressError.exit_code else 0
+    return 0
+
+
+def _hydra(prepared: Callable[[], tuple[TaskFunction, list[str]]], more: Sequence[str] = ()) -> int:
+    """What Hydra makes of the words, and of `more` of its own; the exit code."""
+    SWEPT.clear()
+    for sweeper in (Jobs, Search):
+        Plugins.instance().register(sweeper)
+    task, words = prepared()
+    arguments = [*words, *more]
+    try:
+        with _hydra_process(arguments):
+            hydra.main(version_base="1.3", config_path="pkg://nncompress.conf", config_name="config")(task)()
+    except SystemExit as stop:
+        if isinstance(stop.__cause__, NNCompressError):
+            raise stop.__cause__ from None
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        return 130
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if isinstance(error.__cause__, OSError):  # of the log file
+            raise _unwritable(error.__cause__) from error
+        raise ConfigError(sentence(error, arguments)) from error
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _unwritable(error) from error
+    return 0
+
+
+def job(cfg: DictConfig) -> None:
+    """What Hydra calls for a run or for each job of a sweep."""
+    settings = HydraConfig.get()
+    cfg.choices = {group: choice for group in CHOICES if (choice := settings.runtime.choices.get(group))}
+    retarget(cfg, settings.overrides.task)
+    folder = Path(settings.runtime.output_dir)
+    if settings.mode == RunMode.MULTIRUN:
+        jobs.of_sweep(cfg, folder, Path(settings.sweep.dir).absolute())
+    else:
+        jobs.single(cfg, folder)
+
+
+def retarget(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """With `model._target_=my_nets.Net` on the command line the keys of the option it replaces no longer count.
+
+    Further in, as with `solver.schedule._target_`, those that the new class does not take.
+    """
+    given = [override.partition("=")[0].lstrip("+") for override in overrides]
+    for place in (key.removesuffix("._target_") for key in given if key.count(".") > 1 and key.endswith("._target_")):
+        OmegaConf.update(cfg, place, _taken(OmegaConf.select(cfg, place), place, given), merge=False)
+    for group in (*GROUPS, AUGMENTATION):
+        if f"{group}._target_" in given:
+            keys = {key.split(".")[1] for key in given if key.startswith(f"{group}.")}
+            cfg[group] = {key: value for key, value in cfg[group].items() if key in keys}
+            if group in cfg.choices:
+                cfg.choices[group] = str(cfg[group]["_target_"]).rpartition(".")[2]
+
+
+def _taken(node: DictConfig, place: str, given: Sequence[str]) -> dict[str, Any]:
+    """The keys of a node that are given, or that its class takes."""
+    try:
+        target = Target(str(node["_target_"]), locate(str(node["_target_"])))
+    except ConfigError:  # told when the configuration is checked
+        return dict(node)
+    values = {str(key): value for key, value in node.items()}
+    kept = {key for key in values if key.startswith("_") or f"{place}.{key}" in given or target.takes(key)}
+    return values if target.open and target.parameters else {key: values[key] for key in values if key in kept}
+
+
+def _finish_sweep(folder: Path, code: int) -> int:
+    """Write the aggregated tables and plots of whatever the sweep has left; the sweep's exit code."""
+    if not run_folders([folder]):
+        return code
+    from nncompress.report import write_sweep_report
+
+    jobs.write_missing_reports(folder)
+    report = write_sweep_report(folder)
+    for path in report.paths:
+        log.info("wrote %s", short(path))
+    if len(report.failed):
+        of = len(report.failed) + report.done
+        log.error("%d of %d jobs are not done:\n%s", len(report.failed), of, _table(report))
+    if (folder / SEARCH).exists():  # settings that do not serve are what it is about
+        return code or int("failed" in report.failed["status"].to_list())
+    waiting = [job for job in read_manifest(folder).jobs if standing(folder / job.folder) not in ENDED]
+    if waiting:
+        log.error("%d jobs are to run; continue with: nncompress train sweep.resume=%s", len(waiting), short(folder))
+    return code or int(len(report.failed) > 0 or len(waiting) > 0)
+
+
+def _table(report: SweepReport) -> str:
+    """The jobs that are not done, what set them apart, and what each ended with."""
+    ends = report.failed["traceback"].fillna(report.failed["reason"])
+    shown = report.failed.drop(columns=["traceback", "reason"]).assign(ended=ends).dropna(axis=1, how="all")
+    return str(shown.to_markdown(index=False))
+
+
+def _unwritable(error: OSError) -> NNCompressError:
+    return NNCompressError(
+        f"cannot write the output folder {error.filename}: {error.strerror}; "
+        "give another one with hydra.run.dir=... (hydra.sweep.dir=... for a sweep)"
+    )
+
+
+@contextmanager
+def _hydra_process(arguments: list[str]) -> Iterator[None]:
+    """What Hydra takes from the process: the command line, whether errors are raised; and SIGTERM as an exit."""
+    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR"), signal.signal(signal.SIGTERM, _terminate)
+    # A run whose console has gone (`| head`) goes on without complaining about every line.
+    logging.raiseExceptions = False
+    sys.argv = ["nncompress", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().clear()
+        logging.raiseExceptions = True
+        sys.argv, full_error, handler = before
+        signal.signal(signal.SIGTERM, handler)
+        del os.environ["HYDRA_FULL_ERROR"]
+        if full_error is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

@@ -1,0 +1,224 @@
+"""`nncompress search`: Optuna proposes the settings, a sweep's jobs try them, and the study is kept beside them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.utils import JobReturn
+from omegaconf import DictConfig
+
+from nncompress import parallel
+from nncompress.config.build import build
+from nncompress.config.overrides import quoted
+from nncompress.config.schema import SEARCHER
+from nncompress.errors import ConfigError, NNCompressError, nearest
+from nncompress.experiment.trial import NAME, STORE, missing, storage
+from nncompress.files import write_json
+from nncompress.results.records import SEARCH, SUMMARY
+from nncompress.results.sweep_folder import ENDED, Job, Manifest, standing, write_manifest
+from nncompress.sweeps.sweeper import SweepOfJobs
+
+if TYPE_CHECKING:
+    import optuna
+
+log = logging.getLogger(__name__)
+
+STATES = {"COMPLETE": "done", "FAIL": "failed"}
+"""Optuna's words, where ours differ."""
+FOLDER = "folder"
+"""The attribute of a trial that names its job."""
+
+
+class Search(SweepOfJobs):
+    """Hydra's sweeper of `nncompress search`: batches of `search.parallel` trials until there are `search.trials`.
+
+    A key with several values is searched: `a,b,c` any of them, `range(1,9)` whole numbers, `interval(0.1,1)` numbers,
+    `tag(log,interval(1e-4,1))` numbers on a logarithmic scale.
+    """
+
+    __module__ = SEARCHER.rpartition(".")[0]
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Try settings until there are enough trials; raises ConfigError also where another study is in the folder."""
+        missing()
+        if parallel.several():
+            raise ConfigError("search runs in one process, found several (torchrun); start it without torchrun")
+        parsed = self.parsed(arguments)
+        space = {o.get_key_element(): distribution(o) for o in parsed if o.is_sweep_override()}
+        fixed = [f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in parsed if not o.is_sweep_override()]
+        if not space:
+            raise ConfigError(
+                "search needs at least one key with several values (a,b,c, range(1,9), interval(0.1,1), "
+                "tag(log,interval(1e-4,1))), found none"
+            )
+        with ExitStack() as claim:
+            manifest = self.begun(claim)
+            write_manifest(self.folder, manifest)
+            return self._searched(manifest, Study(self.config, self.folder, space), fixed)
+
+    def _searched(self, manifest: Manifest, study: Study, fixed: Sequence[str]) -> list[Sequence[JobReturn]]:
+        """Batch after batch, each closed before the next is proposed."""
+        results = []
+        while batch := study.batch():
+            jobs: dict[str, Job] = {}
+            for number, chosen in batch.items():
+                manifest, job = self.with_job(manifest, [*fixed, *chosen])
+                study.place(number, job.folder)
+                if standing(self.folder / job.folder) not in ENDED:
+                    own = [f"search.trial={number}", f"search.store={quoted(str(self.folder / STORE))}"]
+                    jobs.setdefault(job.folder, replace(job, overrides=[*job.overrides, *own]))
+            write_manifest(self.folder, manifest)
+            if jobs:
+                results.append(self.launched(list(jobs.values()), manifest))
+            study.close(list(batch))
+        return results
+
+
+class Study:
+    """Optuna's study of a search, kept in `study.db` and, for reports, in `search.json`.
+
+    Trials that were begun and not closed come first. The sampler is seeded anew for each trial, by its number: a search
+    that was interrupted proposes what an unbroken one does (with `search.parallel=1`).
+    """
+
+    def __init__(self, config: DictConfig, folder: Path, space: Mapping[str, Any]) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.settings, self.seed, self.folder, self.space = config.search, config.seed, folder, dict(space)
+        self.objectives: dict[str, Literal["maximize", "minimize"]] = dict.fromkeys(self.settings.maximize, "maximize")
+        self.objectives |= dict.fromkeys(self.settings.minimize, "minimize")
+        if not self.objectives:
+            raise ConfigError(
+                "search needs an objective, found none; give search.maximize=[...] or search.minimize=[...]"
+            )
+        self._storage = storage(folder / STORE)
+        self._study = optuna.create_study(
+            storage=self._storage,
+            study_name=NAME,
+            directions=list(self.objectives.values()),
+            load_if_exists=True,
+        )
+        known = self._study.user_attrs.get("objectives", list(self.objectives))
+        if known != list(self.objectives):
+            raise ConfigError(
+                f"a search keeps its objectives, found {list(self.objectives)} after {known}; start another"
+            )
+        self._study.set_user_attr("objectives", list(self.objectives))
+        looked = [key for key in self.objectives if key.endswith("/test")]
+        if looked:
+            log.warning("%s is measured on the test samples: what is found by it is chosen on them", ", ".join(looked))
+
+    def batch(self) -> dict[int, list[str]]:
+        """The next trials by their numbers, with the overrides they try; empty when there have been enough."""
+        from optuna.trial import TrialState
+
+        left = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for trial in left:
+            if set(trial.params) != set(self.space):  # killed while it was proposed, or another space by now
+                self._study.tell(trial.number, state=TrialState.FAIL)
+        chosen = {trial.number: trial.params for trial in left if set(trial.params) == set(self.space)}
+        chosen = dict(list(chosen.items())[: self.settings.parallel])
+        number = len(self._study.get_trials(deepcopy=False))
+        while len(chosen) < self.settings.parallel and number < self.settings.trials:
+            self._study.sampler = build(self.settings.sampler, seed=self.seed + number)
+            asked = self._study.ask(self.space)
+            chosen[asked.number] = asked.params
+            number += 1
+        return {number: [f"{key}={value}" for key, value in params.items()] for number, params in chosen.items()}
+
+    def place(self, number: int, folder: str) -> None:
+        """Note which job a trial is."""
+        trial = next(trial for trial in self._study.get_trials(deepcopy=False) if trial.number == number)
+        self._storage.set_trial_user_attr(trial._trial_id, FOLDER, folder)
+
+    def close(self, numbers: Sequence[int]) -> None:
+        """Take in what the jobs of these trials ended with.
+
+        Raises:
+            NNCompressError: a job did not end, or an objective is none of the figures of a summary.
+        """
+        from optuna.trial import TrialState
+
+        for trial in self._study.get_trials():
+            if trial.number not in numbers:
+                continue
+            status = standing(self.folder / trial.user_attrs[FOLDER])
+            if status == "done":
+                self._study.tell(trial.number, self._values(self.folder / trial.user_attrs[FOLDER]))
+            elif status in ENDED:  # what diverges or cannot be done is as bad as what was pruned
+                self._study.tell(trial.number, state=TrialState.PRUNED)
+            elif status == "failed":
+                self._study.tell(trial.number, state=TrialState.FAIL)
+            else:
+                raise NNCompressError(
+                    f"trial {trial.number} did not end (it is {status}); continue with: nncompress search "
+                    f"sweep.resume={self.folder}"
+                )
+        self._write()
+
+    def _values(self, folder: Path) -> list[float]:
+        summary = json.loads((folder / SUMMARY).read_bytes())
+        figures = [key for key, value in summary.items() if isinstance(value, int | float)]
+        for key in self.objectives:
+            if not isinstance(summary.get(key), int | float):
+                raise ConfigError(
+                    f"search.maximize, search.minimize: must name figures of summary.json, found '{key}'"
+                    f"{nearest(key, figures)}; there are {', '.join(figures)}"
+                )
+        return [float(summary[key]) for key in self.objectives]
+
+    def _write(self) -> None:
+        """`search.json`: the objectives and every trial that has ended, the best ones marked."""
+        from optuna.trial import TrialState
+
+        trials = self._study.get_trials()
+        complete = any(trial.state == TrialState.COMPLETE for trial in trials)
+        best = {trial.number for trial in self._study.best_trials} if complete else set()
+        rows = [
+            {
+                "trial": trial.number,
+                "job": trial.user_attrs.get(FOLDER),
+                "state": STATES.get(trial.state.name, trial.state.name.lower()),
+                "settings": trial.params,
+                "values": trial.values,
+                "best": trial.number in best,
+            }
+            for trial in trials
+            if trial.state.is_finished()
+        ]
+        write_json(self.folder / SEARCH, {"objectives": self.objectives, "trials": rows})
+
+
+def distribution(override: Override) -> optuna.distributions.BaseDistribution:
+    """What Optuna draws the values of a key from.
+
+    Raises:
+        ConfigError: there is nothing to draw.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    given: Any = override.value()
+    try:
+        if isinstance(given, IntervalSweep):
+            return FloatDistribution(float(given.start), float(given.end), log="log" in given.tags)  # type: ignore[arg-type]
+        if isinstance(given, RangeSweep):
+            values = list(given.range())
+            if all(isinstance(value, int) for value in values):
+                log_scale = "log" in given.tags
+                return IntDistribution(
+                    values[0], values[-1], log=log_scale, step=1 if log_scale else abs(int(given.step))
+                )
+            return FloatDistribution(values[0], values[-1], step=float(given.step))
+    except (ValueError, IndexError) as error:
+        raise ConfigError(
+            f"{override.key_or_group}: nothing can be drawn from it ({error}); give other ends"
+        ) from error
+    return CategoricalDistribution(list(override.sweep_string_iterator()))

@@ -1,0 +1,279 @@
+"""The sweep: overrides become jobs, each with a folder that it keeps; Hydra's launcher runs those still to be done."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+
+from nncompress import parallel
+from nncompress.config.allow import check
+from nncompress.config.overrides import named_folder, quoted
+from nncompress.config.schema import SWEEPER
+from nncompress.errors import ConfigError
+from nncompress.results.sweep_folder import (
+    ENDED,
+    STOPPED,
+    SWEEP,
+    Job,
+    Manifest,
+    held,
+    key_of,
+    read_manifest,
+    settings_of,
+    standing,
+    write_manifest,
+)
+
+log = logging.getLogger(__name__)
+
+
+SWEPT: list[Path] = []
+"""The folder of the sweep that this process ran: Hydra hands it to nobody."""
+
+
+WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
+"""Hydra's flags that are followed by a word of their own."""
+
+
+FOLLOWED = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.params.", "hydra.sweep.")
+"""Words for Hydra itself that a resumed sweep takes over."""
+
+
+class SweepOfJobs(Sweeper):
+    """A sweeper of Hydra whose jobs are in a manifest; which jobs, its `sweep` says."""
+
+    config: DictConfig
+    hydra_context: HydraContext
+    launcher: Launcher
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before `sweep`."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    @abstractmethod
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Run the jobs that the words describe and that have not ended; what each left is in its folder.
+
+        Raises:
+            ConfigError: the folder is not free, or the words describe no jobs.
+        """
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the sweep."""
+        return Path(self.config.hydra.sweep.dir).absolute()
+
+    def parsed(self, words: Sequence[str]) -> list[Override]:
+        """The words as Hydra understands them."""
+        return OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(list(words))
+
+    def begun(self, claim: ExitStack) -> Manifest:
+        """The manifest of the sweep in the folder, as it was left or empty, once `claim` holds the folder.
+
+        Raises:
+            ConfigError: the folder is not free.
+        """
+        resumed = self.config.sweep.resume is not None
+        claim.enter_context(held(self.folder, resumed))
+        SWEPT.append(self.folder)
+        (self.folder / STOPPED).unlink(missing_ok=True)
+        OmegaConf.save(self.config, self.folder / "multirun.yaml")
+        manifest = read_manifest(self.folder) if resumed else Manifest([], [])
+        return replace(manifest, command=sys.argv[1:])
+
+    def with_job(self, manifest: Manifest, overrides: Sequence[str]) -> tuple[Manifest, Job]:
+        """The manifest with the job of these overrides, which keeps its folder if it was there; and that job.
+
+        Raises:
+            ConfigError: another job has the same folder, or a resumed sweep names a class that is not allowed.
+        """
+        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        if self.config.sweep.resume is not None:
+            check(settings_of(cfg), list(cfg.allow), str(self.folder / SWEEP))
+        key = key_of(cfg)
+        job = manifest.find(key)
+        if job is None:
+            own = [word for word in overrides if not word.startswith(("sweep.", "search.", "launcher="))]
+            job = Job(_subdir(cfg, len(manifest.jobs)), key, own)
+            manifest = manifest.with_job(job)
+        return manifest, replace(job, overrides=list(overrides))
+
+    def launched(self, jobs: Sequence[Job], manifest: Manifest) -> Sequence[JobReturn]:
+        """Run the jobs in their folders; what a job could not record itself is raised."""
+        folders = [job.folder for job in manifest.jobs]
+        overrides = [[*job.overrides, f"hydra.sweep.subdir={quoted(job.folder)}"] for job in jobs]
+        results = self.launcher.launch(overrides, initial_job_idx=folders.index(jobs[0].folder))
+        for result in results:
+            _ = result.return_value
+        return results
+
+
+def resumed_sweep(arguments: list[str]) -> list[str]:
+    """The words that go on with the sweep that `sweep.resume=` names, if it names one: its own, and those beside it.
+
+    With `-m` those beside it are all there are.
+
+    What is on record may set up no part of Hydra but launcher, sweeper and folder: this command is to say that itself.
+
+    Raises:
+        ConfigError: the folder holds no sweep.
+    """
+    folder = named_folder(arguments, "sweep.resume", "a sweep")
+    if folder is None:
+        return arguments
+    flags, given = _split(arguments)
+    left, recorded = _split([] if "-m" in flags else read_manifest(folder).command)
+    dropped = [*(flag for flag in left if flag != "-m"), *(word for word in recorded.values() if not _kept(word))]
+    for word in dropped:
+        log.warning("%s of %s is not taken over; give it again if it is needed", word, folder / SWEEP)
+    words = {
+        **{key: word for key, word in recorded.items() if word not in dropped},
+        **given,
+        "sweep.resume": f"sweep.resume={quoted(str(folder))}",
+        "hydra.sweep.dir": f"hydra.sweep.dir={quoted(str(folder))}",
+    }
+    return [*itertools.chain(*{"-m": ["-m"], **flags}.values()), *words.values()]
+
+
+def _kept(word: str) -> bool:
+    """Whether a recorded word may be followed: Hydra imports what its own part names without asking."""
+    key = word.partition("=")[0].lstrip("+~")
+    return key != "allow" and (not key.startswith("hydra") or (key.startswith(FOLLOWED) and "_target_" not in word))
+
+
+def _subdir(cfg: DictConfig, number: int) -> str:
+    """The folder that a new job of this number gets."""
+    before = HydraConfig.instance().cfg
+    with open_dict(cfg):
+        cfg.hydra.job.num = cfg.hydra.job.id = number
+    HydraConfig.instance().set_config(cfg)
+    try:
+        return str(cfg.hydra.sweep.subdir)
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def _split(words: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Flags with what follows them, and overrides by their keys; of several the last counts."""
+    flags: dict[str, list[str]] = {}
+    overrides: dict[str, str] = {}
+    rest = iter(words)
+    for word in rest:
+        if word in ("-m", "--multirun"):
+            flags["-m"] = ["-m"]
+        elif word.startswith("-"):
+            flags[word.partition("=")[0]] = [word, *([next(rest, "")] if word in WITH_VALUE else [])]
+        else:
+            overrides[word.partition("=")[0].lstrip("+~")] = word
+    return flags, overrides
+
+
+class Jobs(SweepOfJobs):
+    """Hydra's sweeper of `nncompress train -m`: the product of all values, or side by side those of `sweep.zip`.
+
+    `max_batch_size` and `params` are those of Hydra's own sweeper.
+    """
+
+    __module__ = SWEEPER.rpartition(".")[0]
+
+    def __init__(self, max_batch_size: int | None = None, params: Mapping[str, Any] | None = None) -> None:
+        self.max_batch_size, self.params = max_batch_size, dict(params or {})
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Run every job that has not ended; raises ConfigError as `SweepOfJobs.sweep` says."""
+        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        crossed = combinations(values_of(self.parsed(words)), self.config.sweep.zip)
+        with ExitStack() as claim:
+            waiting, manifest = parallel.decide(lambda: self._waiting(crossed, claim))
+            size = self.max_batch_size or max(1, len(waiting))
+            batches = [waiting[start : start + size] for start in range(0, len(waiting), size)]
+            return [self.launched(batch, manifest) for batch in batches]
+
+    def _waiting(self, crossed: Sequence[list[str]], claim: ExitStack) -> tuple[list[Job], Manifest]:
+        """The jobs to run, once the folder is claimed and its manifest written; and that."""
+        manifest = self.begun(claim)
+        asked: dict[str, Job] = {}
+        for overrides in crossed:
+            manifest, job = self.with_job(manifest, overrides)
+            if job.key in asked:
+                log.warning("%s is the same job as %s, it is run once", " ".join(overrides), job.folder)
+            asked[job.key] = job
+        write_manifest(self.folder, manifest)
+        waiting = [job for job in asked.values() if standing(self.folder / job.folder) not in ENDED]
+        if self.config.sweep.resume is not None:
+            log.info("%d of %d jobs have ended, %d are to run", len(asked) - len(waiting), len(asked), len(waiting))
+        return waiting, manifest
+
+
+def combinations(values: Mapping[str, list[str]], zipped: Sequence[Any]) -> list[list[str]]:
+    """Every combination of the keys' values as overrides, in the order of the keys and of their values.
+
+    zipped: keys, or lists of keys, of which the first values belong together, the second ones, and so on.
+
+    Raises:
+        ConfigError: a zipped key is not swept, stands in two groups, or has another number of values than its group.
+    """
+    groups = _groups(zipped, values)
+    grouped = {key for group in groups for key in group}
+    axes = [*groups, *([key] for key in values if key not in grouped)]
+    axes.sort(key=lambda keys: min(map(list(values).index, keys)))
+    columns = [[[f"{key}={values[key][i]}" for key in keys] for i in range(len(values[keys[0]]))] for keys in axes]
+    return [list(itertools.chain(*words)) for words in itertools.product(*columns)]
+
+
+def _groups(zipped: Sequence[Any], values: Mapping[str, list[str]]) -> list[list[str]]:
+    """The lists of keys whose values belong together."""
+    several = any(isinstance(part, ListConfig | list) for part in zipped)
+    groups = [list(part) for part in zipped] if several else [list(zipped)] if zipped else []
+    named = [key for group in groups for key in group]
+    for group in groups:
+        for key in group:
+            if key not in values or named.count(key) > 1:
+                wrong = "twice" if key in values else "no values of it"
+                raise ConfigError(f"sweep.zip: must name keys of this sweep, each once, found '{key}' and {wrong}")
+        counts = {key: len(values[key]) for key in group}
+        if len(set(counts.values())) > 1:
+            found = ", ".join(f"{count} of {key}" for key, count in counts.items())
+            raise ConfigError(f"sweep.zip: must have as many values of each of its keys, found {found}")
+    return groups
+
+
+def values_of(overrides: Sequence[Override]) -> dict[str, list[str]]:
+    """Each key with the values it takes, as they are typed; a key that is given twice takes those given last.
+
+    Raises:
+        ConfigError: a key takes an interval.
+    """
+    values: dict[str, list[str]] = {}
+    for override in overrides:
+        if not override.is_sweep_override():
+            found = [override.get_value_element_as_str()]
+        elif override.is_discrete_sweep():
+            found = list(override.sweep_string_iterator())
+        else:
+            raise ConfigError(
+                f"{override.key_or_group}: a sweep needs single values (a,b,c or range(1,10)), found an interval; "
+                "`nncompress search` takes those"
+            )
+        values[override.get_key_element()] = found
+    return values
