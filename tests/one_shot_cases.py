@@ -9,7 +9,7 @@ from problems import F64, problem, randn, small_digits
 from torch import Tensor, nn
 
 from nncompress.experiment.one_shot import Filters, LowRank, OneShot, Weights
-from nncompress.experiment.study import Study
+from nncompress.experiment.study import OneShotStudy
 from nncompress.models.vgg import VGG
 from nncompress.problem import Problem
 
@@ -24,7 +24,7 @@ every_class = pytest.mark.parametrize("methods", METHODS.values(), ids=METHODS)
 
 def one_shot(p: Problem, network: nn.Module, methods: Any, at: Any, *, recalibrate: int, seed: int) -> list[Any]:
     """The rows of a study."""
-    return [*Study(methods=methods, at=at, recalibrate=recalibrate, seed=seed).rows(p, network)]
+    return [*OneShotStudy(methods=methods, at=at, recalibrate=recalibrate, seed=seed).rows(p, network)]
 
 
 class Undeclared(nn.Module):

@@ -18,7 +18,7 @@ F64 = torch.float64
 ROOT = Path(__file__).parents[1]
 """The folder of the project, with conf/ and docs/."""
 OPTIONS = sorted(path.stem for path in (ROOT / "conf" / "compression").glob("*.yaml"))
-ARCHITECTURE = {"_target_": "nncompress.models.mlp.MLP", "widths": [16, 16], "activation": "relu", "bias": False}
+ARCHITECTURE = {"_target_": "nncompress.models.MLP", "widths": [16, 16], "activation": "relu", "bias": False}
 """The node of the network of `problem_of`."""
 
 

@@ -18,11 +18,11 @@ from nncompress.surgery.removal import removed
 
 Keep = dict[str, Tensor]
 ARCHITECTURES: dict[str, dict[str, object]] = {
-    "vgg": {"_target_": "nncompress.models.vgg.VGG", "layers": [1, 2, 1], "width": 0.1},
-    "preresnet": {"_target_": "nncompress.models.preresnet.PreResNet", "depth": 20, "width": 0.25},
-    "densenet": {"_target_": "nncompress.models.densenet.DenseNet", "depth": 10, "growth": 3},
-    "resnet18": {"_target_": "nncompress.models.resnet.ResNet18", "width": 0.06},
-    "wide_resnet": {"_target_": "nncompress.models.wide_resnet.WideResNet", "depth": 10, "widen": 1},
+    "vgg": {"_target_": "nncompress.models.VGG", "layers": [1, 2, 1], "width": 0.1},
+    "preresnet": {"_target_": "nncompress.models.PreResNet", "depth": 20, "width": 0.25},
+    "densenet": {"_target_": "nncompress.models.DenseNet", "depth": 10, "growth": 3},
+    "resnet18": {"_target_": "nncompress.models.ResNet18", "width": 0.06},
+    "wide_resnet": {"_target_": "nncompress.models.WideResNet", "depth": 10, "widen": 1},
 }
 
 

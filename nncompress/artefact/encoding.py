@@ -8,6 +8,7 @@ layers say once how a layer is stored.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -99,8 +100,16 @@ def decode(form: Any, reader: Reader, sizes: Iterator[Any], located: Callable[[s
 
 
 def path_of(kind: type[Any]) -> str:
-    """The dotted path of a class; CheckpointError for one that no import finds."""
-    path = f"{kind.__module__}.{kind.__qualname__}"
+    """Return the dotted path of a class, that of the nearest package which offers it where there is one.
+
+    Raises:
+        CheckpointError: no import finds it.
+    """
+    places = [kind.__module__]
+    while "." in places[-1]:
+        places.append(places[-1].rpartition(".")[0])
+    offered = [place for place in places[1:] if getattr(sys.modules[place], kind.__qualname__, None) is kind]
+    path = f"{(offered or places)[0]}.{kind.__qualname__}"
     if "<" in path:
         raise CheckpointError(f"a class that is stored is found again by its path, found {path}; move it to a module")
     return path
@@ -237,7 +246,7 @@ def bytes_of(count: int, width: int) -> int:
 
 
 def to_fields(positions: Tensor, width: int) -> Tensor:
-    """Ascending positions as fields (n,) of `width` bits, `coding.position_bits`.
+    """Ascending positions as fields (n,) of `width` bits, `bits.position_bits`.
 
     A field is 0 (go on by 2^width - 1 positions) or what is left of the gap, 1 to 2^width - 1.
     """

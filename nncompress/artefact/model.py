@@ -39,7 +39,7 @@ from nncompress.surgery.theta import HeldTheta
 if TYPE_CHECKING:
     from nncompress.solvers.base import Observation
 
-FORMAT = 3
+FORMAT = 4
 
 
 MODEL, TENSORS, DESCRIPTION = "model", "model.safetensors", "model.json"
@@ -74,7 +74,8 @@ class Artefact:
         """The deployed network in evaluation mode, on the CPU, in float32.
 
         Its layers are those of torch with the weights Δ(Θ). `compact`: layers with a Θ of their own keep that in its
-        place and compute by one of `plans` (`compact.layers`); gradients are off until `requires_grad_` is called.
+        place and compute by one of `plans` (`surgery.compact_layers`); gradients are off until `requires_grad_` is
+        called.
         """
         with _described(self.folder):
             weights = {**self.weights, **self.plan.decompress(self.theta)}
@@ -99,7 +100,7 @@ def load(
 
     Raises:
         CheckpointError: naming the file, for what is missing, damaged, edited, or of another version of the format.
-        ConfigError: a class is named that is not allowed (`trusted.check`).
+        ConfigError: a class is named that is not allowed (`allow.check`).
     """
     return open_artefact(Path(path), allow).network(compact=compact, plans=plans)
 
@@ -300,7 +301,7 @@ def _read(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} must describe a compact network, found no format in it")
     if description["format"] != FORMAT:
         newer = isinstance(description["format"], int) and description["format"] > FORMAT
-        remedy = "take a newer nncompress" if newer else "write it again with this version"
+        remedy = "take a newer nncompress" if newer else "train it again with this version"
         raise CheckpointError(
             f"{path} has format {description['format']}, this version reads format {FORMAT}: {remedy}"
         )

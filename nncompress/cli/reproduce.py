@@ -19,7 +19,7 @@ from nncompress.files import write_json
 from nncompress.report.text import columns
 from nncompress.reproduce import planning
 from nncompress.reproduce.cross import measure_latencies
-from nncompress.reproduce.planning import Plan, ended_otherwise, on_record, planned
+from nncompress.reproduce.planning import Forecast, ended_otherwise, on_record, planned
 from nncompress.reproduce.protocol import PAPERS, REPRODUCTION, SCALES, Protocol, read_protocol
 from nncompress.reproduce.report import record_of, write_reproduction
 from nncompress.results.sweep_folder import SWEEP
@@ -115,7 +115,7 @@ def _all(asked: Asked, protocols: Sequence[Protocol]) -> int:
     return max(codes)
 
 
-def _plans(asked: Asked, protocol: Protocol) -> list[Plan]:
+def _plans(asked: Asked, protocol: Protocol) -> list[Forecast]:
     """The plan of each study; unless the plan is all that is asked for, on record, so that it is measured only once."""
     folder = asked.folder(protocol.paper)
     before = _before(folder)
@@ -144,7 +144,7 @@ def _make(folder: Path) -> None:
         raise ConfigError(f"--out needs a folder that can be written into, found {folder}: {wrong or 'read-only'}")
 
 
-def _run(asked: Asked, protocol: Protocol, plans: Sequence[Plan]) -> int:
+def _run(asked: Asked, protocol: Protocol, plans: Sequence[Forecast]) -> int:
     """Run the studies of one paper and write its tables; the exit code."""
     folder = asked.folder(protocol.paper)
     if not plans:
@@ -171,7 +171,7 @@ def _run(asked: Asked, protocol: Protocol, plans: Sequence[Plan]) -> int:
     return max(codes)
 
 
-def _sweep(asked: Asked, plan: Plan, folder: Path) -> int:
+def _sweep(asked: Asked, plan: Forecast, folder: Path) -> int:
     """Run or go on with a study's sweep; its exit code."""
     words = [*plan.words, *asked.launcher]
     sys.stdout.write(f"{short(folder.absolute())}: {plan.study.about}\n")
@@ -205,7 +205,7 @@ def _before(folder: Path) -> dict[str, Any]:
     return dict(record_of(folder)["studies"]) if (folder / REPRODUCTION).exists() else {}
 
 
-def _write_record(folder: Path, protocol: Protocol, plans: Sequence[Plan]) -> None:
+def _write_record(folder: Path, protocol: Protocol, plans: Sequence[Forecast]) -> None:
     """What the tables need to know beside the runs; studies that are not asked for this time stay on record."""
     content = {
         "paper": protocol.paper,
@@ -215,7 +215,7 @@ def _write_record(folder: Path, protocol: Protocol, plans: Sequence[Plan]) -> No
     write_json(folder / REPRODUCTION, content)
 
 
-def _told(asked: Asked, protocols: Sequence[Protocol], plans: dict[str, list[Plan]]) -> Iterator[str]:
+def _told(asked: Asked, protocols: Sequence[Protocol], plans: dict[str, list[Forecast]]) -> Iterator[str]:
     """The plan as lines of text."""
     everything = [plan for each in plans.values() for plan in each]
     rows = [("paper", "study", "runs", "done", "time", "disk", "data", "what")]

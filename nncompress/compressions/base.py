@@ -24,7 +24,7 @@ CHUNK = 1 << 17
 """Entries whose difference is formed at once: a buffer of the tensors' size would cost more than the arithmetic."""
 
 
-class Size(NamedTuple):
+class ThetaSize(NamedTuple):
     """What all Θ for one shape have alike: their ranks, or another number that `what` names, and the numbers held."""
 
     what: str
@@ -124,7 +124,7 @@ class Compression(ABC, Generic[Theta]):
         return self.map_free(theta, lambda tensor: tensor.new_ones(()))
 
     def huffman_bits(self, theta: Theta) -> int:
-        """Bits when codes and gaps are Huffman-coded (`coding.huffman_bits`). Default: `bits`, for real numbers."""
+        """Bits when codes and gaps are Huffman-coded (`bits.huffman_bits`). Default: `bits`, for real numbers."""
         return self.bits(theta)
 
     @final
@@ -147,7 +147,7 @@ class Compression(ABC, Generic[Theta]):
         product = self.product(theta, use.shape)
         return None if product is None else product.macs(use)
 
-    def size(self, shape: Sequence[int]) -> Size | None:
+    def size(self, shape: Sequence[int]) -> ThetaSize | None:
         """The size of every Θ of a tensor of this shape. Default: None, it depends on more than the shape."""
         return None
 

@@ -31,7 +31,7 @@ KNOBS: Mapping[str, tuple[int, Callable[[int], int | float]]] = {
 _NO_HELP = "; this compression lowers another figure: try target.bits, or another compression"
 
 
-class Target(NamedTuple):
+class SizeTarget(NamedTuple):
     """What a plan is to be at most: the name of a measure (as in the summary), how to take it, and the value."""
 
     name: str
@@ -39,7 +39,7 @@ class Target(NamedTuple):
     requested: float
 
 
-class Fit(NamedTuple):
+class SizeFit(NamedTuple):
     """The plan found, the name and value of the setting that made it, and what it achieves."""
 
     plan: Plan
@@ -56,11 +56,11 @@ class Fit(NamedTuple):
 def fit(
     recipe: Recipe,
     weights: Mapping[str, Tensor],
-    target: Target,
+    target: SizeTarget,
     uses: Mapping[str, Use] | None = None,
     *,
     round_to: int = 1,
-) -> Fit:
+) -> SizeFit:
     """The largest plan of `recipe` that measures at most what is requested.
 
     The rank, the kept part, the codebook's size or the bits of the recipe are found by bisection, each try measured on
@@ -90,7 +90,7 @@ def fit(
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if achieved(middle) <= target.requested else (low, middle - 1)
-    return Fit(tried[low][0], name, value(low), achieved(low))
+    return SizeFit(tried[low][0], name, value(low), achieved(low))
 
 
 def _knob(recipe: Recipe) -> str:

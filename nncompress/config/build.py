@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nncompress.config.schema import AUGMENTATION, GROUPS, ONE_SHOT, REFERENCE_TRAINING, TRACKING
-from nncompress.config.signatures import Target, check_call, locate
+from nncompress.config.signatures import Callee, check_call, locate
 from nncompress.errors import ConfigError, one_line
 
 OFFERED: dict[str, frozenset[str]] = {"model": frozenset({"input_shape", "num_classes"})}
@@ -75,7 +75,7 @@ def build(node: DictConfig | Mapping[str, Any], /, **offered: Any) -> Any:
         ConfigError: the target cannot be imported, or its constructor refuses a value.
     """
     name = str(node.get("_target_"))
-    target = Target(name, locate(name))
+    target = Callee(name, locate(name))
     accepted = {key: value for key, value in offered.items() if target.takes(key) and key not in node}
     with refusals(str(node._get_full_key(None)) if isinstance(node, DictConfig) else name):
         # Hydra would turn tuples among its keywords into lists: what is offered goes past it.

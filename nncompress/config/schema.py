@@ -27,7 +27,7 @@ TRACKING = "tracking"
 
 
 SWEEPER, SEARCHER = "hydra_plugins.nncompress.Jobs", "hydra_plugins.nncompress.Search"
-"""What Hydra calls `Jobs` and `Search` of `nncompress.sweeps`: it takes plugins from `hydra_plugins` alone."""
+"""What Hydra calls `Jobs` and `SearchSettings` of `nncompress.sweeps`: it takes plugins from `hydra_plugins` alone."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class TargetSize:
 
 
 @dataclass
-class Sweep:
+class SweepSettings:
     """How the jobs of a sweep are run.
 
     resume: the folder of a sweep to go on with. on_error: `continue` with the other jobs, or `stop`. retries: how often
@@ -64,7 +64,7 @@ class Sweep:
 
 
 @dataclass
-class Search:
+class SearchSettings:
     """What `nncompress search` looks for.
 
     trials: how many settings are tried in all, parallel: at a time. maximize, minimize: figures of summary.json.
@@ -105,8 +105,8 @@ class Config:
     checkpoint_every: int = 10
     resume: str | None = None
     allow: list[str] = field(default_factory=list)
-    sweep: Sweep = field(default_factory=Sweep)
-    search: Search = field(default_factory=Search)
+    sweep: SweepSettings = field(default_factory=SweepSettings)
+    search: SearchSettings = field(default_factory=SearchSettings)
     tracking: Any = None
     target: TargetSize = field(default_factory=TargetSize)
     reference: str | None = None

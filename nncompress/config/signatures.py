@@ -67,7 +67,7 @@ def _names(found: Any) -> set[str]:
 
 
 @dataclass(frozen=True)
-class Target:
+class Callee:
     """A callable with its dotted path."""
 
     name: str
@@ -108,7 +108,7 @@ def check_call(place: str, node: Mapping[str, Any], offered: Collection[str] = (
     """
     name = node["_target_"]
     try:
-        target = Target(str(name), locate(str(name)))
+        target = Callee(str(name), locate(str(name)))
     except ConfigError as error:
         yield f"{place}: {error}"
         return
@@ -120,7 +120,7 @@ def check_call(place: str, node: Mapping[str, Any], offered: Collection[str] = (
         yield from _check_value(f"{place}.{key}", value, parameter.annotation if parameter else EMPTY)
 
 
-def _unknown(place: str, target: Target, given: Mapping[str, Any]) -> Iterator[str]:
+def _unknown(place: str, target: Callee, given: Mapping[str, Any]) -> Iterator[str]:
     if target.open:
         return
     for key in given:
@@ -130,7 +130,7 @@ def _unknown(place: str, target: Target, given: Mapping[str, Any]) -> Iterator[s
 
 
 def _absent(
-    place: str, target: Target, given: Mapping[str, Any], offered: Collection[str], node: Mapping[str, Any]
+    place: str, target: Callee, given: Mapping[str, Any], offered: Collection[str], node: Mapping[str, Any]
 ) -> Iterator[str]:
     positional = [n for n, p in target.parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     supplied = len(node.get("_args_", ())) + (1 if node.get("_partial_") else 0)

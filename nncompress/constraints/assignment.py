@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nncompress.compressions.plan import matching
 from nncompress.constraints.base import Constraint
-from nncompress.constraints.size import FromInitialisation, Size
+from nncompress.constraints.size import FromInitialisation, SetSize
 from nncompress.errors import ConfigError
 from nncompress.surgery.channels import own_weights
 
@@ -21,7 +21,7 @@ class Body(NamedTuple):
 
     names: tuple[str, ...]
     constraint: Constraint | None
-    size: Size
+    size: SetSize
 
     @property
     def name(self) -> str:
@@ -41,12 +41,12 @@ class Assignment:
 
     set: Constraint
     params: str | Sequence[str] = "all"
-    size: Size = field(default_factory=FromInitialisation)
+    size: SetSize = field(default_factory=FromInitialisation)
     joint: bool = False
     rest: Assignment | None = None
 
     def __post_init__(self) -> None:
-        for name, value, kind in (("set", self.set, Constraint), ("size", self.size, Size)):
+        for name, value, kind in (("set", self.set, Constraint), ("size", self.size, SetSize)):
             if not isinstance(value, kind):
                 raise ValueError(f"{name} must be a {kind.__name__}, found {value!r}")
         if not isinstance(self.rest, Assignment | None):

@@ -19,7 +19,7 @@ from nncompress.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sparse(Constraint):
+class SparseBall(Constraint):
     """A set whose vertices have k nonzero entries, or groups of entries.
 
     k: a part of them if at most 1 (so 1 is all of them), else their number; at least `least`, at most all. Raises
@@ -44,7 +44,7 @@ class Sparse(Constraint):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KSparse(Sparse):
+class KSparse(SparseBall):
     """radius times conv{v in {-1, 0, 1}^n with k nonzeros}; LMO(g) = -radius sign(g) on the k largest |g_i|.
 
     Its gauge is max(‖w‖_∞, ‖w‖_1 / k).
@@ -66,7 +66,7 @@ class KSparse(Sparse):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KSupport(Sparse):
+class KSupport(SparseBall):
     """radius times conv{v with k nonzeros, ‖v‖_2 <= 1}; LMO(g) = -radius P g / ‖P g‖_2, P the k largest |g_i|."""
 
     def vertices(self, g: Tensor, start: Tensor | None = None) -> Vertices:
@@ -84,7 +84,7 @@ class KSupport(Sparse):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupKSupport(Sparse):
+class GroupKSupport(SparseBall):
     """radius times conv{v with k nonzero groups, ‖v‖_2 <= 1}: the k-support norm of the groups' l2 norms.
 
     The groups are the entries of the first dimension: the filters of a convolution, the outputs of a linear layer.

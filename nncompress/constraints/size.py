@@ -20,7 +20,7 @@ ACCURACY = 1e-3
 """Fewer when the standard error of the mean is below this part of it."""
 
 
-class Size(ABC):
+class SetSize(ABC):
     """What gives the diameter of a set."""
 
     @abstractmethod
@@ -32,7 +32,7 @@ class Size(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromInitialisation(Size):
+class FromInitialisation(SetSize):
     """2 w times the mean Euclidean norm of the parameters as their layers initialise them.
 
     Together: of the vector of all of them. Raises ValueError unless w is positive and finite.
@@ -48,7 +48,7 @@ class FromInitialisation(Size):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diameter(Size):
+class Diameter(SetSize):
     """The diameter itself. Raises ValueError unless it is positive and finite."""
 
     value: float
@@ -61,7 +61,7 @@ class Diameter(Size):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Radius(Size):
+class Radius(SetSize):
     """The radius of the set. Raises ValueError unless it is positive and finite."""
 
     value: float

@@ -91,8 +91,8 @@ class Filters(OneShot):
     norm: 1 or 2, of a filter's entries. joint: round(part sum c_out) filters go, those that are smallest in the whole
     network, and one stays in every layer. Among equals the first ones stay. shifts: with a filter go its bias and its
     scale and shift in the batch norms that read nothing but what the convolution returns, then also their memory, where
-    `compact.smaller` can take them out; without, the filters alone become 0 and what the batch norm makes of 0 remains,
-    as in the authors' code. The distance is that of the filters. Raises ValueError for another norm.
+    `surgery.pruning.smaller` can take them out; without, the filters alone become 0 and what the batch norm makes of 0
+    remains, as in the authors' code. The distance is that of the filters. Raises ValueError for another norm.
     """
 
     acts_on: ClassVar[str] = "a Conv2d"

@@ -33,7 +33,7 @@ KEY = ("seed", "precision", "dataset", "augmentation", "validation", "model", "s
 """What tells two references apart."""
 PLACES = ("root", "download")
 """Keys of a data set that say where it is found, not what it is."""
-NONE = {"_target_": "nncompress.compressions.plan.none", "_partial_": True}
+NONE = {"_target_": "nncompress.compressions.none", "_partial_": True}
 EVAL_EVERY = 10
 
 

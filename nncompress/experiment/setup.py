@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from nncompress import environment, metrics, parallel
 from nncompress.artefact.model import DESCRIPTION, load
 from nncompress.compressions.plan import Plan, check_finite, plan_of
-from nncompress.compressions.target import Target, changes, fit
+from nncompress.compressions.target import SizeTarget, changes, fit
 from nncompress.config import build as config_build
 from nncompress.config.allow import targets
 from nncompress.config.build import refusals
 from nncompress.errors import ConfigError, NNCompressError, Unsupported, one_line
 from nncompress.experiment.one_shot import OneShot
-from nncompress.experiment.study import Study
+from nncompress.experiment.study import OneShotStudy
 from nncompress.problem import Augmentation, Computation, Dataset, Problem, Split, weights_of
 from nncompress.solvers.base import Solver
 from nncompress.surgery import uses as metrics_uses
@@ -79,7 +79,7 @@ def portable(cfg: DictConfig) -> Any:
     return data | left
 
 
-def study_of(cfg: DictConfig, model: nn.Module) -> Study | None:
+def study_of(cfg: DictConfig, model: nn.Module) -> OneShotStudy | None:
     """How the final network is compressed without retraining; None without a part to take away."""
     methods: dict[str, OneShot] = {}
     for name, node in (cfg.compress_by or {}).items():
@@ -91,7 +91,9 @@ def study_of(cfg: DictConfig, model: nn.Module) -> Study | None:
             methods[str(name)] = method
     if not methods:
         return None
-    return Study(methods=methods, at=list(cfg.compress_at), recalibrate=cfg.recalibrate, seed=cfg.seed).suited(model)
+    return OneShotStudy(methods=methods, at=list(cfg.compress_at), recalibrate=cfg.recalibrate, seed=cfg.seed).suited(
+        model
+    )
 
 
 def _prepared(cfg: DictConfig, data: Dataset) -> Dataset:
@@ -228,7 +230,7 @@ def _plan(cfg: DictConfig, model: nn.Module, data: Dataset, solver: Solver[Any])
             theta = plan.compress(plan.select(weights))
             return (metrics.sizes(Problem(model, data, plan), theta) | metrics.macs(plan, theta, layers))[key]
 
-        found = fit(recipe, weights, Target(name, measure, requested), uses, round_to=cfg.round_to)
+        found = fit(recipe, weights, SizeTarget(name, measure, requested), uses, round_to=cfg.round_to)
         plan, rounding = made(**{found.name: found.value})
     log.info("target.%s=%g: %s gives %.6g on the initial weights", name, requested, found.setting, found.achieved)
     return plan, said | {"target/setting": found.setting} | rounding

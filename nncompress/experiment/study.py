@@ -26,7 +26,7 @@ COMPARED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class OneShotStudy:
     """What a network is compressed to without retraining, arXiv 2205.11921: parts to take away by several methods.
 
     methods: by their names. at: the parts, in [0, 1), of a method without its own. recalibrate: so many training
@@ -46,7 +46,7 @@ class Study:
                 f"recalibrate must be 0, or at least 2 samples (one has no variance), found {self.recalibrate}"
             )
 
-    def suited(self, model: nn.Module) -> Study:
+    def suited(self, model: nn.Module) -> OneShotStudy:
         """The study with the methods that find something to take away in a network; of the others it is logged.
 
         Raises Unsupported when there is none.

@@ -21,7 +21,7 @@ class MLP(nn.Sequential):
     """Linear layers fc1, fc2, ... with an activation between them; logits (n, num_classes) out.
 
     `input_shape` is that of one sample and is flattened; `widths` are the hidden layers' sizes; `initial` is one of
-    `models.initial.SCHEMES`. Raises ValueError for a width below 1 or an unknown activation or scheme.
+    `models.common.SCHEMES`. Raises ValueError for a width below 1 or an unknown activation or scheme.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class LeNet5(nn.Module):
     """conv 20@5x5, pool, conv 50@5x5, pool, 500 hidden ReLU units; 431 080 parameters on 28x28 grey images.
 
     Source: Caffe's LeNet for MNIST, as used in Han et al. 2015 and the LC papers. `initial` is one of
-    `models.initial.SCHEMES`. Raises ValueError for another scheme and for images (channels, height, width) too small
+    `models.common.SCHEMES`. Raises ValueError for another scheme and for images (channels, height, width) too small
     for two 5x5 convolutions and poolings.
     """
 

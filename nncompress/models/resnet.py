@@ -10,7 +10,7 @@ from nncompress.models.common import image_channels, initialise_normed, scaled
 from nncompress.surgery.channels import Scale
 
 
-class Block(nn.Module):
+class BasicBlock(nn.Module):
     """relu(shortcut(x) + bn2(conv2(relu(bn1(conv1(x)))))), the shortcut 1x1 with batch norm where the shape changes."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
@@ -53,7 +53,7 @@ class ResNet18(nn.Module):
         for stage, channels in enumerate((64, 128, 256, 512)):
             for k in range(2):
                 after = scaled(channels, width)
-                self.blocks.append(Block(before, after, 2 if stage > 0 and k == 0 else 1))
+                self.blocks.append(BasicBlock(before, after, 2 if stage > 0 and k == 0 else 1))
                 before = after
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(before, num_classes)

@@ -28,7 +28,7 @@ from nncompress.config.schema import CHOICES, register
 from nncompress.errors import ConfigError, DataError, NNCompressError
 from nncompress.experiment.reference import reference_of
 from nncompress.files import read_json
-from nncompress.reproduce.protocol import Study
+from nncompress.reproduce.protocol import PaperStudy
 from nncompress.results.records import SUMMARY
 from nncompress.results.sweep_folder import ENDED, SWEEP, key_of, read_manifest, standing
 from nncompress.sweeps.launch import QUIET, train
@@ -39,7 +39,7 @@ ONE_STEP = {"num_steps": 1, "epochs": 1, "first_epochs": 1}
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedRun:
     """One run of a study: its key in the sweep's manifest, its words, its steps (epochs, where a step has several).
 
     data: the node of its data set, as JSON. reference: the folder of the trained network it starts from, and the epochs
@@ -72,27 +72,27 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Forecast:
     """A study as it stands.
 
     words: those of the study, or of its alternative data too. instead: whether these are taken. missing: why it cannot
     be run. ended: the keys of the jobs that have. cost: None where nothing is left to run or it could not be measured.
     """
 
-    study: Study
+    study: PaperStudy
     words: tuple[str, ...]
-    jobs: tuple[Job, ...]
+    jobs: tuple[PlannedRun, ...]
     ended: frozenset[str]
     instead: bool = False
     missing: str | None = None
     cost: Cost | None = None
 
-    def left(self) -> Sequence[Job]:
+    def left(self) -> Sequence[PlannedRun]:
         """The jobs to run."""
         return [] if self.missing else [job for job in self.jobs if job.key not in self.ended]
 
 
-def jobs_of(words: Sequence[str]) -> list[Job]:
+def jobs_of(words: Sequence[str]) -> list[PlannedRun]:
     """The jobs of `nncompress train -m` with these words.
 
     Raises:
@@ -121,7 +121,7 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def planned(study: Study, more: Sequence[str], folder: Path, before: Mapping[str, Any]) -> Plan:
+def planned(study: PaperStudy, more: Sequence[str], folder: Path, before: Mapping[str, Any]) -> Forecast:
     """The plan of a study whose sweep is in `folder`, `more` being words that all studies get.
 
     before: what was found out when this was planned the last time (`on_record`); what is missing is looked for again.
@@ -136,7 +136,7 @@ def planned(study: Study, more: Sequence[str], folder: Path, before: Mapping[str
     return plan
 
 
-def on_record(plan: Plan) -> dict[str, Any]:
+def on_record(plan: Forecast) -> dict[str, Any]:
     """What `planned` need not find out again, and what the tables need to know of a study."""
     return {
         "words": list(plan.words),
@@ -147,7 +147,7 @@ def on_record(plan: Plan) -> dict[str, Any]:
     }
 
 
-def seconds(plans: Sequence[Plan]) -> float | None:
+def seconds(plans: Sequence[Forecast]) -> float | None:
     """What is left to do, one job after the other, of the studies that could be measured; None when none was."""
     total, references = 0.0, set[str]()
     for plan in plans:
@@ -162,12 +162,12 @@ def seconds(plans: Sequence[Plan]) -> float | None:
     return total if total or not any(plan.left() for plan in plans) else None
 
 
-def size(plans: Sequence[Plan]) -> int:
+def size(plans: Sequence[Forecast]) -> int:
     """Bytes that what is left to do will write, as far as known."""
     return sum(len(plan.left()) * plan.cost.size for plan in plans if plan.cost is not None)
 
 
-def _job(overrides: Sequence[str], cfg: DictConfig) -> Job:
+def _job(overrides: Sequence[str], cfg: DictConfig) -> PlannedRun:
     solver = cfg.solver
     steps = int(solver.get("num_steps") or 0)
     if solver.get("epochs") is not None:
@@ -179,26 +179,28 @@ def _job(overrides: Sequence[str], cfg: DictConfig) -> Job:
     words += [f"{key}=[{parts[0]}]" for key, parts in {"compress_at": shared, **own}.items() if parts]
     count = sum(len(parts or shared) for parts in own.values())
     data = json.dumps(OmegaConf.to_container(cfg.dataset, resolve=True))
-    return Job(key_of(cfg), tuple(overrides), steps, data, reference_of(cfg), count, tuple(words))
+    return PlannedRun(key_of(cfg), tuple(overrides), steps, data, reference_of(cfg), count, tuple(words))
 
 
-def _plan(study: Study, words: tuple[str, ...], folder: Path, before: Mapping[str, Any], instead: bool = False) -> Plan:
+def _plan(
+    study: PaperStudy, words: tuple[str, ...], folder: Path, before: Mapping[str, Any], instead: bool = False
+) -> Forecast:
     jobs = tuple(jobs_of(words))
     stand = _standings(folder)
     ended = frozenset(job.key for job in jobs if stand.get(job.key) in ENDED)
     if len(ended) == len(jobs):
-        return Plan(study, words, jobs, ended, instead)
+        return Forecast(study, words, jobs, ended, instead)
     try:
         cost = _recorded(before, words)
         if cost is None:
             cost = _measured(jobs[0])
         else:
             _check_data(jobs[0].data)
-        return Plan(study, words, jobs, ended, instead, cost=cost)
+        return Forecast(study, words, jobs, ended, instead, cost=cost)
     except DataError as error:
-        return Plan(study, words, jobs, ended, instead, missing=str(error))
+        return Forecast(study, words, jobs, ended, instead, missing=str(error))
     except NNCompressError:  # the run itself will tell
-        return Plan(study, words, jobs, ended, instead)
+        return Forecast(study, words, jobs, ended, instead)
 
 
 def _recorded(before: Mapping[str, Any], words: Sequence[str]) -> Cost | None:
@@ -219,7 +221,7 @@ def _check_data(node: str) -> None:
     build(json.loads(node))
 
 
-def ended_otherwise(folder: Path, jobs: Sequence[Job]) -> dict[str, int]:
+def ended_otherwise(folder: Path, jobs: Sequence[PlannedRun]) -> dict[str, int]:
     """How many of the jobs of the sweep in `folder` have which status that is not `done`."""
     found = _standings(folder)
     return dict(Counter(found.get(job.key, "pending") for job in jobs if found.get(job.key) != "done"))
@@ -232,7 +234,7 @@ def _standings(folder: Path) -> dict[str, str]:
     return {job.key: standing(folder / job.folder) for job in read_manifest(folder).jobs}
 
 
-def _measured(job: Job) -> Cost:
+def _measured(job: PlannedRun) -> Cost:
     """Run one step of the job where it leaves nothing.
 
     Raises:

@@ -35,7 +35,7 @@ class Alternative:
 
 
 @dataclass(frozen=True)
-class Study:
+class PaperStudy:
     """A sweep: `nncompress train -m` with these words.
 
     data: the data set it needs. deviations: how it departs from what was published. judged: whether its figures may be
@@ -93,14 +93,14 @@ class Protocol:
     paper: str
     scale: str
     title: str
-    studies: Sequence[Study]
+    studies: Sequence[PaperStudy]
     rows: Mapping[str, tuple[Selection, Sequence[str]]]
     claims: Sequence[Claim]
     absent: Mapping[str, str]
     tolerances: Mapping[str, Mapping[str, float]]
     other: Mapping[str, Sequence[str]]
 
-    def study(self, name: str) -> Study | None:
+    def study(self, name: str) -> PaperStudy | None:
         """The study of this name; None where this scale has none."""
         return next((study for study in self.studies if study.name == name), None)
 
@@ -157,10 +157,10 @@ def _named(each: str, value: str) -> tuple[str, str]:
     return key, (form or "*").replace("*", value)
 
 
-def _study(name: str, node: Mapping[str, Any], scale: str) -> Study:
+def _study(name: str, node: Mapping[str, Any], scale: str) -> PaperStudy:
     here = node["scales"][scale] or {}
     instead = node.get("instead")
-    return Study(
+    return PaperStudy(
         name=name,
         about=node["about"],
         data=node["data"],

@@ -10,7 +10,7 @@ import pandas as pd
 from nncompress.files import read_json
 from nncompress.report.collect import failures
 from nncompress.reproduce.figures import METRICS, UNCOMPARED, figure, measured, shared_parts
-from nncompress.reproduce.protocol import CLAIM, Claim, Protocol, Published, Selection, Study
+from nncompress.reproduce.protocol import CLAIM, Claim, PaperStudy, Protocol, Published, Selection
 from nncompress.results.query import flatten
 from nncompress.results.records import STATUS, SUMMARY, Run
 
@@ -89,7 +89,7 @@ def verdict(difference: float | None, better: int, tolerance: float, judged: boo
     return PASS if worse <= tolerance + ROUNDING else FAIL
 
 
-def _why_not(study: Study, selection: Selection, found: Found, record: Mapping[str, Any]) -> str:
+def _why_not(study: PaperStudy, selection: Selection, found: Found, record: Mapping[str, Any]) -> str:
     planned = record["studies"].get(study.name) or {}
     if planned.get("missing"):
         return str(planned["missing"])
@@ -108,13 +108,13 @@ def _offered(words: Sequence[str], selection: Selection) -> bool:
     return all(any(_is(each, value) for each in given.get(key, [value])) for key, value in selection.where.items())
 
 
-def deviations(study: Study, record: Mapping[str, Any]) -> list[str]:
+def deviations(study: PaperStudy, record: Mapping[str, Any]) -> list[str]:
     """How a study departs from the paper, with the data that were at hand."""
     instead = (record["studies"].get(study.name) or {}).get("instead")
     return [*study.deviations, *([study.instead.deviation] if instead and study.instead is not None else [])]
 
 
-def command_of(record: Mapping[str, Any], study: Study) -> str:
+def command_of(record: Mapping[str, Any], study: PaperStudy) -> str:
     """The command that runs the study alone."""
     words = (record["studies"].get(study.name) or {}).get("words") or study.words
     return shlex.join(["nncompress", "train", "-m", *words])

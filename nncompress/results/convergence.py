@@ -20,7 +20,7 @@ MIN_POINTS = 5
 
 
 @dataclass(frozen=True)
-class Fit:
+class SlopeFit:
     """The least-squares line log y = slope log k + intercept over `n` points from k = first to k = last.
 
     Slope and intercept are NaN, first and last None, when there are too few points.
@@ -76,7 +76,7 @@ def decrease_constant(rows: pd.DataFrame) -> float | None:
     return float(lam) if lam > 0 else None
 
 
-def fit_slope(k: ArrayLike, y: ArrayLike) -> Fit:
+def fit_slope(k: ArrayLike, y: ArrayLike) -> SlopeFit:
     """Least squares of log y against log k over the last decade, k in [kmax/10, kmax].
 
     Only points with k > 0 and a finite y > 0 count; with fewer than 5 of them the slope is NaN.
@@ -86,9 +86,9 @@ def fit_slope(k: ArrayLike, y: ArrayLike) -> Fit:
     points = points[:, points[0] >= points[0].max(initial=0) / 10]
     at, n = np.unique(points[0]), points.shape[1]
     if len(at) < MIN_POINTS:
-        return Fit(np.nan, None, None, n, np.nan)
+        return SlopeFit(np.nan, None, None, n, np.nan)
     slope, intercept = _line(np.log(points[0]), np.log(points[1]))
-    return Fit(slope, int(at[0]), int(at[-1]), n, intercept)
+    return SlopeFit(slope, int(at[0]), int(at[-1]), n, intercept)
 
 
 def rate_summary(rows: pd.DataFrame) -> dict[str, float | int | bool | None]:

@@ -36,7 +36,7 @@ VERSION = attrgetter("_version")
 CHAIN, RECONSTRUCT, CACHED = PLANS = ("chain", "reconstruct", "cached")
 
 
-class Kept(NamedTuple):
+class CachedProduct(NamedTuple):
     """What was made of Θ, of which tensors, and how often these had been changed."""
 
     made: Any
@@ -59,7 +59,7 @@ class CompactLayer(nn.Module, ABC):
     plans: tuple[str, ...]
     name: str
     choices: dict[tuple[int, ...], Choice]
-    _kept: dict[str, Kept]
+    _kept: dict[str, CachedProduct]
     _seen: dict[torch.Size, str]
 
     def hold(self, theta: HeldTheta, view: View, shape: torch.Size, plans: Sequence[str]) -> None:
@@ -160,7 +160,7 @@ class CompactLayer(nn.Module, ABC):
                 made = make()
             if any(tensor.is_inference() for tensor in tensors):  # these do not tell when they change
                 return made
-            kept = self._kept[plan] = Kept(made, tensors, sum(map(VERSION, tensors)))
+            kept = self._kept[plan] = CachedProduct(made, tensors, sum(map(VERSION, tensors)))
         return kept.made
 
     def _learns(self) -> bool:

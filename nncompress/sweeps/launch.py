@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nncompress import parallel
 from nncompress.config.overrides import sentence
 from nncompress.config.schema import AUGMENTATION, CHOICES, GROUPS, register
-from nncompress.config.signatures import Target, locate
+from nncompress.config.signatures import Callee, locate
 from nncompress.errors import ConfigError, NNCompressError
 from nncompress.experiment.trial import missing
 from nncompress.results.records import SEARCH, run_folders
@@ -156,7 +156,7 @@ def retarget(cfg: DictConfig, overrides: Sequence[str]) -> None:
 def _taken(node: DictConfig, place: str, given: Sequence[str]) -> dict[str, Any]:
     """The keys of a node that are given, or that its class takes."""
     try:
-        target = Target(str(node["_target_"]), locate(str(node["_target_"])))
+        target = Callee(str(node["_target_"]), locate(str(node["_target_"])))
     except ConfigError:  # told when the configuration is checked
         return dict(node)
     values = {str(key): value for key, value in node.items()}

@@ -63,7 +63,7 @@ def approved(cfg: DictConfig, words: Sequence[str], folder: Path) -> DictConfig:
     """The configuration, once every class that it names is known, allowed or named by the words themselves.
 
     Raises:
-        ConfigError: with the names that are refused (`trusted.check`).
+        ConfigError: with the names that are refused (`allow.check`).
     """
     given = targets(OmegaConf.from_dotlist(list(words)))
     check(cfg, [*cfg.allow, *given], str(folder / CONFIG))

@@ -61,9 +61,9 @@ class Search(SweepOfJobs):
         with ExitStack() as claim:
             manifest = self.begun(claim)
             write_manifest(self.folder, manifest)
-            return self._searched(manifest, Study(self.config, self.folder, space), fixed)
+            return self._searched(manifest, OptunaStudy(self.config, self.folder, space), fixed)
 
-    def _searched(self, manifest: Manifest, study: Study, fixed: Sequence[str]) -> list[Sequence[JobReturn]]:
+    def _searched(self, manifest: Manifest, study: OptunaStudy, fixed: Sequence[str]) -> list[Sequence[JobReturn]]:
         """Batch after batch, each closed before the next is proposed."""
         results = []
         while batch := study.batch():
@@ -81,7 +81,7 @@ class Search(SweepOfJobs):
         return results
 
 
-class Study:
+class OptunaStudy:
     """Optuna's study of a search, kept in `study.db` and, for reports, in `search.json`.
 
     Trials that were begun and not closed come first. The sampler is seeded anew for each trial, by its number: a search

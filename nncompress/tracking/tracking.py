@@ -62,7 +62,7 @@ class Tracking:
             with self._spared(str(name)):
                 tracker = build(node)
                 if not isinstance(tracker, Tracker):
-                    raise TypeError(f"must be an nncompress.tracking.base.Tracker, found {type(tracker).__name__}")
+                    raise TypeError(f"must be an nncompress.tracking.Tracker, found {type(tracker).__name__}")
                 self._trackers[str(name)] = tracker
                 about = About(self._folder, flat, _tags(flat, self._folder), known.get(str(name)) or {})
                 known[str(name)] = dict(tracker.start(about))

@@ -95,9 +95,9 @@ def test_options_of_groups_can_be_changed() -> None:
 
 
 def test_a_class_of_ones_own_takes_the_place_of_the_old_one() -> None:
-    changes = ["model._target_=nncompress.models.mlp.MLP", "model.widths=[12]", "model.bias=false"]
+    changes = ["model._target_=nncompress.models.MLP", "model.widths=[12]", "model.bias=false"]
     new = _configuration(saved(*NNBCD), changes)
-    assert new.model == {"_target_": "nncompress.models.mlp.MLP", "widths": [12], "bias": False}
+    assert new.model == {"_target_": "nncompress.models.MLP", "widths": [12], "bias": False}
     assert new.choices.model == "MLP"
 
 

@@ -28,9 +28,7 @@ SMALL = ["model.width=16", "model.inner=16", "dataset.train_size=200", "dataset.
 CHOSEN = ["model=mine", "dataset=rings", *SMALL]
 FOUND = f"hydra.searchpath=[file://{EXAMPLE}/conf]"
 """As `--config-dir conf` in the folder of the example."""
-CONSTANT = (
-    "solver.schedule._target_=nncompress.solvers.training.descent.Constant"  # the same rates for any number of steps
-)
+CONSTANT = "solver.schedule._target_=nncompress.solvers.training.Constant"  # the same rates for any number of steps
 
 
 @pytest.fixture(scope="module")

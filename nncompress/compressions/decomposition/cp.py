@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised, Size
+from nncompress.compressions.base import Factorised, ThetaSize
 from nncompress.compressions.decomposition.modes import Modes, given_modes, kernel_modes, row_modes
 from nncompress.compressions.decomposition.tucker import leading_vectors
 from nncompress.compressions.plan import Plan, Task, choose
@@ -24,14 +24,14 @@ from nncompress.compressions.target import rounded
 from nncompress.compressions.views import AsTensor
 
 
-class Factors(NamedTuple):
+class CPFactors(NamedTuple):
     """The factor matrices A_k (n_k x rank); the r-th columns of all of them have equal norms."""
 
     factors: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class CP(Factorised[Factors]):
+class CP(Factorised[CPFactors]):
     """Sums of at most `rank` tensors that are products of one vector for each mode.
 
     Π is alternating least squares from `start` or the higher-order SVD, at most `sweeps` sweeps (a tenth of them from
@@ -51,14 +51,14 @@ class CP(Factorised[Factors]):
         if self.sweeps < 1 or not self.tolerance >= 0:
             raise ValueError(f"sweeps must be positive, tolerance at least 0, found {self.sweeps} and {self.tolerance}")
 
-    def project(self, w: Tensor, mu: float, start: Factors | None) -> Factors:
+    def project(self, w: Tensor, mu: float, start: CPFactors | None) -> CPFactors:
         if start is None:
             terms = _terms(first_factors(w, min(self.rank, largest_rank(w.shape))))
         else:
             terms = _terms(start.factors)
         terms = self._iterate(w, terms, self.sweeps if start is None else -(-self.sweeps // 10))
         share = terms.weights ** (1 / w.dim())
-        return Factors(tuple(factor * share for factor in terms.factors))
+        return CPFactors(tuple(factor * share for factor in terms.factors))
 
     def _iterate(self, x: Tensor, terms: Terms, sweeps: int) -> Terms:
         """Sweeps over the modes; half of them is contracted with x at once, for all modes of the other half."""
@@ -75,16 +75,16 @@ class CP(Factorised[Factors]):
             before = error_sq
         return terms
 
-    def decompress(self, theta: Factors) -> Tensor:
+    def decompress(self, theta: CPFactors) -> Tensor:
         shape = [len(factor) for factor in theta.factors]
         rows, columns = _halves(shape)
         return (khatri_rao(theta.factors, rows) @ khatri_rao(theta.factors, columns).T).reshape(shape)
 
-    def size(self, shape: Sequence[int]) -> Size:
+    def size(self, shape: Sequence[int]) -> ThetaSize:
         rank = min(self.rank, largest_rank(shape))
-        return Size("rank", (rank,), rank * sum(shape))
+        return ThetaSize("rank", (rank,), rank * sum(shape))
 
-    def product(self, theta: Factors, shape: Sequence[int]) -> Product | None:
+    def product(self, theta: CPFactors, shape: Sequence[int]) -> Product | None:
         """With the factors of the rows and of the columns multiplied out, once, two of rank columns are left."""
         modes = tuple(len(factor) for factor in theta.factors)
         if len(shape) == 4 and modes == tuple(shape):

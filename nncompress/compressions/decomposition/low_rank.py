@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised, Size
+from nncompress.compressions.base import Factorised, ThetaSize
 from nncompress.compressions.decomposition.svd import SVD, exact_svd, is_large, singular_values, truncated_svd
 from nncompress.compressions.plan import Plan, Task, choose
 from nncompress.compressions.products import Convolutions, Product, Step, two_factors
@@ -93,9 +93,9 @@ class LowRank(Factorisation):
             return super().project_many(ws, mu, starts)
         return [split_evenly(SVD(*parts)) for parts in zip(*exact_svd(torch.stack(list(ws)), rank), strict=True)]
 
-    def size(self, shape: Sequence[int]) -> Size:
+    def size(self, shape: Sequence[int]) -> ThetaSize:
         rank = min(self.rank, *shape)
-        return Size("rank", (rank,), rank * sum(shape))
+        return ThetaSize("rank", (rank,), rank * sum(shape))
 
     def clipped(self, shape: Sequence[int]) -> str | None:
         least = min(shape)

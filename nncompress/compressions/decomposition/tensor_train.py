@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised, Size, distance_sq
+from nncompress.compressions.base import Factorised, ThetaSize, distance_sq
 from nncompress.compressions.decomposition.modes import Modes, balanced_modes, given_modes
 from nncompress.compressions.decomposition.train_products import tt_product
 from nncompress.compressions.plan import Plan, Task, choose
@@ -59,7 +59,7 @@ class TensorTrain(Factorised[Cores]):
     def decompress(self, theta: Cores) -> Tensor:
         return tt_to_tensor(theta.cores)
 
-    def size(self, shape: Sequence[int]) -> Size:
+    def size(self, shape: Sequence[int]) -> ThetaSize:
         return train_size(shape, self.rank)
 
     def clipped(self, shape: Sequence[int]) -> str | None:
@@ -96,11 +96,11 @@ def rounded_rank(rank: int, round_to: int, modes: Sequence[int]) -> int:
     return rounded(rank, round_to, max(tt_ranks(modes, math.prod(modes))))
 
 
-def train_size(modes: Sequence[int], rank: int) -> Size:
+def train_size(modes: Sequence[int], rank: int) -> ThetaSize:
     """The size of trains with these modes whose ranks are at most `rank`."""
     ranks = tt_ranks(modes, rank)
     cores = zip((1, *ranks[:-1]), modes, ranks, strict=True)
-    return Size("rank", ranks[:-1], sum(math.prod(core) for core in cores))
+    return ThetaSize("rank", ranks[:-1], sum(math.prod(core) for core in cores))
 
 
 def tt_ranks(shape: Sequence[int], rank: int) -> tuple[int, ...]:

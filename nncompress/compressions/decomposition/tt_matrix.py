@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised, Size
+from nncompress.compressions.base import Factorised, ThetaSize
 from nncompress.compressions.decomposition.modes import Modes, balanced_factors, given_modes
 from nncompress.compressions.decomposition.tensor_train import (
     Cores,
@@ -70,7 +70,7 @@ class TTMatrix(Factorised[Cores]):
     def product(self, theta: Cores, shape: Sequence[int]) -> Product | None:
         return tt_matrix_product(theta.cores, self.row_modes, self.column_modes, shape)
 
-    def size(self, shape: Sequence[int]) -> Size:
+    def size(self, shape: Sequence[int]) -> ThetaSize:
         return train_size(self._modes, self.rank)
 
     def rounded(self, round_to: int) -> TTMatrix:

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised, Size
+from nncompress.compressions.base import Factorised, ThetaSize
 from nncompress.compressions.decomposition.modes import Modes, given_modes, kernel_modes, row_modes
 from nncompress.compressions.decomposition.tensor_train import gram_matrix
 from nncompress.compressions.plan import Plan, Task, choose
@@ -81,10 +81,10 @@ class Tucker(Factorised[CoreFactors]):
             w = mode_product(w, factor, k) if factor.numel() else w
         return w
 
-    def size(self, shape: Sequence[int]) -> Size:
+    def size(self, shape: Sequence[int]) -> ThetaSize:
         ranks = tucker_ranks(shape, self.ranks)
         factors = sum(n * r for n, r in zip(shape, ranks, strict=True) if r < n)
-        return Size("rank", ranks, math.prod(ranks) + factors)
+        return ThetaSize("rank", ranks, math.prod(ranks) + factors)
 
     def product(self, theta: CoreFactors, shape: Sequence[int]) -> Product | None:
         ranks = tuple(theta.core.shape)

@@ -62,7 +62,7 @@ def search(points: Points, best: Clusters, pieces: int = PIECES) -> Clusters:
     return _narrow(points, best, _cut(points, best, pieces))
 
 
-def _narrow(points: Points, best: Clusters, blocks: Blocks) -> Clusters:
+def _narrow(points: Points, best: Clusters, blocks: PositionBlocks) -> Clusters:
     """The best boundaries in the blocks, which are cut until they are positions."""
     most = MAX_PAIRS if len(points.x) == 1 else MAX_ROW_PAIRS
     while blocks.first.numel() * blocks.width <= most:
@@ -82,11 +82,11 @@ def _narrow(points: Points, best: Clusters, blocks: Blocks) -> Clusters:
     return best if len(points.x) == 1 else _narrow_halves(points, best, blocks)
 
 
-def _narrow_halves(points: Points, best: Clusters, blocks: Blocks) -> Clusters:
+def _narrow_halves(points: Points, best: Clusters, blocks: PositionBlocks) -> Clusters:
     """`_narrow` for the first and for the second half of the rows."""
     tensors = (*points, *best, blocks.first, blocks.last, blocks.low, blocks.high)
     found = [
-        _narrow(Points(*h[:4]), Clusters(*h[4:7]), Blocks(h[7], h[8], h[9], h[10], blocks.windows))
+        _narrow(Points(*h[:4]), Clusters(*h[4:7]), PositionBlocks(h[7], h[8], h[9], h[10], blocks.windows))
         for h in zip(*(t.tensor_split(2) for t in tensors), strict=True)
     ]
     return Clusters(*(torch.cat(pair) for pair in zip(*found, strict=True)))
@@ -111,7 +111,7 @@ def _search_grids(points: Points, best: Clusters, pieces: int) -> Clusters:
     return best
 
 
-def _cut(points: Points, best: Clusters, pieces: int) -> Blocks:
+def _cut(points: Points, best: Clusters, pieces: int) -> PositionBlocks:
     """Every cluster cut into pieces, or all positions where that is no more; led to by all that cost <= the best."""
     (R, U), K = points.x.shape, best.centres.shape[1]
     if K * pieces >= U:
@@ -124,7 +124,7 @@ def _cut(points: Points, best: Clusters, pieces: int) -> Blocks:
     last = torch.cat([first[:, :1], last[:, 1:]], 1)
     G = first.shape[1]
     low = _reach(points, first, last, best.error + _rounding(points))
-    return Blocks(
+    return PositionBlocks(
         first,
         last,
         low,
@@ -146,7 +146,7 @@ def _reach(points: Points, first: Tensor, last: Tensor, error: Tensor) -> Tensor
     return low
 
 
-def _forward(m: Tensor, blocks: Blocks) -> Tensor:
+def _forward(m: Tensor, blocks: PositionBlocks) -> Tensor:
     """F (K + 1, R, G): the shortest path from position 0 to each block as boundary k."""
     K, (R, G, width) = len(blocks.windows) - 1, m.shape
     padded = m.new_full((K + 1, R * G + width), torch.inf)
@@ -159,7 +159,7 @@ def _forward(m: Tensor, blocks: Blocks) -> Tensor:
     return F
 
 
-def _backward(m: Tensor, blocks: Blocks) -> Tensor:
+def _backward(m: Tensor, blocks: PositionBlocks) -> Tensor:
     """B (K + 1, R, G): the shortest path from each block as boundary k to the last one as boundary K."""
     B = m.new_full((len(blocks.windows), *m.shape[:2]), torch.inf)
     B[-1, :, -1] = 0
@@ -171,7 +171,7 @@ def _backward(m: Tensor, blocks: Blocks) -> Tensor:
     return B
 
 
-def _shortest(m: Tensor, F: Tensor, blocks: Blocks) -> Tensor:
+def _shortest(m: Tensor, F: Tensor, blocks: PositionBlocks) -> Tensor:
     """The blocks (R, K + 1) of the shortest path."""
     row, offset = torch.arange(len(m), device=m.device), torch.arange(m.shape[2], device=m.device)
     path = [torch.full_like(row, m.shape[1] - 1)]
@@ -182,7 +182,9 @@ def _shortest(m: Tensor, F: Tensor, blocks: Blocks) -> Tensor:
     return torch.stack(path[::-1], 1)
 
 
-def _alive(m: Tensor, F: Tensor, B: Tensor, holds: Tensor, blocks: Blocks, limit: Tensor) -> tuple[Tensor, Tensor]:
+def _alive(
+    m: Tensor, F: Tensor, B: Tensor, holds: Tensor, blocks: PositionBlocks, limit: Tensor
+) -> tuple[Tensor, Tensor]:
     """The first and the last block (R, G) from which a path within the limit may lead to each block."""
     F, B = (torch.where(holds, paths, torch.inf).amin(0) for paths in (F, B))
     width = m.shape[2]
@@ -197,14 +199,14 @@ def _alive(m: Tensor, F: Tensor, B: Tensor, holds: Tensor, blocks: Blocks, limit
     return blocks.low + torch.minimum(first, last), blocks.low + last
 
 
-def _middle(points: Points, blocks: Blocks) -> Tensor:
+def _middle(points: Points, blocks: PositionBlocks) -> Tensor:
     """The position in each block with half its numbers on either side; a heavy point thus leaves the block soon."""
     half = (points.n.gather(1, blocks.first) + points.n.gather(1, blocks.last)) / 2
     middle = torch.searchsorted(points.n, half, right=True) - 1
     return torch.maximum(torch.minimum(middle, blocks.last - 1), blocks.first)
 
 
-def _refined(blocks: Blocks, middle: Tensor, holds: Tensor, low: Tensor, high: Tensor) -> Blocks:
+def _refined(blocks: PositionBlocks, middle: Tensor, holds: Tensor, low: Tensor, high: Tensor) -> PositionBlocks:
     """The blocks that hold a boundary, those of several positions cut after their middle."""
     first, last = blocks.first, blocks.last
     alive = holds.any(0)
@@ -222,7 +224,7 @@ def _refined(blocks: Blocks, middle: Tensor, holds: Tensor, low: Tensor, high: T
     opens = torch.where(holds, begin, size).amin((1, 2)).tolist()
     closes = torch.where(holds, end, 0).amax((1, 2)).tolist()
     spans = [*zip(opens[:-1], closes[:-1], strict=True), (size - 1, size)]
-    return Blocks(halves(first, middle + 1), halves(middle, last), halves(low, low), halves(high, high), spans)
+    return PositionBlocks(halves(first, middle + 1), halves(middle, last), halves(low, low), halves(high, high), spans)
 
 
 CHUNK = (1 << 15) - 1
@@ -232,7 +234,7 @@ Waiting for another thread costs more than such short work, and milliseconds whe
 """
 
 
-class Blocks(NamedTuple):
+class PositionBlocks(NamedTuple):
     """Blocks of the positions first, ..., last (R, G), in order; clusters that end in v begin in low[v], ..., high[v].
 
     The first block is position 0 and the last one position U alone; rows with fewer blocks have copies of the latter.
@@ -297,7 +299,7 @@ class _Ends(NamedTuple):
     far: Tensor
 
 
-def _ends(points: Points, blocks: Blocks, best: Clusters) -> tuple[_Ends, _Ends, Tensor]:
+def _ends(points: Points, blocks: PositionBlocks, best: Clusters) -> tuple[_Ends, _Ends, Tensor]:
     """The blocks as right ends, as left ends with the points mirrored at 0, and lambda (R,)."""
     U = points.x.shape[1]
     n0, s0, q0 = (sums.gather(1, blocks.first) for sums in (points.n, points.s, points.q))
@@ -312,7 +314,7 @@ def _ends(points: Points, blocks: Blocks, best: Clusters) -> tuple[_Ends, _Ends,
     return _Ends(n0, s0, q0, dn, ds, q1 - q0, h, x0, x1), _Ends(n1, s1, q1, dn, -ds, q1 - q0, h, -x1, -x0), rest
 
 
-def bounds(points: Points, blocks: Blocks, best: Clusters) -> Tensor:
+def bounds(points: Points, blocks: PositionBlocks, best: Clusters) -> Tensor:
     """m (R, G, width): lower bounds of the reduced costs from block low[v] + l to v; inf where that is beyond v.
 
     For i in block u and j in block v let `mean` be that of the n points between last[u] and first[v], the core. The

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import FLOAT_BITS, Compression, Size
+from nncompress.compressions.base import FLOAT_BITS, Compression, ThetaSize
 from nncompress.compressions.bits import index_bits, position_bits
 from nncompress.compressions.plan import Plan, Task, choose
 from nncompress.compressions.products import Convolutions, KeptRows, Linears, Product, Step, Use
@@ -102,8 +102,8 @@ class GroupL0(Compression[Rows]):
         kept = Linears((rows,)) if len(shape) == 2 else Convolutions((Step(rows, (True, True)),))
         return KeptRows(kept, theta.positions, shape[0])
 
-    def size(self, shape: Sequence[int]) -> Size | None:
-        return Size("rows", (self._rows,), self._rows * self.sizes[0][1]) if len(self.sizes) == 1 else None
+    def size(self, shape: Sequence[int]) -> ThetaSize | None:
+        return ThetaSize("rows", (self._rows,), self._rows * self.sizes[0][1]) if len(self.sizes) == 1 else None
 
     def check(self, shape: Sequence[int]) -> None:
         entries = sum(rows * columns for rows, columns in self.sizes)
@@ -127,7 +127,7 @@ class GroupL0(Compression[Rows]):
         return torch.cat([part.repeat_interleave(size[1]) for part, size in zip(parts, self.sizes, strict=True)])
 
 
-class Kept(NamedTuple):
+class KeptEntries(NamedTuple):
     """For every group of m inputs the places (groups, n) of the kept ones, ascending, their values, the dense shape."""
 
     places: Tensor
@@ -136,7 +136,7 @@ class Kept(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NM(Compression[Kept]):
+class NM(Compression[KeptEntries]):
     """At most n of every m consecutive inputs are not zero (2:4 runs on sparse tensor cores): Π keeps the largest |w|.
 
     Groups run along dimension 1 of a weight (outputs, inputs, ...), at each place of a kernel on its own; a last group
@@ -153,7 +153,7 @@ class NM(Compression[Kept]):
         if not 1 <= self.n <= self.m <= 256:
             raise ValueError(f"n and m must satisfy 1 <= n <= m <= 256, found n={self.n}, m={self.m}")
 
-    def project(self, w: Tensor, mu: float, start: Kept | None) -> Kept:
+    def project(self, w: Tensor, mu: float, start: KeptEntries | None) -> KeptEntries:
         groups = self._groups(w)
         magnitude = groups.abs()
         padding = -w.shape[1] % self.m
@@ -164,23 +164,23 @@ class NM(Compression[Kept]):
             other = magnitude[..., j : j + 1]
             before += (other > magnitude) | ((other == magnitude) & (j < place))
         places = (before >= self.n).sort(dim=-1, stable=True).indices[..., : self.n].reshape(-1, self.n)
-        return Kept(places.to(torch.uint8), groups.reshape(-1, self.m).gather(1, places), tuple(w.shape))
+        return KeptEntries(places.to(torch.uint8), groups.reshape(-1, self.m).gather(1, places), tuple(w.shape))
 
-    def decompress(self, theta: Kept) -> Tensor:
+    def decompress(self, theta: KeptEntries) -> Tensor:
         outputs, inputs, *kernel = theta.shape
         groups = theta.values.new_zeros(len(theta.values), self.m).scatter_(1, theta.places.long(), theta.values)
         return groups.reshape(outputs, *kernel, -1)[..., :inputs].movedim(-1, 1).contiguous()
 
-    def bits(self, theta: Kept) -> int:
+    def bits(self, theta: KeptEntries) -> int:
         return self.num_params(theta) * (FLOAT_BITS + index_bits(self.m))
 
-    def num_params(self, theta: Kept) -> int:
+    def num_params(self, theta: KeptEntries) -> int:
         """The kept entries; what pads a short last group is none."""
         outputs, inputs, *kernel = theta.shape
         groups, rest = divmod(inputs, self.m)
         return outputs * math.prod(kernel) * (groups * self.n + min(self.n, rest))
 
-    def macs(self, theta: Kept, use: Use) -> int | None:
+    def macs(self, theta: KeptEntries, use: Use) -> int | None:
         return use.positions * self.num_params(theta)
 
     def check(self, shape: Sequence[int]) -> None:

@@ -19,7 +19,7 @@ from nncompress.report.collect import final, name
 from nncompress.report.run.weights import stored_numbers
 from nncompress.report.style import COLOURS, LINES, STYLE, log_ticks, marker, new_figure, save_figure, spans_a_decade
 from nncompress.report.text import signed
-from nncompress.results.convergence import Fit, convergence, fit_slope
+from nncompress.results.convergence import SlopeFit, convergence, fit_slope
 from nncompress.results.records import Run
 
 log = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ def _log_floor(values: pd.DataFrame) -> float:
     return float(max(drawn.min().min() / 1.5, least))
 
 
-def _draw_fit(axes: Axes, fit: Fit, colour: str) -> None:
+def _draw_fit(axes: Axes, fit: SlopeFit, colour: str) -> None:
     if fit.first is None or fit.last is None:
         return
     k = np.array([fit.first, fit.last], dtype=float)

@@ -39,7 +39,7 @@ def stored_numbers(folder: Path) -> dict[str, NDArray[np.floating]]:
 
 
 def _numbers(about: dict[str, Any], streams: dict[str, NDArray[Any]]) -> Iterator[tuple[str, NDArray[np.floating]]]:
-    """What `compact.encoding` put into the streams, in the order in which it did."""
+    """What `artefact.encoding` put into the streams, in the order in which it did."""
     at = dict.fromkeys(streams, 0)
     for task in about["tasks"]:
         tensors = _tensors(about["kinds"][task["kind"]]["theta"], "")

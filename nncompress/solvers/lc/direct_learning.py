@@ -38,7 +38,8 @@ class CompressedNetwork(nn.Module):
     """A network that computes with Θ: its free tensors are learned, its others stay fixed.
 
     `Compression.map_free` says what is free: values, codebooks, scales, factors; each is held scaled (`HeldTheta`).
-    Layers with a Θ of their own compute with it (`compact.layers`); where several weights share one, they are Δ(Θ).
+    Layers with a Θ of their own compute with it (`surgery.compact_layers`); where several weights share one, they
+    are Δ(Θ).
     `model` holds the weights as `fill` last decompressed them and shares all else with the network that is trained.
     """
 

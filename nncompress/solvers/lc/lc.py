@@ -47,7 +47,7 @@ DIVERGED_ABOVE = 10.0
 """A loss after an L step beyond this multiple of the lowest objective so far (at least of 1) is divergence."""
 
 
-class Kept(NamedTuple):
+class BestStep(NamedTuple):
     """The step with the lowest objective so far: its weights w, Θ and L(Δ(Θ)) + C(Θ)."""
 
     step: int
@@ -75,7 +75,7 @@ class LCState(NamedTuple):
     rate: float
     step_sq: Tensor
     step_sq_sum: Tensor
-    kept: Kept
+    kept: BestStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ class LC(Solver[LCState]):
         lam = tuple(torch.zeros_like(tensor) for tensor in w.values())
         objective = objective_of(problem, model, theta, dense)
         zero = torch.zeros((), dtype=torch.float64, device=problem.device)
-        kept = Kept(0, copy.deepcopy(model), theta, objective)
+        kept = BestStep(0, copy.deepcopy(model), theta, objective)
         generator = Generator().manual_seed(self.seed)
         self._warn(mu0)
         return LCState(0, model, theta, lam, generator, mu0, 0, objective, gap(w, dense), 0.0, zero, zero, kept)
@@ -163,7 +163,7 @@ class LC(Solver[LCState]):
         objective, step_sq = objective_of(problem, model, theta, dense), moved_sq(model, before)
         kept = state.kept
         if objective < kept.objective:
-            kept = Kept(k + 1, copy.deepcopy(model), theta, objective)
+            kept = BestStep(k + 1, copy.deepcopy(model), theta, objective)
         return LCState(
             k + 1, model, theta, tuple(lam.values()), state.generator, state.mu0, state.epochs + self._epochs(k),
             objective, gap(v, dense), rate, step_sq, state.step_sq_sum + step_sq, kept,

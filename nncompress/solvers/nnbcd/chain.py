@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Layer:
+class ChainLayer:
     """Layer i: U_i = map(V_{i-1}) Wᵀ + 1 bᵀ (+ V_inner), V_i = sigma(U_i) (+ V_outer).
 
     sigma(u) = u for u >= 0, slope * u below. `inner` and `outer` are the indices of earlier layers (0: the input) that
@@ -29,7 +29,7 @@ class Layer:
 class Chain:
     """The layers 1, ..., N in order; the last one has no activation (slope 1) and no skip."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[ChainLayer, ...]
 
     def leaving(self, j: int) -> list[tuple[int, bool]]:
         """The layers that V_j skips to, and whether it is added to their U (else to their V)."""

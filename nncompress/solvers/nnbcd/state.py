@@ -13,7 +13,7 @@ from nncompress import parallel
 from nncompress.compressions.base import distance_sq
 from nncompress.compressions.plan import Plan, Task
 from nncompress.problem import Problem
-from nncompress.solvers.nnbcd.chain import Chain, Layer, activation
+from nncompress.solvers.nnbcd.chain import Chain, ChainLayer, activation
 
 CHUNK = 1 << 22
 """Entries of a layer treated at once on the CPU: what a sweep needs beside the state and the Gram matrices."""
@@ -126,7 +126,7 @@ class Blocks:
         """N, the index of the output layer."""
         return len(self.W) - 1
 
-    def layer(self, i: int) -> Layer:
+    def layer(self, i: int) -> ChainLayer:
         """Layer i of the chain."""
         return self.chain.layers[i - 1]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nncompress.errors import Unsupported
-from nncompress.solvers.nnbcd.chain import Chain, Layer, LinearMap, padded, windows
+from nncompress.solvers.nnbcd.chain import Chain, ChainLayer, LinearMap, padded, windows
 
 REQUIREMENT = (
     "NN-BCD needs a chain of Linear and Conv2d layers with ReLU, LeakyReLU or Identity between them (average pooling, "
@@ -69,7 +69,7 @@ class _Trace:
 
     model: nn.Module
     input_shape: tuple[int, ...]
-    layers: list[Layer] = field(default_factory=list)
+    layers: list[ChainLayer] = field(default_factory=list)
     widths: list[int] = field(default_factory=list)
     values: dict[fx.Node, Value] = field(default_factory=dict)
 
@@ -129,7 +129,7 @@ class _Trace:
             raise self._refusal(node, "inputs that do not fit")
         name, (*places, _, _) = str(node.target), index.shape
         bias = None if module.bias is None else f"{name}.bias"
-        layer = Layer(f"{name}.weight", bias, 1.0, LinearMap.of(self.widths[-1], index))
+        layer = ChainLayer(f"{name}.weight", bias, 1.0, LinearMap.of(self.widths[-1], index))
         outputs = len(module.weight)
         self.layers.append(layer)
         self.widths.append(layer.map.positions * outputs)

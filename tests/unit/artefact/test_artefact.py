@@ -86,7 +86,7 @@ def test_numbers_of_64_bits_are_loaded_rounded_to_32(tmp_path):
             assert_close(load(tmp_path / option, compact=True)(x), deployed(x), 1e-5)
 
 
-RESNET20 = {"_target_": "nncompress.models.preresnet.PreResNet", "depth": 20, "bottleneck": False}
+RESNET20 = {"_target_": "nncompress.models.PreResNet", "depth": 20, "bottleneck": False}
 
 
 def test_a_deep_network_of_one_bit_a_weight_takes_little_more_than_that(tmp_path):

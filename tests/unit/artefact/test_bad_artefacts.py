@@ -111,10 +111,10 @@ NO_DESCRIPTION = [
     ("{}", "no format"),
     ("null", "no format"),
     ('"word"', "no format"),
-    ('{"format": 99}', "format 99, this version reads format 3: take a newer nncompress"),
-    ('{"format": 2}', "format 2, this version reads format 3: write it again"),
-    ('{"format": "3"}', "has format 3, this version reads format 3"),
-    ('{"format": 3}', "another checksum"),
+    ('{"format": 99}', "format 99, this version reads format 4: take a newer nncompress"),
+    ('{"format": 3}', "format 3, this version reads format 4: train it again"),
+    ('{"format": "4"}', "has format 4, this version reads format 4"),
+    ('{"format": 4}', "another checksum"),
 ]
 
 
@@ -219,9 +219,9 @@ WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
     "a dataclass that is no compression": of_kind(0, "compression", "class", to="nncompress.problem.Split"),
     "an abstract compression": of_kind(0, "compression", "class", to=f"{QUANTIZATION}.codes.Quantization"),
     "a class of Θ for a compression": of_kind(0, "compression", "class", to=f"{QUANTIZATION}.codes.Coded"),
-    "another view": of_kind(0, "view", "class", to="nncompress.compressions.quantization.codebook.Codebook"),
+    "another view": of_kind(0, "view", "class", to="nncompress.compressions.quantization.Codebook"),
     "an unknown class of Θ": of_kind(0, "theta", "class", to=f"{QUANTIZATION}.codes.Other"),
-    "another class of Θ": of_kind(0, "theta", "class", to="nncompress.compressions.decomposition.tensor_train.Cores"),
+    "another class of Θ": of_kind(0, "theta", "class", to="nncompress.compressions.decomposition.Cores"),
     "a class that is a number": of_kind(0, "theta", "class", to=3),
     "a field that is missing": lambda about: about["kinds"][0]["compression"].pop("K"),
     "a field that is unknown": of_kind(0, "compression", "rank", to=3),

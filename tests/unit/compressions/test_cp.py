@@ -11,13 +11,13 @@ from tensor_counts import PADDING, SHAPE, STRIDE, Counting, conv_use, convolutio
 from tensorly.decomposition import parafac
 from torch.nn.functional import conv2d
 
-from nncompress.compressions.decomposition.cp import CP, Factors, cp, largest_rank
+from nncompress.compressions.decomposition.cp import CP, CPFactors, cp, largest_rank
 from nncompress.compressions.products import Use
 
 
 def low_rank_cp(shape: tuple[int, ...], rank: int, seed: int = 0, dtype: torch.dtype = F64) -> torch.Tensor:
     factors = tuple(randn(n, rank, seed=seed + k, dtype=dtype) for k, n in enumerate(shape))
-    return CP(rank).decompress(Factors(factors))
+    return CP(rank).decompress(CPFactors(factors))
 
 
 def test_cp_entries_are_sums_of_products():

@@ -11,7 +11,7 @@ from nncompress.compressions.base import sort_rows
 from nncompress.compressions.quantization import kmeans_exact
 from nncompress.compressions.quantization import kmeans_exact as kmeans_search
 from nncompress.compressions.quantization.kmeans import Clusters, Points, clusters_at, companded, lloyd, points_of
-from nncompress.compressions.quantization.kmeans_exact import Blocks, bounds, windows
+from nncompress.compressions.quantization.kmeans_exact import PositionBlocks, bounds, windows
 
 
 def numbers(kind: str, count: int, seed: int) -> torch.Tensor:
@@ -200,7 +200,7 @@ def test_points_count_equal_numbers_once():
 
 def test_blocks_gather_what_leads_to_each():
     low = torch.tensor([[0, 0, 1], [0, 1, 1]])
-    blocks = Blocks(low, low, low, low + 1, [])
+    blocks = PositionBlocks(low, low, low, low + 1, [])
     values = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
     assert blocks.width == 2
     assert blocks.sources(windows(values, 2), slice(1, 3)).tolist() == [[[1, 2], [2, 3]], [[5, 6], [5, 6]]]

@@ -18,7 +18,7 @@ from nncompress.compressions.quantization.codebook import codebook
 from nncompress.compressions.quantization.fixed import FixedCodebook, binary, fixed_codebook, ternary
 from nncompress.compressions.quantization.uniform import low_precision
 from nncompress.compressions.sparsity.magnitude import L0, L1Penalty, l0, l0_penalty
-from nncompress.compressions.target import Target, fit
+from nncompress.compressions.target import SizeTarget, fit
 from nncompress.compressions.views import AsMatrix, AsTensor, AsVector
 from nncompress.errors import ConfigError, Diverged
 from nncompress.surgery.uses import layers_of, uses_of
@@ -34,7 +34,7 @@ def ratio_target(w, requested):
     def measure(plan):
         return (dense - plan.numel() + plan.num_params(plan.compress(plan.select(w)))) / dense
 
-    return Target("ratio", measure, requested)
+    return SizeTarget("ratio", measure, requested)
 
 
 def test_hidden_leaves_the_output_layer_alone_and_all_does_not():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nncompress.errors import ConfigError, Diverged, Unsupported
 from nncompress.experiment.one_shot import Filters, LowRank, Weights
-from nncompress.experiment.study import Study
+from nncompress.experiment.study import OneShotStudy
 from nncompress.problem import Problem
 
 EVERY = [method for methods in METHODS.values() for method in methods]
@@ -87,7 +87,7 @@ def test_a_part_outside_the_range_is_refused():
     network, x = small("vgg-stages")
     for part in (1.0, -0.1, math.nan):
         with pytest.raises(ConfigError, match=rf"compress_at must be the part to take away, in \[0, 1\), found {part}"):
-            Study(methods={"filters": Filters()}, at=[0.5, part])
+            OneShotStudy(methods={"filters": Filters()}, at=[0.5, part])
         with pytest.raises(ConfigError, match="at must be the part to take away"):
             Weights(at=[0.2, part])
         with pytest.raises(ConfigError, match="part must be the part to take away"):
@@ -129,10 +129,10 @@ def test_methods_without_anything_to_take_away_are_left_out_and_none_at_all_is_r
     network = mlp(gaussian())
     for method in (Filters(), LowRank()):
         with pytest.raises(Unsupported, match=r"needs a method that the network has something for, found this in comp"):
-            Study(methods={"this": method}, at=[0.5]).suited(network)
-        kept = Study(methods={"weights": Weights(), "this": method}, at=[0.5]).suited(network)
+            OneShotStudy(methods={"this": method}, at=[0.5]).suited(network)
+        kept = OneShotStudy(methods={"weights": Weights(), "this": method}, at=[0.5]).suited(network)
         assert [*kept.methods] == ["weights"]
-    linear = Study(methods={"this": LowRank(linear=True)}, at=[0.5])
+    linear = OneShotStudy(methods={"this": LowRank(linear=True)}, at=[0.5])
     assert linear.suited(network) == linear
 
 

@@ -11,7 +11,7 @@ from problems import gaussian, mlp, problem
 
 from nncompress.errors import ConfigError, Diverged
 from nncompress.experiment.one_shot import Filters, LowRank, Weights
-from nncompress.experiment.study import Study
+from nncompress.experiment.study import OneShotStudy
 from nncompress.metrics import evaluate
 from nncompress.problem import Dataset, Split
 from nncompress.surgery.norms import recalibrated
@@ -126,7 +126,7 @@ def test_of_a_network_with_a_bias_that_is_no_number_there_are_no_rows():
 def test_distances_are_named_by_method_and_part():
     network, _ = small("vgg-stages")
     methods = {"filters": Filters(), "weights": Weights(at=[0.98, 0.5])}
-    found = Study(methods=methods, at=[0.9, 0.25, 0.9]).distances(network)
+    found = OneShotStudy(methods=methods, at=[0.9, 0.25, 0.9]).distances(network)
     assert list(found) == [
         "distance/filters/0.25",
         "distance/filters/0.9",

@@ -160,7 +160,7 @@ BAD = [
     (["augmentation._target_=nowhere.Mine", "~augmentation.parts"], "augmentation"),
     (["solver.label_smoothing=1"], "label_smoothing must be at least 0 and below 1, found 1"),
     (["solver.average=1"], "average must be at least 0 and below 1, found 1"),
-    (["solver.schedule._target_=nncompress.solvers.training.descent.WarmUp", "+solver.schedule.epochs=-1"],
+    (["solver.schedule._target_=nncompress.solvers.training.WarmUp", "+solver.schedule.epochs=-1"],
      "epochs must be at least 0, found -1"),
 ]  # fmt: skip
 
@@ -250,7 +250,7 @@ def test_a_reference_is_trained_with_the_augmentation_and_the_held_out_samples_o
     there, here = (OmegaConf.load(path / "config.yaml") for path in (folder, tmp_path / "run"))
     assert there.augmentation == here.augmentation
     assert there.validation == here.validation == 0.2
-    alone = ["solver.num_steps=2", "solver.schedule._target_=nncompress.solvers.training.descent.Exponential"]
+    alone = ["solver.num_steps=2", "solver.schedule._target_=nncompress.solvers.training.Exponential"]
     sgd = [*data, "eval_every=10", *alone, "+solver.schedule.decay=0.97"]
     finish(configuration("solver=sgd", *sgd), tmp_path / "sgd")
     assert rows(folder) == rows(tmp_path / "sgd")

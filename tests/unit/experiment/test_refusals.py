@@ -68,7 +68,7 @@ BAD = [
     ([*FRANK_WOLFE, "constraint.size.w=0"], 2, "w must be positive and finite, found 0"),
     ([*FRANK_WOLFE, "constraint.rest=l2"], 2, "constraint.rest: must be a node"),
     ([*FRANK_WOLFE, "~constraint"], 2, "constraint must say which parameters lie in which set, found None"),
-    ([*FRANK_WOLFE, "solver.lr=2", "solver.rescaling._target_=nncompress.solvers.frank_wolfe.sfw.NoRescaling"], 2,
+    ([*FRANK_WOLFE, "solver.lr=2", "solver.rescaling._target_=nncompress.solvers.frank_wolfe.NoRescaling"], 2,
      "lr must be at most 1 with NoRescaling, found 2"),
     ([*FRANK_WOLFE, "solver.delay=1"], 2, "delay must be at least 0 and below 1, found 1"),
     ([*FRANK_WOLFE, "solver.momentum=1"], 2, "momentum must be at least 0 and below 1, found 1"),

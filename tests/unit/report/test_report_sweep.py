@@ -123,7 +123,7 @@ def test_a_constraint_is_told_by_its_name_and_its_copies_are_not_told() -> None:
 
 
 def test_a_class_is_told_without_its_module() -> None:
-    group = {"solver.rescaling._target_": "nncompress.solvers.frank_wolfe.sfw.NoRescaling", "model": "mlp"}
+    group = {"solver.rescaling._target_": "nncompress.solvers.frank_wolfe.NoRescaling", "model": "mlp"}
     assert group_label(group, [*group]) == "rescaling=NoRescaling, model=mlp"
 
 

@@ -11,7 +11,7 @@ from fake_runs import config, fake_run
 from nncompress.files import read_json, write_json
 from nncompress.reproduce.cross import cross_frame, cross_tables
 from nncompress.reproduce.figures import METRICS, figure, measured, shared_parts
-from nncompress.reproduce.protocol import Claim, Protocol, Selection, Study
+from nncompress.reproduce.protocol import Claim, PaperStudy, Protocol, Selection
 from nncompress.reproduce.rows import FAIL, NOT_COMPARABLE, PASS, claim_row, verdict
 from nncompress.results.records import read_run
 
@@ -117,7 +117,7 @@ def test_of_two_that_are_as_accurate_the_smaller_is_the_best_and_a_little_more_t
 
 def test_a_claim_holds_at_its_limit(tmp_path: Path) -> None:
     run = read_run(fake_run(tmp_path / "run", config(), n=3))
-    studies = [Study(name, name, "digits", ()) for name in "ab"]
+    studies = [PaperStudy(name, name, "digits", ()) for name in "ab"]
     claim = Claim("claims/1", "not worse", "accuracy/test", Selection("a"), Selection("b"), by=-0.01)
     protocol = Protocol("lc", "cpu", "T", studies, {}, [claim], {}, {}, {"a": ("cpu",), "b": ("cpu",)})
     for ours, expected in ((0.95, PASS), (0.9499, FAIL), (0.97, PASS)):

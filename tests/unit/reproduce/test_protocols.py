@@ -15,7 +15,7 @@ import nncompress.sweeps.launch  # noqa: F401 (its resolver is used by conf/conf
 from nncompress.config.build import validate
 from nncompress.errors import ConfigError
 from nncompress.reproduce import planning
-from nncompress.reproduce.planning import Cost, Plan, jobs_of, seconds
+from nncompress.reproduce.planning import Cost, Forecast, jobs_of, seconds
 from nncompress.reproduce.protocol import CLAIM, NOT_AVAILABLE, PAPERS, SCALES, Selection, read_protocol, read_published
 from nncompress.sweeps.sweeper import combinations, values_of
 
@@ -120,7 +120,7 @@ def test_what_a_run_is_compressed_to_afterwards_is_measured_once_and_counted() -
     (job,) = jobs_of(["compress_at=[.1,.2,.3]", "compress_by.weights.at=[.5,.9]", "~compress_by.low_rank"])
     assert job.parts == 3 + 3 + 2  # two methods share the parts
     assert set(job.one_step) == {"++solver.num_steps=1", "compress_at=[0.1]", "compress_by.weights.at=[0.5]"}
-    plan = Plan(read_protocol("lc", "cpu").studies[0], (), (job,), frozenset(), cost=Cost(2, 3, 0, 0, 5))
+    plan = Forecast(read_protocol("lc", "cpu").studies[0], (), (job,), frozenset(), cost=Cost(2, 3, 0, 0, 5))
     assert seconds([plan]) == 3 + 2 * job.steps + 5 * job.parts
 
 

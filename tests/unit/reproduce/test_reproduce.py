@@ -22,8 +22,8 @@ import nncompress.reproduce.planning as planning
 from nncompress.cli.main import main
 from nncompress.config.overrides import named_folder
 from nncompress.files import read_json, write_json
-from nncompress.reproduce.planning import Cost, Plan, _recorded, jobs_of, planned
-from nncompress.reproduce.protocol import CLAIM, Alternative, Claim, Protocol, Published, Selection, Study
+from nncompress.reproduce.planning import Cost, Forecast, _recorded, jobs_of, planned
+from nncompress.reproduce.protocol import CLAIM, Alternative, Claim, PaperStudy, Protocol, Published, Selection
 from nncompress.reproduce.rows import FAIL, PASS
 from nncompress.results.records import read_run
 from nncompress.results.sweep_folder import ENDED, SWEEP, Job, Manifest, read_manifest, standing, write_manifest
@@ -36,8 +36,8 @@ KEPT_HALF = Selection("kept", {"compression.keep": 0.5})
 
 def tiny(paper: str, scale: str) -> Protocol:
     """Two runs for each seed; a study whose official data are missing, and one without any data."""
-    study = Study("kept", "two parts kept", "digits", (*WORDS, *SMALL, "seed=0"), ("a small network",))
-    elsewhere = Study(
+    study = PaperStudy("kept", "two parts kept", "digits", (*WORDS, *SMALL, "seed=0"), ("a small network",))
+    elsewhere = PaperStudy(
         "elsewhere", "other data", "npz", ("dataset=npz", "dataset.path=none.npz", *WORDS[:3], "seed=0"),
         instead=Alternative(("dataset=digits", "~dataset.path"), "digits in place of points"),
     )  # fmt: skip
@@ -62,7 +62,7 @@ PUBLISHED = [
 
 
 @cache
-def known_jobs(words: tuple[str, ...]) -> list[planning.Job]:
+def known_jobs(words: tuple[str, ...]) -> list[planning.PlannedRun]:
     return jobs_of(words)
 
 
@@ -118,7 +118,7 @@ def done(paper: Path, made: Made) -> Path:
     return Path(shutil.copytree(made.folder, paper))
 
 
-def timed(job: planning.Job) -> Cost:
+def timed(job: planning.PlannedRun) -> Cost:
     """What stands for a step of a job: its data are looked for."""
     planning._check_data(job.data)
     return Cost(0.01, 0.5, 1000, 0.0, 0.0)
@@ -267,7 +267,7 @@ def test_other_data_take_the_place_of_missing_ones_and_are_a_deviation(
     paper: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def other(name: str, scale: str) -> Protocol:
-        study = Study(
+        study = PaperStudy(
             "elsewhere", "other data", "har", ("dataset=har", "data.download=false", *WORDS),
             instead=Alternative(("dataset=digits",), "digits in place of activities"),
         )  # fmt: skip
@@ -313,7 +313,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_anything_is_planned(
 def test_a_plan_that_was_stopped_keeps_what_it_measured_and_says_how_to_go_on(
     paper: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def stopped(study: Study, *more: Any) -> Plan:
+    def stopped(study: PaperStudy, *more: Any) -> Forecast:
         if study.name == "nothing":
             raise KeyboardInterrupt
         return planned(study, *more)

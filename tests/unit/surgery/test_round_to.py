@@ -20,7 +20,7 @@ from nncompress.compressions.decomposition.tucker import tucker
 from nncompress.compressions.plan import Plan, mixed, none, plan_of
 from nncompress.compressions.sparsity.magnitude import l0
 from nncompress.compressions.sparsity.structured import GroupL0, group_l0
-from nncompress.compressions.target import Change, Target, changes, fit, rounded
+from nncompress.compressions.target import Change, SizeTarget, changes, fit, rounded
 from nncompress.errors import ConfigError
 
 # Ranks and rows.
@@ -152,14 +152,14 @@ def test_a_users_recipe_gets_the_number_if_it_takes_it():
     assert seen == [5, 8]
 
 
-def ratio_target(w: dict[str, Tensor], ratio: float) -> Target:
+def ratio_target(w: dict[str, Tensor], ratio: float) -> SizeTarget:
     total = sum(tensor.numel() for tensor in w.values())
 
     def measure(plan: Plan) -> float:
         stored = plan.num_params(plan.compress(plan.select(w)))
         return (total - plan.numel() + stored) / total
 
-    return Target("ratio", measure, ratio)
+    return SizeTarget("ratio", measure, ratio)
 
 
 def test_a_target_is_met_with_the_largest_multiple():

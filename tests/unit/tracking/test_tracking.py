@@ -117,7 +117,7 @@ def test_a_tracker_cannot_keep_a_run_from_leaving(tmp_path: Path) -> None:
 
 def test_what_is_no_tracker_is_said_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(tmp_path / "run", *WORDS, "solver.num_steps=0", "+tracking.own._target_=builtins.dict")
-    assert "must be an nncompress.tracking.base.Tracker, found dict" in caplog.text
+    assert "must be an nncompress.tracking.Tracker, found dict" in caplog.text
 
 
 def test_wrong_settings_are_refused_before_anything_runs() -> None:

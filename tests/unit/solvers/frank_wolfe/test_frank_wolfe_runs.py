@@ -134,7 +134,7 @@ def test_a_run_that_goes_on_for_longer_enters_the_sets_of_its_new_course_and_com
 
 
 def test_another_class_inside_a_node_drops_the_keys_it_does_not_take():
-    size = "nncompress.constraints.size.Radius"
+    size = "nncompress.constraints.Radius"
     cfg = configuration("solver=frank_wolfe", f"constraint.size._target_={size}", "+constraint.size.value=50")
     assert cfg.constraint.size == {"_target_": size, "value": 50}
     assert build(cfg.solver).constraint.size == Radius(value=50)

@@ -294,7 +294,7 @@ def test_a_run_has_no_gap_resumes_and_stores_the_trained_network(apart, tmp_path
     words = [
         "solver=direct_learning", "model=tt_mlp", "model.widths=[16,16]", "compression.rank=8",
         "dataset.train_size=100", "dataset.test_size=100",
-        "solver.schedule._target_=nncompress.solvers.training.descent.Constant",
+        "solver.schedule._target_=nncompress.solvers.training.Constant",
     ]  # fmt: skip
     sgd = ["solver.optimizer._target_=torch.optim.SGD", "solver.lr=0.05", "deterministic=true"]
     for name, more in (("tt", []), ("sgd", sgd), ("tucker", ["compression=tucker"]), ("cp", ["compression=cp"])):

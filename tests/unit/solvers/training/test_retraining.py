@@ -63,7 +63,7 @@ def test_the_gradient_of_what_is_learned_is_that_of_the_dense_weights_through_de
 
 
 def test_the_retrained_network_is_stored_and_loaded(tmp_path):
-    architecture = {"_target_": "nncompress.models.mlp.MLP", "widths": [8, 8], "activation": "relu", "bias": True}
+    architecture = {"_target_": "nncompress.models.MLP", "widths": [8, 8], "activation": "relu", "bias": True}
     for family, (recipe, settings) in FAMILIES.items():
         p = small(recipe, settings)
         observation = last(DCRetrain(num_steps=2), p, 2).observation
