@@ -22,7 +22,7 @@ PACKAGES = ("nncompress", "torch", "torchvision", "numpy", "hydra-core", "omegac
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `auto`, `cpu`, `cuda` or `cuda:N`; ConfigError when it is not there."""
+    """Return the device of `auto`, `cpu`, `cuda` or `cuda:N`. Raises ConfigError when it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -34,7 +34,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(precision: str, default: str) -> torch.dtype:
-    """The floating-point type of `float32`, `float64`, `tf32` or `bf16`; `auto` is the solver's own choice.
+    """Return the floating-point type of `float32`, `float64`, `tf32` or `bf16`; `auto` is the solver's own choice.
 
     `tf32` is float32 with products that a GPU may round to ten bits of mantissa; else they stay exact. `bf16` is
     float32 with minibatches in bfloat16 where autocast allows it (`Computation.half`).
@@ -56,7 +56,7 @@ def make_deterministic(seed: int, deterministic: bool) -> None:
 
 
 def random_state(device: torch.device) -> list[torch.Tensor]:
-    """The state of torch's global generators, on the CPU and on the run's GPU."""
+    """Return the state of torch's global generators, on the CPU and on the run's GPU."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
@@ -77,7 +77,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest memory in use since `reset_peak_memory`, in bytes: allocated on a GPU, resident of the process else."""
+    """Return the most bytes in use since `reset_peak_memory`: allocated on a GPU, resident of the process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError):
@@ -89,7 +89,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def describe(device: torch.device, dtype: torch.dtype, seed: int) -> dict[str, Any]:
-    """Versions, hardware, commit, command line, seed and the flags that decide whether a run can be repeated."""
+    """Describe versions, hardware, commit, command line, seed and the flags that decide if a run can be repeated."""
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": sys.orig_argv,
@@ -126,7 +126,7 @@ def _processor() -> str:
 
 @cache
 def _commit() -> str | None:
-    """The commit of the checkout the package runs from, `-dirty` behind it when files differ; None elsewhere."""
+    """Return the commit of the checkout the package runs from, `-dirty` behind it when files differ; None elsewhere."""
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return None

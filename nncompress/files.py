@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, and held by one process at a time. Imports no torch.
+"""Write files and folders whole or not at all, and let one process at a time hold a place. Imports no torch.
 
 A hold ends with its process. A file system without locks lets everybody hold everything.
 """
@@ -15,58 +15,68 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from nncompress.errors import ConfigError, NNCompressError
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
 GLANCE = 0.1
-"""Seconds until a file that is taken is looked at again: somebody may only have asked whether it is (`taken`)."""
+"""Seconds until a place that is held is tried again: somebody may only have asked whether it is (`is_held`)."""
+UNFINISHED = ".*.tmp"
+"""The names of files and folders until they are whole: `.NAME.PID.tmp`."""
 
 
 @contextmanager
-def held(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold a folder, or a file that is made when absent. With `waiting`, which is called then, wait for who has it.
+def hold(path: Path, refusal: str = "", *, waiting: str | None = None) -> Iterator[None]:
+    """Hold a folder, or a file that is made when absent: no other process does until the end of the block.
+
+    Args:
+        path: the place.
+        refusal: what the user is told when another process holds it.
+        waiting: with it the other process is waited for, once this has been logged (`""`: nothing is).
 
     Raises:
-        BlockingIOError: another process holds it, and there is no `waiting`.
+        ConfigError: another process holds the place, and it is not waited for.
     """
     place = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        if not _tried(place):
+        if not _lock(place):
             time.sleep(GLANCE)
-            if not _tried(place):
+            if not _lock(place):
                 if waiting is None:
-                    raise BlockingIOError(f"{path} is held by another process")
-                waiting()
+                    raise ConfigError(refusal or f"{path} is held by another process")
+                if waiting:
+                    log.info("%s", waiting)
                 fcntl.flock(place, fcntl.LOCK_EX)
         yield
     finally:
         os.close(place)
 
 
-def taken(path: Path) -> bool:
-    """Whether a process holds the file, or may: a file system without locks does not tell. Writes nothing."""
+def is_held(path: Path) -> bool:
+    """Tell whether a process holds the place, or may: a file system without locks does not say. Writes nothing."""
     try:
-        with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask do not take each other for a holder
+        place = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     except OSError:
         return True
+    try:
+        fcntl.flock(place, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask do not take each other for a holder
+    except OSError:
+        return True
+    finally:
+        os.close(place)
     return False
 
 
-def _tried(place: int) -> bool:
-    """Hold an open file unless somebody else does; whether nobody did."""
+def _lock(place: int) -> bool:
+    """Lock an open place unless another process has; False when one has."""
     try:
         fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -76,87 +86,85 @@ def _tried(place: int) -> bool:
     return True
 
 
-def check_free(path: Path, option: str) -> None:
+def require_free(path: Path, option: str) -> None:
     """Raise ConfigError when something is at `path` already (an empty folder is nothing); `option` gives another."""
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise ConfigError(f"nothing is overwritten, found {path}; give another place with {option}")
 
 
 @contextmanager
-def whole(path: Path, option: str) -> Iterator[Path]:
-    """A path of the same name in a new folder beside `path`: what is made there is moved to `path` at the end.
+def create(path: Path, option: str) -> Iterator[Path]:
+    """Give a path of the same name in a new folder; move what is made there, and beside it, to `path` at the end.
 
-    So is what lies beside it. When anything is raised within, an interruption included, nothing is left; what a killed
-    process left is taken away by the next one.
+    When anything is raised within, an interruption included, nothing is left; what a killed process left is taken away
+    by the next one.
 
     Raises:
-        ConfigError: `path` is taken; NNCompressError: it cannot be written. `option` gives another.
+        ConfigError: something is at `path` already; `option` gives another.
+        NNCompressError: it cannot be written.
     """
-    check_free(path, option)
+    require_free(path, option)
     shown, path = path, path.absolute()
-    missing = [folder for folder in path.absolute().parents if not folder.exists()]
-    apart = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    missing = [folder for folder in path.parents if not folder.exists()]
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _terminable(), ExitStack() as claim:
-            _remove_left(path.parent)
-            apart.mkdir(parents=True)
-            claim.enter_context(held(apart))
-            yield apart / path.name
-            for made in sorted(apart.iterdir()):
-                check_free(path.with_name(made.name), option)
-                made.replace(path.with_name(made.name))
-            apart.rmdir()
+        with exit_on_sigterm(), ExitStack() as held:
+            remove_unfinished(left for left in path.parent.glob(UNFINISHED) if left.is_dir())
+            draft.mkdir(parents=True)
+            held.enter_context(hold(draft))
+            yield draft / path.name
+            for part in sorted(draft.iterdir()):
+                require_free(path.with_name(part.name), option)
+                part.replace(path.with_name(part.name))
+            draft.rmdir()
     except BaseException as error:
-        shutil.rmtree(apart, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
         for folder in missing:
             with suppress(OSError):
                 folder.rmdir()
-        if isinstance(error, OSError) and _concerns(error, apart):
+        if isinstance(error, OSError) and _concerns(error, draft):
             raise NNCompressError(
                 f"cannot write {shown}: {error.strerror or error}; give another place with {option}"
             ) from error
         raise
 
 
-def _remove_left(parent: Path) -> None:
-    """Remove the new folders in which nobody is at work any more."""
-    for left in parent.glob(".*.tmp"):
-        with suppress(OSError):  # held by another process, or it is no folder
-            place = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
-            finally:
-                os.close(place)
+def remove_unfinished(paths: Iterable[Path]) -> None:
+    """Remove files that a killed process was writing, and folders that it was filling: those that nobody holds."""
+    for path in list(paths):
+        if path.is_dir() and not is_held(path):
+            shutil.rmtree(path, ignore_errors=True)
+        elif not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
-def _concerns(error: OSError, apart: Path) -> bool:
-    """Whether it is about the new folder, one above it or a file in it; what fails within a file names none."""
+def _concerns(error: OSError, draft: Path) -> bool:
+    """Tell whether it is about the new folder, one above it or a file in it; what fails within a file names none."""
     if error.filename is None:
         return not isinstance(error, BrokenPipeError)
-    apart, name = apart.absolute(), Path(str(error.filename)).absolute()
-    return name.is_relative_to(apart) or apart.is_relative_to(name)
+    name = Path(str(error.filename)).absolute()
+    return name.is_relative_to(draft) or draft.is_relative_to(name)
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Within it SIGTERM is an exit (143) that cleans up, in the main thread."""
+def exit_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM an exit (143) that cleans up, in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _exit)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None without one, which is told in the log where the file is damaged."""
+    """Return the object in a JSON file; None without one, which is told in the log where the file is damaged."""
     try:
         content = parse_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -167,13 +175,25 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return None
 
 
+def parse_json(text: bytes) -> Any:
+    """Return what the JSON text says, None when it is damaged."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
 def write_json(path: Path, obj: Any) -> None:
-    """Write a JSON file whole or not at all (a new file, then renamed); numbers that are not finite become null."""
-    text = json.dumps(finite(obj), indent=2, ensure_ascii=False) + "\n"
-    replace_bytes(Path(path), text.encode())
+    """Write a JSON file as `write_bytes` does; numbers that are not finite become null."""
+    write_text(path, json.dumps(finite(obj), indent=2, ensure_ascii=False) + "\n")
 
 
-def replace_bytes(path: Path, content: bytes | memoryview) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file in UTF-8 as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all: a new one that is on the disk before it takes the name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -192,16 +212,8 @@ def replace_bytes(path: Path, content: bytes | memoryview) -> None:
         raise
 
 
-def finite_number(value: Any) -> float | int | None:
-    if value is None or isinstance(value, int):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    return float(value) if math.isfinite(value) else None
-
-
 def finite(obj: Any) -> Any:
-    """The object with every number that JSON cannot hold replaced by None, and numpy's numbers by Python's."""
+    """Return the object with every number that JSON cannot hold replaced by None, and numpy's numbers by Python's."""
     if isinstance(obj, Mapping):
         return {key: finite(value) for key, value in obj.items()}
     if isinstance(obj, list | tuple):
@@ -209,8 +221,10 @@ def finite(obj: Any) -> Any:
     return finite_number(obj) if isinstance(obj, numbers.Real) else obj
 
 
-def parse_json(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+def finite_number(value: Any) -> float | int | None:
+    """Return the number as Python's own; None for one that is not finite."""
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if math.isfinite(value) else None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,13 +29,13 @@ class Evaluation(NamedTuple):
 
 
 def evaluation_batch(x: Tensor) -> int:
-    """How many of samples x (n, ...) are evaluated at once, at most 8192."""
+    """Return how many of samples x (n, ...) are evaluated at once, at most 8192."""
     return min(8192, max(1, EVALUATED_AT_ONCE.get(x.device.type, 1 << 17) // max(1, x[0].numel())))
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split, loss: Loss) -> Evaluation:
-    """Mean loss and accuracy of `model`, in evaluation mode, on a whole split."""
+    """Measure mean loss and accuracy of `model`, in evaluation mode, on a whole split."""
     was_training = model.training
     model.eval()
     total, correct = split.x.new_zeros((), dtype=torch.float64), split.y.new_zeros(())
@@ -48,7 +49,7 @@ def evaluate(model: nn.Module, split: Split, loss: Loss) -> Evaluation:
 
 
 def sizes(problem: Problem, theta: Sequence[Any], network: nn.Module | None = None) -> dict[str, float]:
-    """Parameters, bits and their ratios, dense and compressed, of the whole network and of the tasks alone.
+    """Count parameters, bits and their ratios, dense and compressed, of the whole network and of the tasks alone.
 
     Uncompressed parameters (biases and batch norm included) count FLOAT_BITS each on both sides. network: what is left
     of the problem's when channels are removed; a bit for each channel then says which.
@@ -68,38 +69,35 @@ def sizes(problem: Problem, theta: Sequence[Any], network: nn.Module | None = No
 
 
 def file_bits(problem: Problem, theta: Sequence[Any], network: nn.Module | None = None) -> dict[str, int]:
-    """All that a file of the dense and of the compressed network has to hold: `sizes`, and buffers (batch norm's).
+    """Count all that files of the dense and of the compressed network hold: `sizes`, and buffers (batch norm's).
 
     network: as in `sizes`.
     """
     size = sizes(problem, theta, network)
     left = problem.model if network is None else network
-    return {
-        "dense": dense_bits(problem.model),
-        "compressed": int(size["bits/compressed"]) + _buffer_bits(left),
-    }
+    return {"dense": dense_bits(problem.model), "compressed": int(size["bits/compressed"]) + _buffer_bits(left)}
 
 
 def dense_bits(network: nn.Module) -> int:
-    """All numbers of a network, buffers included."""
+    """Return all numbers of a network, buffers included."""
     return FLOAT_BITS * sum(p.numel() for p in network.parameters()) + _buffer_bits(network)
 
 
 def _buffer_bits(network: nn.Module) -> int:
-    """Real numbers count FLOAT_BITS, others what they have."""
+    """Count the buffers' bits: FLOAT_BITS for a real number, for others what they have."""
     state = network.state_dict()
     stored = [b for name, b in network.named_buffers() if name in state]
     return sum(b.numel() * (FLOAT_BITS if b.is_floating_point() else 8 * b.element_size()) for b in stored)
 
 
 def huffman_bits(problem: Problem, theta: Sequence[Any], network: nn.Module | None = None) -> int:
-    """Bits as in `sizes`, but with codes and positions Huffman-coded where that is less: an estimate."""
+    """Count the bits as in `sizes`, but with codes and positions Huffman-coded where that is less: an estimate."""
     outside, masks = _outside(problem, network)
     return FLOAT_BITS * outside + masks + problem.plan.huffman_bits(theta)
 
 
 def _outside(problem: Problem, network: nn.Module | None) -> tuple[int, int]:
-    """The parameters that no task compresses, and the bits that say which channels are left."""
+    """Return the parameters that no task compresses, and the bits that say which channels are left."""
     dense = sum(p.numel() for p in problem.model.parameters())
     left = dense if network is None else sum(p.numel() for p in network.parameters())
     masks = sum(len(mask) for mask in kept_in(problem.model).values()) if left < dense else 0
@@ -107,13 +105,13 @@ def _outside(problem: Problem, network: nn.Module | None) -> tuple[int, int]:
 
 
 def sparsity(weights: dict[str, Tensor]) -> float:
-    """Fraction of exact zeros among all weights (parameters of two or more dimensions)."""
+    """Return the fraction of exact zeros among all weights (parameters of two or more dimensions)."""
     total = sum(w.numel() for w in weights.values())
     return 1 - sum(int(torch.count_nonzero(w)) for w in weights.values()) / max(1, total)
 
 
 def effective_sparsity(weights: Sequence[Tensor], last: bool = True) -> float:
-    """Fraction of the weights without effect on the outputs of a chain without biases whose activations keep 0.
+    """Return the fraction of weights without effect on the outputs of a chain without biases, activations keeping 0.
 
     weights: W_1, ..., W_N (outputs x inputs). A hidden unit that nothing reaches loses the weights that leave it, one
     from which nothing is taken those that reach it, again and again. Without `last` the units before W_N keep what
@@ -131,7 +129,7 @@ def effective_sparsity(weights: Sequence[Tensor], last: bool = True) -> float:
 
 
 def gap(w: Params, compressed: Params) -> float:
-    """‖w - Δ(Θ)‖ / ‖w‖ over the compressed weights (0 without any)."""
+    """Return ‖w - Δ(Θ)‖ / ‖w‖ over the compressed weights (0 without any)."""
     norm = float(w.sq())
     return (float((w - compressed).sq()) / norm) ** 0.5 if norm > 0 else 0.0
 
@@ -139,7 +137,7 @@ def gap(w: Params, compressed: Params) -> float:
 def macs(
     plan: Plan, theta: Sequence[Any], layers: Iterable[Layer], left: Iterable[Layer] | None = None
 ) -> dict[str, float]:
-    """Multiply-accumulates of one sample in the Linear and Conv2d layers, dense and compressed.
+    """Count the multiply-accumulates of one sample in the Linear and Conv2d layers, dense and compressed.
 
     A compressed weight counts its factorised product or its nonzero entries, whichever is less. left: the layers once
     channels are removed; None: those of the dense network.
@@ -163,12 +161,12 @@ def _compressed_macs(layer: Layer, nonzero: int, task: Task, theta: Any) -> int:
 
 
 def task_sizes(plan: Plan, w: Params, theta: Sequence[Any]) -> list[dict[str, Any]]:
-    """For each task: its weights, compression, what Θ holds, sizes, and the relative error ‖w - Δ(Θ)‖ / ‖w‖."""
+    """Describe each task: its weights, compression, what Θ holds, sizes, the relative error ‖w - Δ(Θ)‖ / ‖w‖."""
     return [
         {
             "params": ", ".join(task.params),
             "compression": str(task.compression),
-            "theta": held(t),
+            "theta": describe_theta(t),
             "params/dense": sum(w[name].numel() for name in task.params),
             "params/compressed": task.compression.num_params(t),
             "bits/dense": FLOAT_BITS * sum(w[name].numel() for name in task.params),
@@ -180,8 +178,8 @@ def task_sizes(plan: Plan, w: Params, theta: Sequence[Any]) -> list[dict[str, An
     ]
 
 
-def held(theta: Any) -> str:
-    """The tensors of Θ with their shapes: `U 512x16, V 16x64`; parts in brackets."""
+def describe_theta(theta: Any) -> str:
+    """Return the tensors of Θ with their shapes: `U 512x16, V 16x64`; parts in brackets."""
     fields = [(name, getattr(theta, name)) for name in theta._fields]
     return ", ".join(f"{name} {_shapes(value)}" for name, value in fields if isinstance(value, Tensor | tuple))
 
@@ -190,5 +188,52 @@ def _shapes(value: Any) -> str:
     if isinstance(value, Tensor):
         return "x".join(map(str, value.shape))
     if hasattr(value, "_fields"):
-        return f"[{held(value)}]"
+        return f"[{describe_theta(value)}]"
     return " ".join(_shapes(item) if isinstance(item, Tensor | tuple) else str(item) for item in value)
+
+
+BINS, LARGEST = 40, 6
+REST = "all other parameters and buffers"
+
+
+def weight_histograms(plan: Plan, theta: Sequence[Any], network: nn.Module) -> dict[str, Any]:
+    """Return how the numbers of a compressed network are distributed, in plain values.
+
+    `tensors` counts the real tensors of Θ that are not constant, and all of the network's state outside the plan as one
+    more. `largest` describes the 6 of them with the most entries, in their order: name (weights and field of Θ), shape,
+    zeros (the part of exact zeros), and of all other values the counts in 40 bins of equal width from low to high.
+    """
+    tensors = {
+        " ".join(filter(None, (", ".join(task.params), field))): tensor.float()
+        for task, t in zip(plan.tasks, theta, strict=True)
+        for field, tensor in _real_tensors(t)
+    }
+    state = {tensor.data_ptr(): (name, tensor) for name, tensor in reversed(network.state_dict().items())}
+    rest = [t.flatten().float() for name, t in state.values() if name not in plan.shapes and t.is_floating_point()]
+    tensors |= {REST: torch.cat(rest)} if rest else {}
+    varied = {name: t for name, t in tensors.items() if t.numel() > 1 and bool(t.min() < t.max())}
+    largest = sorted(varied, key=lambda name: -varied[name].numel())[:LARGEST]
+    histograms = [{"name": name} | _histogram(t) for name, t in varied.items() if name in largest]
+    return {"tensors": len(varied), "largest": histograms}
+
+
+def _real_tensors(theta: Any, field: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of real numbers in Θ with the fields they stand in, `cores.0`."""
+    if isinstance(theta, Tensor):
+        if theta.is_floating_point():
+            yield field, theta
+    elif isinstance(theta, tuple | list):
+        for name, item in zip(getattr(theta, "_fields", range(len(theta))), theta, strict=True):
+            yield from _real_tensors(item, f"{field}.{name}" if field else str(name))
+
+
+def _histogram(tensor: Tensor) -> dict[str, Any]:
+    values = tensor[(tensor != 0) & tensor.isfinite()].detach().cpu().numpy().astype(float)
+    counts, edges = np.histogram(values, BINS)
+    return {
+        "shape": list(tensor.shape),
+        "zeros": 1 - int(torch.count_nonzero(tensor)) / tensor.numel(),
+        "low": float(edges[0]),
+        "high": float(edges[-1]),
+        "counts": counts.tolist(),
+    }

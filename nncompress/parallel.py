@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 
 def several() -> bool:
-    """Whether torchrun started more than one process."""
+    """Return whether torchrun started more than one process."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def first() -> bool:
-    """Whether this process is the first, once it has joined the others."""
+    """Return whether this process is the first, once it has joined the others."""
     if not several():
         return True
     start()
@@ -47,26 +47,26 @@ def start() -> None:
 
 
 def size() -> int:
-    """How many processes work together."""
+    """Return how many processes work together."""
     import torch.distributed as dist
 
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is, from 0; process 0 writes the run folder."""
+    """Return which of them this one is, from 0; process 0 writes the run folder."""
     import torch.distributed as dist
 
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def share(n: int) -> slice:
-    """This process's samples of n: consecutive, their numbers differing by at most one between processes."""
+    """Return this process's samples of n: consecutive, their numbers differing by at most one between processes."""
     return slice(n * rank() // size(), n * (rank() + 1) // size())
 
 
 def sum_(*tensors: Tensor) -> None:
-    """Each tensor becomes its sum over all processes, the same bits in each."""
+    """Replace each tensor by its sum over all processes, the same bits in each."""
     import torch.distributed as dist
 
     if size() > 1:
@@ -84,17 +84,17 @@ def check_alike(tensors: Iterable[Tensor], what: str) -> None:
     digest = sha256()
     for tensor in tensors:
         digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
-    found: list[str] = [""] * size()
-    dist.all_gather_object(found, digest.hexdigest())
-    if len(set(found)) > 1:
-        short = ", ".join(text[:8] for text in found)
+    hashes: list[str] = [""] * size()
+    dist.all_gather_object(hashes, digest.hexdigest())
+    if len(set(hashes)) > 1:
+        short = ", ".join(text[:8] for text in hashes)
         raise NNCompressError(
             f"all processes must hold the same {what}, found hashes {short}; use the same versions and devices for all"
         )
 
 
-def gathered(part: Tensor, n: int) -> Tensor:
-    """The n rows of which each process holds its share; on process 0 (elsewhere `part`)."""
+def gather(part: Tensor, n: int) -> Tensor:
+    """Return the n rows of which each process holds its share; on process 0 (elsewhere `part`)."""
     import torch
     import torch.distributed as dist
 
@@ -133,43 +133,44 @@ def broadcast(value: T) -> T:
 
 
 def largest(code: int) -> int:
-    """The largest of all processes' codes, in every process."""
+    """Return the largest of all processes' codes, in every process."""
     import torch
     import torch.distributed as dist
 
     if size() == 1:
         return code
-    found = torch.tensor(code)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+    most = torch.tensor(code)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return int(most)
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What goes wrong within it in one process goes wrong in all, so that none waits for one that has left.
+    """Let what goes wrong within it in one process go wrong in all, so that none waits for one that has left.
 
-    No sums within it. Raises NNCompressError: another process failed (what it said), or this one with any error of
+    No sums within it. Raises NNCompressError: another process failed (with its message), or this one with any error of
     several processes.
     """
     try:
         yield
     except Exception as error:
-        _said(str(error) if isinstance(error, NNCompressError) else f"{type(error).__name__}: {one_line(error)}")
+        message = str(error) if isinstance(error, NNCompressError) else f"{type(error).__name__}: {one_line(error)}"
+        _first_failure(message)
         if size() == 1 or isinstance(error, NNCompressError):
             raise
-        raise NNCompressError(f"{type(error).__name__}: {one_line(error)}") from error
-    said = _said(None)
-    if said:
-        raise NNCompressError(said)
+        raise NNCompressError(message) from error
+    failure = _first_failure(None)
+    if failure:
+        raise NNCompressError(failure)
 
 
-def _said(sentence: str | None) -> str | None:
-    """What the first process with something to say says; none when nobody has."""
+def _first_failure(message: str | None) -> str | None:
+    """Return the message of the first process that failed, given that of this one; None when none has failed."""
     import torch.distributed as dist
 
-    if not largest(int(sentence is not None)):
+    if not largest(int(message is not None)):
         return None
-    said: list[str | None] = [None] * size()
+    messages: list[str | None] = [None] * size()
     if size() > 1:
-        dist.all_gather_object(said, sentence)
-    return next((f"process {r}: {words}" for r, words in enumerate(said) if words), None)
+        dist.all_gather_object(messages, message)
+    return next((f"process {r}: {text}" for r, text in enumerate(messages) if text), None)

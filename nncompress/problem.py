@@ -29,18 +29,18 @@ class Split:
         return len(self.y)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Split:
-        """The split on `device`, its inputs as `dtype`."""
+        """Return the split on `device`, its inputs as `dtype`."""
         return Split(self.x.to(device=device, dtype=dtype), self.y.to(device=device))
 
     def some(self, count: int, seed: int) -> Split:
-        """At most `count` of the samples, drawn without replacement by `seed`."""
+        """Draw at most `count` of the samples, without replacement, by `seed`."""
         if count >= len(self):
             return self
         drawn = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count].to(self.y.device)
         return Split(self.x[drawn], self.y[drawn])
 
-    def laid_out(self, memory_format: torch.memory_format) -> Split:
-        """The split with inputs that are images in a memory format."""
+    def lay_out(self, memory_format: torch.memory_format) -> Split:
+        """Return the split with images in a memory format."""
         return replace(self, x=self.x.contiguous(memory_format=memory_format)) if self.x.dim() == 4 else self
 
 
@@ -62,7 +62,7 @@ class Augmentation(ABC):
 
     @abstractmethod
     def apply(self, x: Tensor, drawn: Tensor, blank: Tensor) -> Tensor:
-        """The changed images, with the shape, type, device and memory format of x, which is left as it is.
+        """Return the changed images, with the shape, type, device and memory format of x, which is left as it is.
 
         x (n, c, h, w), of any floating-point type; drawn (n, columns), float32 as `draw` gives it, on the device of x;
         blank (c, 1, 1) or (), on the device of x: the value of what comes in from outside.
@@ -70,7 +70,7 @@ class Augmentation(ABC):
 
     @final
     def draw(self, n: int, generator: Generator) -> Tensor:
-        """Numbers (n, columns), float32 on the CPU, uniform in [0, 1): all that is random for n samples."""
+        """Draw numbers (n, columns), float32 on the CPU, uniform in [0, 1): all that is random for n samples."""
         return torch.rand(n, self.columns, generator=generator)
 
     @final
@@ -86,11 +86,14 @@ class Augmentation(ABC):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split held whole as tensors; `name` and `preprocessing` go into the records.
+    """A training and a test split held whole as tensors.
 
-    validation: samples held out of the training data. augmentation: what training does to its samples anew in every
-    epoch. blank: what a raw value of 0 (black) has become, a number for each channel (channels, 1, 1) or one for all.
-    classes: the names of the labels 0, 1, ..., where they have names.
+    - train, test, num_classes: the splits and the number of their labels.
+    - name, preprocessing: texts for the records.
+    - validation: samples held out of the training data; None, none.
+    - augmentation: what training does to its samples anew in every epoch; None, nothing.
+    - blank: what a raw value of 0 (black) has become, a number for each channel (channels, 1, 1) or one for all; 0.
+    - classes: the names of the labels 0, 1, ...; None where they have no names.
     """
 
     train: Split
@@ -109,39 +112,36 @@ class Dataset:
         return tuple(self.train.x.shape[1:])
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
-        """All splits on `device`, inputs as `dtype`."""
-        return replace(
-            self,
-            train=self.train.to(device, dtype),
-            test=self.test.to(device, dtype),
-            validation=None if self.validation is None else self.validation.to(device, dtype),
-            blank=self.blank.to(device, dtype),
-        )
+        """Return all splits on `device`, inputs as `dtype`."""
+        return replace(self._changed(lambda split: split.to(device, dtype)), blank=self.blank.to(device, dtype))
 
-    def laid_out(self, memory_format: torch.memory_format) -> Dataset:
-        """The data set with inputs that are images in a memory format."""
-        train, test = (split.laid_out(memory_format) for split in (self.train, self.test))
-        validation = None if self.validation is None else self.validation.laid_out(memory_format)
-        return replace(self, train=train, test=test, validation=validation)
+    def lay_out(self, memory_format: torch.memory_format) -> Dataset:
+        """Return the data set with images in a memory format."""
+        return self._changed(lambda split: split.lay_out(memory_format))
+
+    def _changed(self, change: Callable[[Split], Split]) -> Dataset:
+        """Return the data set with `change` applied to all splits."""
+        validation = None if self.validation is None else change(self.validation)
+        return replace(self, train=change(self.train), test=change(self.test), validation=validation)
 
 
 @dataclass(frozen=True)
 class Computation:
     """How minibatches are computed; evaluation is in the network's own type.
 
-    half: convolutions and matrix products in bfloat16 (autocast), images channels_last. graphs: batches of one size
-    replayed as CUDA graphs on a GPU.
+    - half: convolutions and matrix products in bfloat16 (autocast), images channels_last; false.
+    - graphs: batches of one size replayed as CUDA graphs on a GPU; false.
     """
 
     half: bool = False
     graphs: bool = False
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        """Within it the network is computed as `half` says."""
+        """Return a context within which the network is computed as `half` says."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.half)
 
-    def laid_out(self, x: Tensor) -> Tensor:
-        """Images (n, channels, height, width) in the memory format that is fastest; anything else as it is."""
+    def lay_out(self, x: Tensor) -> Tensor:
+        """Lay out images (n, channels, height, width) in the memory format that is fastest; leave anything else."""
         return x.contiguous(memory_format=torch.channels_last) if self.half and x.dim() == 4 else x
 
 
@@ -149,9 +149,13 @@ class Computation:
 class Problem:
     """Minimise the loss of `model` on `data` while the weights of `plan` are compressed.
 
-    `loss` takes logits (n, classes) and labels (n,) and gives their mean loss. `target` is the size asked of solvers
-    that remove channels: `ratio`, `bits` or `macs`, and the number; `round_to` what they leave of each layer's channels
-    a multiple of. Solvers leave a problem untouched: they work on copies of `model`.
+    Solvers leave a problem untouched: they work on copies of `model`.
+
+    - model, data, plan: the network, its data, and which weights are compressed how.
+    - loss: takes logits (n, classes) and labels (n,) and gives their mean loss; cross-entropy, as in the papers.
+    - computation: how minibatches are computed.
+    - target: the size that solvers which remove channels reach: `ratio`, `bits` or `macs`, and the number; None, none.
+    - round_to: they leave each layer a multiple of so many channels; 1, any number.
     """
 
     model: nn.Module
@@ -174,12 +178,12 @@ class Problem:
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The weights a compression may act on: every parameter of two or more dimensions, in the model's order."""
+    """Return the weights a compression may act on: every parameter of two or more dimensions, in the model's order."""
     return {name: p.detach() for name, p in model.named_parameters() if p.dim() >= 2}
 
 
 def with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of `model` in evaluation mode with some parameters replaced by `weights`."""
+    """Return a copy of `model` in evaluation mode with some parameters replaced by `weights`."""
     network = copy.deepcopy(model).eval()
     parameters = dict(network.named_parameters())
     with torch.no_grad():

@@ -139,7 +139,7 @@ MUTATIONS = (
     ),
     # Compressions
     Mutation(
-        "nncompress/compressions/decomposition/tensor_train.py",
+        "nncompress/compressions/decomposition/trains.py",
         "return image * torch.where(scale > tiny, 1 / scale, 0), scale[:, None] * rows.T",
         "return image, rows.T",
         "TT-SVD: singular values left in the core",
@@ -201,8 +201,8 @@ MUTATIONS = (
     # Constraints
     Mutation(
         "nncompress/constraints/lp.py",
-        "over(scaled.sign() * scaled.abs() ** power, size, g)",
-        "over(scaled.abs() ** power, size, g)",
+        "opposite(scaled.sign() * scaled.abs() ** power, size, g)",
+        "opposite(scaled.abs() ** power, size, g)",
         "LMO of the lp ball: the sign",
     ),
     Mutation(
@@ -213,8 +213,8 @@ MUTATIONS = (
     ),
     Mutation(
         "nncompress/constraints/k_support.py",
-        "found = torch.where(head[:, :-1] >= rest, squares + times * rest.square(), 0)",
-        "found = squares + times * rest.square()",
+        "squared = torch.where(head[:, :-1] >= rest, squares + times * rest.square(), 0)",
+        "squared = squares + times * rest.square()",
         "gauge of the k-support ball: every split admitted",
     ),
     Mutation(
@@ -280,7 +280,7 @@ MUTATIONS = (
         "encoding: sorted codes taken for positions",
     ),
     Mutation(
-        "nncompress/artefact/model.py",
+        "nncompress/artefact/save.py",
         "for name, tensor in network.state_dict().items() if name not in others",
         "for name, tensor in network.named_parameters() if name not in others",
         "artefact without buffers",
@@ -292,7 +292,7 @@ MUTATIONS = (
         "channels removed a second time from a selection",
     ),
     Mutation(
-        "nncompress/surgery/compact_layers.py",
+        "nncompress/surgery/theta.py",
         "if kept is None or not all(map(is_, kept.tensors, tensors)) or sum(map(VERSION, tensors)) != kept.version:",
         "if kept is None or not all(map(is_, kept.tensors, tensors)):",
         "compact layer: the product of a Θ that has changed since",

@@ -9,17 +9,18 @@ from problems import ARCHITECTURE, randn
 from torch import Tensor, nn
 
 from nncompress import metrics
-from nncompress.artefact.model import load, save_compact
+from nncompress.artefact.model import load
+from nncompress.artefact.save import About, save
 from nncompress.errors import CheckpointError, ConfigError
 from nncompress.problem import Dataset, Problem, Split, with_weights
-from nncompress.solvers.base import Observation
+from nncompress.solvers.base import Observation, observation_of
 
 F32 = torch.float32
 
 
 def projected(p: Problem) -> Observation:
     """The network, and Θ = Π(w)."""
-    return Observation(p.model, p.plan.compress(p.plan.select(dict(p.model.named_parameters())).detach()), {})
+    return observation_of(p, p.model, p.plan.compress(p.plan.select(dict(p.model.named_parameters())).detach()), {})
 
 
 def saved(
@@ -27,8 +28,13 @@ def saved(
 ) -> nn.Module:
     """The deployed network (that of `projected` by default), as it was written to a folder."""
     observation = observation or projected(p)
-    save_compact(folder, p, observation, architecture)
+    save(folder, observation.model, p.plan, observation.theta, about(p.data, architecture))
     return with_weights(observation.model, p.plan.decompress(observation.theta)).float()
+
+
+def about(data: Dataset, architecture: Any, node: Any = None) -> About:
+    """What a file says of a network for these data."""
+    return About(architecture, data.train.x[:1], data.num_classes, data.classes, data.name, data.preprocessing, node)
 
 
 def assert_same_state(a: nn.Module, b: nn.Module) -> None:

@@ -20,7 +20,7 @@ from nncompress.compressions.sparsity.nonconvex import LHalfPenalty
 from nncompress.compressions.sparsity.structured import NM
 from nncompress.compressions.views import AsMatrix, AsTensor, AsVector, View
 from nncompress.problem import weights_of
-from nncompress.surgery.compact_layers import CACHED, PLANS, RECONSTRUCT, CompactLayer, compact_layer
+from nncompress.surgery.compact_layers import CACHED, RECONSTRUCT, WAYS, CompactLayer, compact_layer
 from nncompress.surgery.theta import HeldTheta
 
 DENSE_ONLY = [
@@ -46,14 +46,14 @@ def by_class() -> list[Any]:
 
 
 def pair_of(
-    dense: nn.Module, compression: Compression[Any], view: View, plans: Any = PLANS
+    dense: nn.Module, compression: Compression[Any], view: View, ways: Any = WAYS
 ) -> tuple[nn.Module, CompactLayer]:
     """A layer whose weight is Δ(Π(w)), and the compact one of the same bias."""
     dense = dense.to(F64)
     theta = compression.compress(view.join([randn(*dense.weight.shape)]))
     with torch.no_grad():
         dense.weight.copy_(view.split(compression.decompress(theta), [dense.weight.shape])[0])
-    return dense, compact_layer(copy.deepcopy(dense), view, HeldTheta(compression, theta), plans=plans)
+    return dense, compact_layer(copy.deepcopy(dense), view, HeldTheta(compression, theta), ways=ways)
 
 
 def fc(bias: bool = True) -> nn.Linear:
@@ -66,9 +66,9 @@ def conv(bias: bool = True, **geometry: Any) -> nn.Conv2d:
     return nn.Conv2d(8, 6, (3, 2), bias=bias, **geometry)
 
 
-def plans_of(layer: CompactLayer) -> list[str]:
-    """The plans it can take."""
-    return list(PLANS) if layer.product() is not None else [RECONSTRUCT, CACHED]
+def ways_of(layer: CompactLayer) -> list[str]:
+    """The ways it can take."""
+    return list(WAYS) if layer.product() is not None else [RECONSTRUCT, CACHED]
 
 
 def small_network() -> nn.Sequential:

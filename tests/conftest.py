@@ -55,7 +55,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
             raise URLError("Name or service not known")
         return io.BytesIO(found[url])
 
-    monkeypatch.setattr(nncompress.data.files, "_opened", opened)
+    monkeypatch.setattr(nncompress.data.files, "_open", opened)
     return found
 
 

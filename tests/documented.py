@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from problems import ROOT
 
 from nncompress.cli.main import COMMANDS
+from nncompress.config.overrides import retarget
 from nncompress.config.schema import register
-from nncompress.sweeps.launch import retarget
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DATA = Path(os.environ.get("NNCOMPRESS_DATA", ROOT / "data")).absolute()

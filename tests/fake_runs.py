@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from safetensors.numpy import save_file
 
 from nncompress.files import write_json
 from nncompress.report.style import STYLE, save_figure
 from nncompress.results.convergence import rate_summary
 from nncompress.results.records import Recorder, read_run
+from nncompress.results.run_folder import write_config
 
 LAMBDA = 0.25
 
@@ -60,10 +60,10 @@ STEP_KEYS = {"step_sq", "step_sq/sum", "grad_sq", "decrease/slack"}
 def fake_run(
     folder: Path, settings: dict[str, Any] | None = None, n: int = 100, status: str = "done", reason: str | None = None
 ) -> Path:
-    """Write a run folder with n steps; only a done run has a summary and a model."""
+    """Write a run folder with n steps; only a done run has a summary."""
     settings = settings or config()
     folder.mkdir(parents=True)
-    write_json(folder / "config.yaml", settings)
+    write_config(folder, settings)
     rank, seed = settings["compression"]["rank"], settings["seed"]
     with Recorder(folder / "records.jsonl") as recorder:
         for row in rows(n, rank, seed):
@@ -85,25 +85,21 @@ def _end(folder: Path, settings: dict[str, Any], rank: int) -> None:
     named = {"device": "cpu", "seed": settings["seed"], "steps": int(last["step"]), "status": "done"}
     rates = rate_summary(read_run(folder).rows)
     summary = kept | sizes | bits | work | ratios | {"ratio/tasks": 0.019 * rank} | times | named | rates
-    write_json(folder / "summary.json", summary | settings["choices"])
-    _model(folder / "model", rank)
+    write_json(folder / "summary.json", summary | settings["choices"] | {"weights": _weights(rank)})
 
 
-def _model(folder: Path, rank: int) -> None:
-    folder.mkdir()
+def _weights(rank: int) -> dict[str, Any]:
+    """What `metrics.weight_histograms` says of a tensor train of three cores and a dense layer with zeros."""
     random = np.random.default_rng(0)
-    shapes = [[1, 16, rank], [rank, 16, rank], [rank, 16, 1]]
-    cores = {"cores": ["plain float32"] * 3, "scale": "plain float32", "places": "codes int64", "joint": "value"}
-    about = {
-        "kinds": [{"theta": {"class": "Cores"} | cores}],
-        "tasks": [{"params": ["fc2.weight"], "kind": 0, "sizes": [*shapes, [2], [320, 8], True]}],
+    shapes = {
+        f"fc2.weight cores.{k}": shape for k, shape in enumerate(((1, 16, rank), (rank, 16, rank), (rank, 16, 1)))
     }
-    dense = np.where(random.uniform(size=(10, 256)) < 0.3, random.standard_normal((10, 256)), 0.0)
-    numbers = [*(random.standard_normal(shape) for shape in shapes), np.ones(2), dense]
-    stream = np.concatenate([each.ravel() for each in numbers]).astype(np.float32)
-    bits = random.integers(0, 255, 320).astype(np.uint8)
-    save_file({"bits": bits, "float32": stream}, folder / "model.safetensors")
-    write_json(folder / "model.json", about)
+    histograms = []
+    for name, shape in (shapes | {"all other parameters and buffers": (2560,)}).items():
+        counts, edges = np.histogram(random.standard_normal(shape), 40)
+        ends = {"low": edges[0], "high": edges[-1], "counts": counts.tolist()}
+        histograms.append({"name": name, "shape": shape, "zeros": 0.7 if len(shape) == 1 else 0.0} | ends)
+    return {"tensors": 4, "largest": histograms}
 
 
 LEAST = {"png": b"\x89PNG\r\n\x1a\n", "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"/>'}

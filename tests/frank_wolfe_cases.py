@@ -138,7 +138,7 @@ def enter(bodies: Sequence[Sequence[Tensor]], sets: Sequence[Any]) -> None:
     with torch.no_grad():
         for body, s in zip(bodies, sets, strict=True):
             if s is not None:
-                gauge = float(s.norms(s.joined(body)[None])[0])
+                gauge = float(s.norms(s.join(body)[None])[0])
                 for w in body:
                     w.mul_(min(1.0, s.radius / gauge))
 

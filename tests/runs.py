@@ -13,13 +13,15 @@ from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from nncompress.artefact.model import _checksum
+from nncompress.artefact.files import checksum
 from nncompress.cli.main import main
+from nncompress.config.overrides import retarget
 from nncompress.config.schema import CHOICES, register
 from nncompress.errors import NNCompressError
-from nncompress.experiment import run as experiment_run
+from nncompress.experiment.run import run as run_setup
+from nncompress.experiment.setup import setup
+from nncompress.results.run_folder import write_config
 from nncompress.sweeps import jobs
-from nncompress.sweeps.launch import retarget
 from nncompress.sweeps.saved import changed, read_saved
 
 
@@ -36,6 +38,13 @@ def configuration(*words: str) -> DictConfig:
     for override in OverridesParser.create().parse_overrides(values):
         OmegaConf.update(cfg, override.key_or_group, override.value())
     return cfg
+
+
+def save_config(cfg: DictConfig, folder: Path) -> None:
+    """Leave in the folder what a run leaves of its configuration."""
+    tree = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(tree, dict)
+    write_config(folder, {str(key): value for key, value in tree.items()})
 
 
 GROUPS = {"dataset", "model", "compression", "constraint", "solver", "augmentation", "experiment", "scale", "tracking"}
@@ -78,7 +87,7 @@ def refusal(folder: Path, *words: str) -> NNCompressError:
 def finish(cfg: DictConfig, folder: Path) -> dict[str, object]:
     """Do the run of a configuration that needs no check and no reference: its summary."""
     folder.mkdir(parents=True, exist_ok=True)
-    experiment_run.run(cfg, folder)
+    run_setup(setup(cfg), folder)
     return summary(folder)
 
 
@@ -135,7 +144,7 @@ def resign(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path = folder / "model.json"
     about = json.loads(path.read_text())
     change(about)
-    path.write_text(json.dumps(about | {"checksum": _checksum(folder, about)}))
+    path.write_text(json.dumps(about | {"checksum": checksum(folder, about)}))
 
 
 def assert_refused(folder: Path, words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from artefact_cases import about
 from image_networks import count, norms, outputs
 from problems import F64, problem, randn
 from torch import Tensor, nn
 
-from nncompress.artefact.model import save_compact
+from nncompress.artefact.save import save
 from nncompress.config.build import build
 from nncompress.problem import Dataset, Split
-from nncompress.solvers.base import Observation
 from nncompress.surgery.channels import guarded, is_reshaped, kept_in, masked, norm_of, scales_of
 from nncompress.surgery.removal import removed
 
@@ -91,5 +91,5 @@ def stored(folder: Path, name: str) -> tuple[nn.Module, Tensor]:
     x = randn(4, 1, 8, 8, dtype=torch.float32)
     split = Split(x, torch.tensor([0, 1, 2, 3]))
     p = problem(Dataset(split, split, 5, "noise"), network)
-    save_compact(folder, p, Observation(network, (), {}), ARCHITECTURES[name], found)
+    save(folder, found, p.plan, (), about(p.data, ARCHITECTURES[name]))
     return found, x

@@ -1,8 +1,8 @@
-"""Θ of any compression as numbers end to end, and back: what is the same for many tasks apart from their sizes.
+"""Write Θ of any compression as numbers end to end, and read it back.
 
 A form is JSON: a word for each tensor, for a NamedTuple its class and the forms of its fields. The sizes that the
-tensors of one Θ have, and its numbers, stand in a list of their own in the order of the form. So networks of many equal
-layers say once how a layer is stored.
+tensors of one Θ have, and its numbers, stand in a list of their own in the order of the form: of many equal layers it
+is said once how they are stored.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from nncompress.errors import CheckpointError
 
 BITS = "bits"
 """The stream of packed whole numbers, bytes; every other one is named by its dtype."""
-
-
 VALUE = "value"
 """The form of what is no tensor: it stands among the sizes as it is."""
+CHUNK = 1 << 18
+"""Codes that are packed at once, a multiple of 8: each takes 4 bytes and as many again for every 8 bits."""
+WIDEST = 32
+"""Bits of the widest code."""
+Bytes = npt.NDArray[np.uint8]
 
 
 class Writer:
@@ -39,7 +42,7 @@ class Writer:
         self._parts.setdefault(stream, []).append(values.detach().cpu().reshape(-1))
 
     def streams(self) -> dict[str, Tensor]:
-        """Every stream as one vector."""
+        """Return every stream as one vector."""
         return {name: torch.cat(parts) for name, parts in self._parts.items()}
 
 
@@ -51,7 +54,7 @@ class Reader:
         self._at = dict.fromkeys(streams, 0)
 
     def take(self, stream: str, count: int) -> Tensor:
-        """The next `count` numbers."""
+        """Return the next `count` numbers."""
         start = self._at.get(stream, 0)
         held = len(self._streams.get(stream, ()))
         if not 0 <= count <= held - start:
@@ -69,7 +72,7 @@ class Reader:
 
 
 def encode(value: Any, writer: Writer, sizes: list[Any]) -> Any:
-    """Put (a part of) Θ into the streams and append its sizes; its form."""
+    """Put (a part of) Θ into the streams, append its sizes and return its form."""
     if isinstance(value, Tensor):
         return _encode_tensor(value, writer, sizes)
     kind = type(value)
@@ -84,9 +87,10 @@ def encode(value: Any, writer: Writer, sizes: list[Any]) -> Any:
 
 
 def decode(form: Any, reader: Reader, sizes: Iterator[Any], located: Callable[[str], type[Any]]) -> Any:
-    """What `encode` was given, real numbers as float32 where they were float64; `located` finds a class by its path.
+    """Return what `encode` was given, numbers of 64 bits rounded to 32; `located` finds a class by its path.
 
-    Raises CheckpointError where form, streams and sizes do not fit; sizes that are left over are the caller's to find.
+    Raises:
+        CheckpointError: form, streams and sizes do not fit; sizes that are left over are the caller's to find.
     """
     if isinstance(form, dict):
         parts = {name: decode(item, reader, sizes, located) for name, item in form.items() if name != "class"}
@@ -122,31 +126,31 @@ def put_plain(tensor: Tensor, writer: Writer) -> None:
 
 
 def take_plain(shape: torch.Size, dtype: torch.dtype, reader: Reader) -> Tensor:
-    """The next tensor that `put_plain` wrote."""
+    """Read the next tensor that `put_plain` wrote."""
     stored = torch.float32 if dtype == torch.float64 else dtype
     return reader.take(name_of(stored), shape.numel()).reshape(shape)
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """`float32` for torch.float32."""
+    """Return `float32` for torch.float32."""
     return str(dtype).removeprefix("torch.")
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """torch.float32 for `float32`; CheckpointError for another word."""
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
+    """Return torch.float32 for `float32`. Raises CheckpointError for another word."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
         raise CheckpointError(f"numbers are of a type of torch, found {name!r}")
-    return found
+    return dtype
 
 
 def _encode_tensor(tensor: Tensor, writer: Writer, sizes: list[Any]) -> str:
-    """Real numbers as they are; whole ones as codes, gaps or a mask, whichever is the least, or as they are."""
-    shape = list(tensor.shape)
-    least, greatest = _range(tensor)
-    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or least < 0 or greatest >= 1 << WIDEST:
+    """Put real numbers as they are; whole ones as codes, gaps or a mask, whichever is the least, or as they are."""
+    real = tensor.dtype.is_floating_point or tensor.dtype.is_complex
+    least, greatest = (0, 0) if real or tensor.numel() == 0 else map(int, tensor.long().aminmax())
+    if real or least < 0 or greatest >= 1 << WIDEST:
         put_plain(tensor, writer)
-        sizes.append(shape)
+        sizes.append(list(tensor.shape))
         return f"plain {name_of(torch.float32 if tensor.dtype == torch.float64 else tensor.dtype)}"
     flat, name = tensor.detach().reshape(-1).cpu().long(), name_of(tensor.dtype)
     width = greatest.bit_length()
@@ -163,11 +167,12 @@ def _encode_tensor(tensor: Tensor, writer: Writer, sizes: list[Any]) -> str:
             sizes.append([mask])
             return f"mask {name}"
     writer.put(BITS, pack(flat, width) if width else flat.new_empty(0, dtype=torch.uint8))
-    sizes.append([*shape, width])
+    sizes.append([*tensor.shape, width])
     return f"codes {name}"
 
 
 def _decode_tensor(form: str, reader: Reader, sizes: Iterator[Any]) -> Tensor:
+    """Read the next tensor."""
     encoding, _, name = form.partition(" ")
     size, dtype = _next(sizes), dtype_of(name)
     if encoding == "plain":
@@ -190,38 +195,18 @@ def _next(sizes: Iterator[Any]) -> Any:
     raise CheckpointError("a Θ has fewer sizes than tensors and values")
 
 
-def _range(tensor: Tensor) -> tuple[int, int]:
-    """The least and the greatest of whole numbers; 0 and 0 without any, and for real numbers."""
-    if tensor.numel() == 0 or tensor.dtype.is_floating_point or tensor.dtype.is_complex:
-        return 0, 0
-    least, greatest = tensor.long().aminmax()
-    return int(least), int(greatest)
-
-
-CHUNK = 1 << 18
-"""Codes that are packed at once, a multiple of 8: each takes 4 bytes and as many again for every 8 bits."""
-
-
-WIDEST = 32
-"""Bits of the widest code."""
-
-
-Bytes = npt.NDArray[np.uint8]
-
-
 def pack(codes: Tensor, width: int) -> Tensor:
-    """Codes (n,) below 2^width end to end, the lowest bit first: uint8 (ceil(n width / 8),)."""
-    words = codes.detach().cpu().numpy().astype("<u4")
+    """Return codes (n,) below 2^width end to end, the lowest bit first: uint8 (ceil(n width / 8),)."""
 
     def packed(part: npt.NDArray[np.uint32]) -> Bytes:
         bits = np.unpackbits(part.view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
         return np.packbits(bits[:, :width], bitorder="little")
 
-    return _in_chunks(packed, words, CHUNK)
+    return _in_chunks(packed, codes.detach().cpu().numpy().astype("<u4"), CHUNK)
 
 
 def unpack(packed: Tensor, count: int, width: int) -> Tensor:
-    """The codes, int64 (count,), that `pack` put into uint8 (ceil(count width / 8),)."""
+    """Return the codes, int64 (count,), that `pack` put into uint8 (ceil(count width / 8),)."""
 
     def codes(part: Bytes) -> npt.NDArray[np.int64]:
         bits = np.unpackbits(part, bitorder="little", count=len(part) * 8 // width * width).reshape(-1, width)
@@ -235,29 +220,29 @@ def unpack(packed: Tensor, count: int, width: int) -> Tensor:
 
 
 def _in_chunks(function: Callable[..., npt.NDArray[np.generic]], values: npt.NDArray[np.generic], size: int) -> Tensor:
-    """`function` of every `size` values, end to end."""
+    """Apply `function` to every `size` values and put the results end to end."""
     starts = range(0, max(1, len(values)), size)
     return torch.from_numpy(np.concatenate([function(values[start : start + size]) for start in starts]))
 
 
 def bytes_of(count: int, width: int) -> int:
-    """Bytes of so many codes."""
+    """Return the bytes that so many codes take."""
     return -(-count * width // 8)
 
 
 def to_fields(positions: Tensor, width: int) -> Tensor:
-    """Ascending positions as fields (n,) of `width` bits, `bits.position_bits`.
+    """Write ascending positions as fields (n,) of `width` bits, `bits.position_bits`.
 
     A field is 0 (go on by 2^width - 1 positions) or what is left of the gap, 1 to 2^width - 1.
     """
     gaps = gaps_of(positions)
     fields = fields_of(gaps, width)
-    found = gaps.new_zeros(int(fields.sum()))
-    found[fields.cumsum(0) - 1] = gaps - (fields - 1) * (2**width - 1)
-    return found
+    written = gaps.new_zeros(int(fields.sum()))
+    written[fields.cumsum(0) - 1] = gaps - (fields - 1) * (2**width - 1)
+    return written
 
 
 def from_fields(fields: Tensor, width: int) -> Tensor:
-    """The positions of `to_fields`."""
+    """Return the positions that `to_fields` was given."""
     reached = torch.where(fields == 0, 2**width - 1, fields).cumsum(0) - 1
     return reached[fields != 0]

@@ -1,4 +1,4 @@
-"""A compact network in other files: a copy of the artefact, plain tensors, ONNX, torch.export; read back and compared.
+"""Write a compact network to other files, read them back and compare: a copy, plain tensors, ONNX, torch.export.
 
 ONNX and torch.export files compute with Θ as the compact network does.
 """
@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nncompress import metrics
-from nncompress.artefact.model import DESCRIPTION, TENSORS, Artefact, open_artefact, samples, stored_bytes
+from nncompress.artefact.files import DESCRIPTION, TENSORS, stored_bytes
+from nncompress.artefact.model import Artefact, open_artefact
 from nncompress.errors import NNCompressError, one_line
 
 TOLERANCE = 1e-4
@@ -36,12 +37,12 @@ ANY = ({0: torch.export.Dim("batch")},)
 MISSING = "needs {}, which is not installed: pip install 'nncompress[onnx]'"
 PLACES = ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack")
 """What torch.export notes of each operation's place in the source: a third of the files of deep, narrow networks."""
-TOLD = ("dataset", "preprocessing", "classes", "input_shape", "num_classes")
+FACTS = ("dataset", "preprocessing", "classes", "input_shape", "num_classes")
 """What of the description goes into ONNX and torch.export files."""
 
 
-class Made(NamedTuple):
-    """What passes samples through what was written (None: nothing here can), its only batch size or None, remarks."""
+class ReadBack(NamedTuple):
+    """A network read back: how it computes (None: nothing here can), its only batch size or None, remarks."""
 
     run: Callable[[Tensor], Tensor] | None
     batch: int | None
@@ -52,7 +53,9 @@ class Made(NamedTuple):
 class Exported:
     """An export: bytes of its files and others, and how far its outputs are from those of the rebuilt network.
 
-    difference: the largest of any output (None: not compared); largest: the largest output; batches: those compared.
+    - difference: the largest of any output; None where nothing was compared.
+    - largest: the largest output.
+    - batches: the sizes of the batches compared.
     """
 
     bytes: dict[str, int]
@@ -67,36 +70,39 @@ class Exported:
         return self.difference is None or self.difference <= TOLERANCE * self.largest
 
 
-Format = Callable[[Artefact, Path, int | None], Made]
+Format = Callable[[Artefact, Path, int | None], ReadBack]
 """Writes an artefact to a path; the number is the only batch size to provide for, None: any."""
 
 
 def export(artefact: Artefact, path: Path, write: Format, batch: int | None = None) -> Exported:
     """Write a new file or folder in a format, read it back and compare its outputs on random samples.
 
-    The folder of `path` must hold nothing else. Raises NNCompressError when the exporter is not installed or fails.
+    The folder of `path` must hold nothing else.
+
+    Raises:
+        NNCompressError: the exporter is not installed or fails.
     """
-    made = write(artefact, path, batch)
-    batches = BATCHES if made.batch is None else (made.batch,)
-    difference, largest = _compared(artefact, made, batches)
+    network = write(artefact, path, batch)
+    batches = BATCHES if network.batch is None else (network.batch,)
+    difference, largest = _compare(artefact, network.run, batches)
     sizes = {
         "this export": sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file()),
         "the artefact": stored_bytes(artefact.folder)["bytes/disk"],
         "the dense network in float32": -(-metrics.dense_bits(artefact.dense()) // 8),
     }
-    return Exported(sizes, difference, largest, batches, made.remarks)
+    return Exported(sizes, difference, largest, batches, network.remarks)
 
 
-def copied(artefact: Artefact, path: Path, batch: int | None) -> Made:
-    """The artefact itself, into the folder `path`."""
+def copy_artefact(artefact: Artefact, path: Path, batch: int | None) -> ReadBack:
+    """Copy the artefact itself into the folder `path`."""
     path.mkdir()
     for name in (TENSORS, DESCRIPTION):
         shutil.copyfile(artefact.folder / name, path / name)
-    return Made(open_artefact(path, None).network(compact=True), None, [])
+    return ReadBack(open_artefact(path, None).network(compact=True), None, [])
 
 
-def plain(artefact: Artefact, path: Path, batch: int | None) -> Made:
-    """The state of the rebuilt network as named tensors: for layers of torch, without this package."""
+def write_plain(artefact: Artefact, path: Path, batch: int | None) -> ReadBack:
+    """Write the state of the rebuilt network as named tensors: for layers of torch, without this package."""
     network = artefact.network()
     # A tensor of two names is written twice, so that a reader needs to know nothing of that.
     tensors = {
@@ -105,56 +111,63 @@ def plain(artefact: Artefact, path: Path, batch: int | None) -> Made:
     save_file(tensors, path, {"format": "pt"})
     network.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in tensors.items()})
     network.load_state_dict(load_file(path))
-    return Made(network, None, [])
+    return ReadBack(network, None, [])
 
 
-def torch_export(artefact: Artefact, path: Path, batch: int | None) -> Made:
-    """A program for `torch.export.load(path).module()`; what is told of the network is its extra file `model.json`."""
+def write_torch_export(artefact: Artefact, path: Path, batch: int | None) -> ReadBack:
+    """Write a program for `torch.export.load(path).module()`, with facts of the network in an extra file `model.json`.
+
+    Raises:
+        NNCompressError: torch.export does not understand the network.
+    """
     program, batch, remarks = _program(artefact, batch)
     with _quiet():
-        torch.export.save(program, path, extra_files={DESCRIPTION: json.dumps(_told(artefact))})
-        return Made(torch.export.load(path).module(), batch, remarks)
+        torch.export.save(program, path, extra_files={DESCRIPTION: json.dumps(_facts(artefact))})
+        return ReadBack(torch.export.load(path).module(), batch, remarks)
 
 
-def onnx(artefact: Artefact, path: Path, batch: int | None) -> Made:
-    """A file with the input `input` (batch, *input_shape) and the output `logits`; what is told is its metadata.
+def write_onnx(artefact: Artefact, path: Path, batch: int | None) -> ReadBack:
+    """Write a file with the input `input` (batch, *input_shape), the output `logits` and facts of the network.
 
-    Raises NNCompressError without the packages of the extra [onnx]. Without onnxruntime nothing is compared.
+    Without onnxruntime nothing is compared.
+
+    Raises:
+        NNCompressError: packages of the extra [onnx] are not installed, or an operation has no form in ONNX.
     """
     for package in ("onnx", "onnxscript"):
-        if not _installed(package):
+        if not _is_installed(package):
             raise NNCompressError(f"the format onnx {MISSING.format(package)}")
     program, batch, remarks = _program(artefact, batch)
     with _quiet():
         try:
-            made = _onnx_program(program, ANY if batch is None else None)
+            written = _onnx_program(program, ANY if batch is None else None)
         except Exception as error:
             raise NNCompressError(
                 f"every operation of the network must have a form in ONNX, found {type(error).__name__}: "
                 f"{one_line(error)}; take the format torch_export or safetensors"
             ) from error
-        made.model.metadata_props.update({key: json.dumps(value) for key, value in _told(artefact).items()})
-        made.save(str(path))  # above 2 GB with a second file beside it
-    if not _installed("onnxruntime"):
-        return Made(None, batch, [*remarks, f"the outputs are not compared, which {MISSING.format('onnxruntime')}"])
-    return Made(_session(path), batch, remarks)
+        written.model.metadata_props.update({key: json.dumps(value) for key, value in _facts(artefact).items()})
+        written.save(str(path))  # above 2 GB with a second file beside it
+    if not _is_installed("onnxruntime"):
+        return ReadBack(None, batch, [*remarks, f"the outputs are not compared, which {MISSING.format('onnxruntime')}"])
+    return ReadBack(_session(path), batch, remarks)
 
 
 FORMATS: dict[str, tuple[Format, str]] = {
-    "safetensors": (copied, ""),
-    "onnx": (onnx, "model.onnx"),
-    "torch_export": (torch_export, "model.pt2"),
+    "safetensors": (copy_artefact, ""),
+    "onnx": (write_onnx, "model.onnx"),
+    "torch_export": (write_torch_export, "model.pt2"),
 }
 """What writes each format, and the name of its file (none: a folder)."""
-PLAIN = (plain, "model.safetensors")
+PLAIN = (write_plain, "model.safetensors")
 
 
 def _program(artefact: Artefact, batch: int | None) -> tuple[torch.export.ExportedProgram, int | None, list[str]]:
-    """The compact network as a program, without the places in the source it comes from; its batch size; remarks.
+    """Return the compact network as a program, its batch size (None: any) and remarks.
 
-    The batch size is None for any. Where none can be had for any it is tried with 1.
+    Where there is none for any batch size it is tried with 1.
     """
-    network, remarks, x = artefact.network(compact=True), [], samples(artefact, batch or 2)
+    network, remarks, x = artefact.network(compact=True), [], artefact.samples(batch or 2)
     if batch is None:
         try:
             return _exported(network, x, ANY), None, []
@@ -171,6 +184,7 @@ def _program(artefact: Artefact, batch: int | None) -> tuple[torch.export.Export
 
 
 def _exported(network: nn.Module, x: Tensor, dynamic_shapes: Any) -> torch.export.ExportedProgram:
+    """Return the program of a network, without the places in the source it comes from."""
     with _quiet():
         program = torch.export.export(network, (x,), dynamic_shapes=dynamic_shapes)
     for node in program.graph.nodes:
@@ -180,55 +194,47 @@ def _exported(network: nn.Module, x: Tensor, dynamic_shapes: Any) -> torch.expor
 
 
 def _onnx_program(program: torch.export.ExportedProgram, dynamic_shapes: Any) -> Any:
-    """The ONNX program, optimised without what makes it larger.
+    """Return the ONNX program, optimised without what makes it larger.
 
     By default the optimiser multiplies small factors out and writes the dense weight in their place.
     """
     from onnxscript.optimizer import optimize
 
-    made: Any = torch.onnx.export(
-        program,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        dynamic_shapes=dynamic_shapes,
-        dynamo=True,
-        optimize=False,
-        verbose=False,
-    )
-    optimize(made.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
-    graph = made.model.graph
+    written: Any = torch.onnx.export(
+        program, input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=dynamic_shapes,
+        dynamo=True, optimize=False, verbose=False,
+    )  # fmt: skip
+    optimize(written.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
+    graph = written.model.graph
     values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
     for place in [graph, *graph, *values]:  # what the exporter notes for itself
         place.metadata_props.clear()
-    return made
+    return written
 
 
 @torch.no_grad()
-def _compared(artefact: Artefact, made: Made, batches: Sequence[int]) -> tuple[float | None, float]:
-    """The largest difference from the outputs of the rebuilt network (nan where one is not finite); their largest."""
+def _compare(
+    artefact: Artefact, run: Callable[[Tensor], Tensor] | None, batches: Sequence[int]
+) -> tuple[float | None, float]:
+    """Return the largest difference from the rebuilt network's outputs (nan where one is not finite); their largest."""
     network, differences, outputs = artefact.network(), [], []
     for seed, size in enumerate(batches):
-        x = samples(artefact, size, seed)
+        x = artefact.samples(size, seed)
         outputs.append(network(x))
-        if made.run is not None:
-            differences.append((_run(made.run, x) - outputs[-1]).abs().max())
+        if run is not None:
+            try:
+                differences.append((run(x) - outputs[-1]).abs().max())
+            except Exception as error:  # of torch.export or onnxruntime
+                raise NNCompressError(
+                    f"what is written must take a batch of {size}, found {type(error).__name__}: {one_line(error)}; "
+                    "give one batch size with --batch N, or another format"
+                ) from error
     largest = torch.stack([output.abs().max() for output in outputs]).max()
     return float(torch.stack(differences).max()) if differences else None, float(largest)
 
 
-def _run(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The outputs of what was written; NNCompressError when it does not take the samples."""
-    try:
-        return run(x)
-    except Exception as error:  # of torch.export or onnxruntime
-        raise NNCompressError(
-            f"what is written must take a batch of {len(x)}, found {type(error).__name__}: {one_line(error)}; give "
-            "one batch size with --batch N, or another format"
-        ) from error
-
-
 def _session(path: Path) -> Callable[[Tensor], Tensor]:
-    """An ONNX file run by onnxruntime on the CPU."""
+    """Return what runs an ONNX file, by onnxruntime on the CPU."""
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; what it cannot compute in advance is nothing to tell
@@ -236,11 +242,11 @@ def _session(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.from_numpy(session.run([OUTPUT], {INPUT: x.numpy()})[0])
 
 
-def _told(artefact: Artefact) -> dict[str, Any]:
-    return {key: artefact.description.get(key) for key in TOLD}
+def _facts(artefact: Artefact) -> dict[str, Any]:
+    return {key: artefact.description.get(key) for key in FACTS}
 
 
-def _installed(package: str) -> bool:
+def _is_installed(package: str) -> bool:
     try:
         importlib.import_module(package)
     except ImportError:
@@ -250,7 +256,7 @@ def _installed(package: str) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within it the exporters' warnings, which are about themselves, are not told: what they made is compared."""
+    """Do not show the exporters' warnings, which are about themselves: what they write is compared."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

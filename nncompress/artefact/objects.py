@@ -1,4 +1,4 @@
-"""The objects of a compact artefact, compressions and views, as plain values; and the classes behind their names."""
+"""Write the objects of a compact network, compressions and views, as plain values, and restore them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Missing(Exception):
 
 
 def stored_object(value: Any) -> Any:
-    """Plain values as they are; a frozen dataclass as its class by dotted path and its fields."""
+    """Return plain values as they are; for a frozen dataclass its class by dotted path and its fields."""
     if isinstance(value, tuple | list):
         return [stored_object(item) for item in value]
     if isinstance(value, Mapping):
@@ -30,7 +30,7 @@ def stored_object(value: Any) -> Any:
 
 
 def restored_object(stored: Any) -> Any:
-    """The value of `stored_object`, whatever its constructor takes; fields that are not stored have their default."""
+    """Return what `stored_object` was given, whatever its constructor takes; fields not stored have their default."""
     if isinstance(stored, list):
         return tuple(restored_object(item) for item in stored)
     if not isinstance(stored, dict):
@@ -48,14 +48,14 @@ def restored_object(stored: Any) -> Any:
 
 
 def located(path: str) -> type[Any]:
-    """The dataclass or NamedTuple at a dotted path; CheckpointError for anything else."""
+    """Return the dataclass or NamedTuple at a dotted path. Raises CheckpointError for anything else."""
     try:
-        found = locate(path)
+        kind = locate(path)
     except ConfigError as error:
         raise Missing(
             f"the class {path} must be importable: {error}; run where it can be imported (its folder on "
             "PYTHONPATH, or the current one)"
         ) from error
-    if not isinstance(found, type) or not (dataclasses.is_dataclass(found) or issubclass(found, tuple)):
+    if not isinstance(kind, type) or not (dataclasses.is_dataclass(kind) or issubclass(kind, tuple)):
         raise CheckpointError(f"a compact model is made of compressions, views and their Θ, found {path}")
-    return found
+    return kind

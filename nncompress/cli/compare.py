@@ -8,18 +8,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nncompress.errors import ConfigError
+from nncompress.cli.parser import Parser
 from nncompress.report.text import UNKNOWN, columns, is_number, number, value_text
 from nncompress.results.query import DETAILS, Outline
-from nncompress.results.records import require_run
+from nncompress.results.records import require_current, require_run
 
-USAGE = "nncompress compare RUN RUN [RUN...]"
-EXPLAINED = """
-Tells the settings (dotted keys of config.yaml) and the figures (keys of summary.json) in which runs differ; of figures
-also the difference to the first run, and the ratio. What is equal is counted and left out. A run that has not ended is
-compared by its last record.
-"""
 LETTERS = string.ascii_uppercase
+
+
+def parser() -> Parser:
+    """Return the parser of `compare`."""
+    command = Parser(
+        "compare",
+        "RUN RUN [RUN ...]",
+        "Tells the settings (dotted keys of config.yaml) and the figures (keys of summary.json) in which runs differ; "
+        "of figures also the difference from the first run, and the ratio to it. What is equal is only counted. A run "
+        "that has not ended is compared by its last record.",
+        notes="examples:\n  nncompress compare outputs/RUN outputs/OTHER\n"
+        "  nncompress compare $(nncompress ls model=tt_mlp -n 2 --quiet)\n",
+    )
+    command.add_argument("folders", nargs="*", type=Path, metavar="RUN", help="the folder of a run")
+    return command
 
 
 def compare(arguments: Sequence[str]) -> int:
@@ -27,17 +36,15 @@ def compare(arguments: Sequence[str]) -> int:
 
     Raises:
         ConfigError: wrong usage, or a folder that is not a run's.
+        CheckpointError: an older version wrote one.
     """
-    if {"-h", "--help"} & set(arguments):
-        sys.stdout.write(f"usage: {USAGE}\n{EXPLAINED}")
-        return 0
-    flags = [word for word in arguments if word.startswith("-")]
-    if flags or not 2 <= len(arguments) <= len(LETTERS):
-        found = f"found {flags[0]}" if flags else f"found {len(arguments)}"
-        raise ConfigError(f"compare needs the folders of 2 to {len(LETTERS)} runs, {found}: {USAGE}")
-    runs = [Outline(Path(word)) for word in arguments]
+    folders = parser().parse(arguments).folders
+    if not 2 <= len(folders) <= len(LETTERS):
+        parser().error(f"compare needs the folders of 2 to {len(LETTERS)} runs, found {len(folders)}")
+    runs = [Outline(folder) for folder in folders]
     for run in runs:
         require_run(run.folder)
+        require_current(run.folder)
     sys.stdout.writelines(f"{line}\n" for line in _told(runs))
     return 0
 

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nncompress.config.allow import check, given
-from nncompress.errors import ConfigError
-from nncompress.experiment.evaluation import composed
-from nncompress.files import whole
-from nncompress.results.run_folder import stamp
+from nncompress.cli.parser import Parser
 
-USAGE = """\
-usage: nncompress eval ARTEFACT [KEY=VALUE ...]
-
-ARTEFACT is the folder of a finished run, or the folder `model` in it.
-Measures accuracy, sizes and latency of the compact network beside the dense one.
-
-  dataset=NAME              other data than those it was trained on; ~dataset: none, so no accuracy
-  dataset.KEY=VALUE         other settings of the data
-  data_dir=FOLDER           where data sets are (default: $NNCOMPRESS_DATA, else data)
-  data.download=false       fetches no data
-  device=auto|cpu|cuda|cuda:N   auto: accuracy on the GPU if there is one, latency on both
-  precision=auto|float32|float64
-  batch_sizes=[1,256]       samples of the forward passes whose latency is measured; []: no latency
-  seconds=0.5               least measuring time of each latency
-  allow=[MODULE,...]        modules of yours of which the files may name classes
-  output=FOLDER             a new folder for tables and evaluation.json (default: outputs/evaluations/TIME)
-  seed=0                    of the random samples of the latency
-"""
-
-
+KEYS = {
+    "dataset=NAME": "other data than those it was trained on; ~dataset: none, so no accuracy",
+    "dataset.KEY=VALUE": "other settings of the data",
+    "data_dir=FOLDER": "where data sets are (default: $NNCOMPRESS_DATA, else data)",
+    "data.download=true|false": "false: fetches no data",
+    "device=auto|cpu|cuda|cuda:N": "auto: accuracy on the GPU if there is one, latency on both",
+    "precision=auto|float32|float64": "with which numbers it computes (default: float32)",
+    "batch_sizes=[1,256]": "samples of the forward passes whose latency is measured; []: no latency",
+    "seconds=0.5": "least measuring time of each latency",
+    "allow=[MODULE,...]": "modules of yours of which the files may name classes",
+    "output=FOLDER": "a new folder for tables and evaluation.json (default: outputs/evaluations/TIME)",
+    "seed=0": "of the random samples of the latency",
+}
 EVALUATION = "evaluation.json"
+CHOOSES_DATA = re.compile(r"\+*dataset(\._target_)?=|~dataset$")
+"""The words that take another data set than that of the artefact."""
+NEEDS_DATA = re.compile(r"\+*(dataset|data|data_dir)[.=]")
+"""The words that say anything of the data, so that it is wrong if there are none."""
+
+
+def parser() -> Parser:
+    """Return the parser of `eval`."""
+    command = Parser(
+        "eval",
+        "RUN [KEY=VALUE ...]",
+        "Measures accuracy, sizes and latency of the compact network of a run beside the dense one.",
+        keys=KEYS,
+        groups=("dataset",),
+        notes="examples:\n  nncompress eval outputs/RUN batch_sizes=[1,32]\n"
+        "  nncompress eval outputs/RUN dataset=digits dataset.test_size=50 device=cpu\n",
+    )
+    command.add_argument(
+        "words", nargs="*", metavar="RUN", help="the folder of a finished run, or the folder `model` in it"
+    )
+    return command
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -44,59 +53,31 @@ def evaluate(arguments: Sequence[str]) -> int:
         ConfigError: a word is wrong, the data asked for do not fit, the output folder is taken.
         NNCompressError: there is no network, the data asked for are not there.
     """
-    if {"-h", "--help"} & set(arguments):
-        sys.stdout.write(USAGE)
-        return 0
-    path, words = _read(arguments)
-    from nncompress.artefact.model import DESCRIPTION, open_artefact
+    path, overrides = parser().run_and_overrides(parser().parse(arguments).words)
+    from nncompress.artefact.files import DESCRIPTION
+    from nncompress.artefact.model import open_artefact
+    from nncompress.config.allow import check, given
+    from nncompress.config.evaluation import read_settings
     from nncompress.experiment import evaluation
-    from nncompress.files import write_json
+    from nncompress.files import create, write_json
     from nncompress.report.evaluation import evaluation_tables
     from nncompress.report.tables import markdown, write_table
+    from nncompress.results.run_folder import stamp
 
-    allow = given(words)
+    allow = given(overrides)
     artefact = open_artefact(path, allow)
     data = artefact.description.get("data")
-    if not _chooses_data(words):
+    if not any(CHOOSES_DATA.match(word) for word in overrides):
         check({"data": data}, allow, f"{artefact.folder / DESCRIPTION}")
-    cfg = composed(words, data)
-    folder = Path(cfg.output or f"outputs/evaluations/{stamp()}")
-    with whole(folder, "output=FOLDER") as made:
-        found = evaluation.measure(artefact, cfg, required=_asks_for_data(words))
-        tables = evaluation_tables(found)
+    settings = read_settings(overrides, data)
+    folder = Path(settings.output or f"outputs/evaluations/{stamp()}")
+    with create(folder, "output=FOLDER") as draft:
+        figures = evaluation.measure(artefact, settings, required=any(NEEDS_DATA.match(word) for word in overrides))
+        tables = evaluation_tables(figures)
         for table in tables:
-            write_table(table, made / "tables")
-        write_json(made / EVALUATION, found)
+            write_table(table, draft / "tables")
+        write_json(draft / EVALUATION, figures)
     for table in tables:
         sys.stdout.write(f"{markdown(table)}\n")
     sys.stdout.write(f"wrote {folder / EVALUATION} and {folder / 'tables'}\n")
     return 0
-
-
-def _read(arguments: Sequence[str]) -> tuple[Path, list[str]]:
-    """The artefact and the overrides."""
-    words = [word for word in arguments if _overrides(word)]
-    paths = [word for word in arguments if not _overrides(word)]
-    flags = [word for word in paths if word.startswith("-")]
-    if flags or len(paths) != 1:
-        none = f"no folder among {', '.join(words)}" if words else "none"
-        found = f"found {flags[0]}" if flags else f"found {' and '.join(paths) or none}"
-        raise ConfigError(
-            f"eval needs one folder of a run and then KEY=VALUE, {found}: nncompress eval RUN [KEY=VALUE]"
-        )
-    return Path(paths[0]), words
-
-
-def _chooses_data(words: Sequence[str]) -> bool:
-    """Whether the words take another data set than that of the artefact."""
-    return any(re.match(r"\+*dataset(\._target_)?=|~dataset$", word) for word in words)
-
-
-def _overrides(word: str) -> bool:
-    """Whether a word changes the configuration; a folder's name may look like that too."""
-    return not os.path.exists(word) and ("=" in word or word.startswith("~"))
-
-
-def _asks_for_data(words: Sequence[str]) -> bool:
-    """Whether the words say anything of the data, so that it is wrong if there are none."""
-    return any(re.match(r"\+*(dataset|data|data_dir)[.=]", word) for word in words)

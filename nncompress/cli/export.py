@@ -6,29 +6,40 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from nncompress.config.allow import given
+from nncompress.cli.parser import Parser
 from nncompress.errors import ConfigError, NNCompressError
-from nncompress.files import whole
+from nncompress.files import create
 from nncompress.results.records import STATUS
 
 if TYPE_CHECKING:
     from nncompress.artefact.export import Exported
 
 NAMES = ("safetensors", "onnx", "torch_export")
-USAGE = (
-    "nncompress export RUN [--format safetensors|onnx|torch_export] [--output PATH] [--batch N] [--dense] "
-    "[allow=[MODULE,...]]"
-)
 OPTION = "--output PATH"
 
 
-class _Parser(argparse.ArgumentParser):
-    """Wrong usage is a sentence, as everywhere."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; usage: {USAGE}")
+def parser() -> Parser:
+    """Return the parser of `export`."""
+    command = Parser(
+        "export",
+        f"RUN [--format {'|'.join(NAMES)}] [--output PATH] [--batch N] [--dense] [allow=[MODULE,...]]",
+        "Writes the compact network of a run in another form, and compares its outputs with those of the network.",
+        keys={"allow=[MODULE,...]": "modules of yours of which the files may name classes"},
+        notes="examples:\n  nncompress export outputs/RUN --format onnx\n"
+        "  nncompress export outputs/RUN --dense --output plain.safetensors\n",
+    )
+    command.add_argument(
+        "words", nargs="*", metavar="RUN", help="the folder of a finished run, or the folder `model` in it"
+    )
+    command.add_argument("--format", choices=NAMES, default=NAMES[0], help="default: safetensors, a checked copy")
+    command.add_argument("--output", type=Path, metavar="PATH", help="default: RUN/export/FORMAT")
+    command.add_argument(
+        "--batch", type=int, metavar="N", help="the only batch size; default: any (onnx, torch_export)"
+    )
+    command.add_argument("--dense", action="store_true", help="safetensors: the rebuilt weights, for layers of torch")
+    return command
 
 
 def export(arguments: Sequence[str]) -> int:
@@ -38,21 +49,19 @@ def export(arguments: Sequence[str]) -> int:
         ConfigError: wrong usage, or something is at the output's place.
         NNCompressError: there is no network, the exporter fails, or the outputs are not those of the network.
     """
-    if {"-h", "--help"} & set(arguments):
-        _parser().print_help()
-        return 0
-    allow = [word for word in arguments if word.startswith("allow=")]
-    words = _parser().parse_args([word for word in arguments if word not in allow])
-    _check(words)
+    words = parser().parse(arguments)
+    run, overrides = parser().run_and_overrides(words.words)
+    _check(words, overrides)
     from nncompress.artefact.export import FORMATS, PLAIN, TOLERANCE
     from nncompress.artefact.export import export as exported
     from nncompress.artefact.model import open_artefact
+    from nncompress.config.allow import given
 
-    artefact = open_artefact(words.run, given(allow))
+    artefact = open_artefact(run, given(overrides))
     write, name = PLAIN if words.dense else FORMATS[words.format]
-    path = _place(words, name)
-    with whole(path, OPTION) as made:
-        result = exported(artefact, made, write, words.batch)
+    path = _place(words, run, name)
+    with create(path, OPTION) as draft:
+        result = exported(artefact, draft, write, words.batch)
     for line in _told(path, result):
         sys.stdout.write(f"{line}\n")
     if not result.agrees:
@@ -63,20 +72,10 @@ def export(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    note = "allow=[MODULE,...]: modules of yours of which the files may name classes"
-    parser = _Parser(prog="nncompress export", usage=USAGE, allow_abbrev=False, epilog=note)
-    parser.add_argument(
-        "run", type=Path, metavar="RUN", help="the folder of a finished run, or the folder `model` in it"
-    )
-    parser.add_argument("--format", choices=NAMES, default=NAMES[0], help="default: safetensors, a checked copy")
-    parser.add_argument("--output", type=Path, metavar="PATH", help="default: RUN/export/FORMAT")
-    parser.add_argument("--batch", type=int, metavar="N", help="the only batch size; default: any (onnx, torch_export)")
-    parser.add_argument("--dense", action="store_true", help="safetensors: the rebuilt weights, for layers of torch")
-    return parser
-
-
-def _check(words: argparse.Namespace) -> None:
+def _check(words: argparse.Namespace, overrides: Sequence[str]) -> None:
+    for word in overrides:
+        if not word.startswith("allow="):
+            raise ConfigError(f"export takes no KEY=VALUE but allow=[MODULE,...], found {word}; leave it out")
     if words.batch is not None and words.batch < 1:
         raise ConfigError(f"--batch must be a number of samples, at least 1, found {words.batch}")
     if words.batch is not None and words.format == NAMES[0]:
@@ -85,11 +84,9 @@ def _check(words: argparse.Namespace) -> None:
         raise ConfigError(f"--dense is for the format safetensors, found {words.format}; leave one of them out")
 
 
-def _place(words: argparse.Namespace, name: str) -> Path:
+def _place(words: argparse.Namespace, run: Path, name: str) -> Path:
     """Where the file or folder goes: a PATH that ends like the file is the file, any other one its folder."""
-    folder: Path = words.output or _run(words.run) / "export" / (
-        f"{words.format}_dense" if words.dense else words.format
-    )
+    folder: Path = words.output or _run(run) / "export" / (f"{words.format}_dense" if words.dense else words.format)
     return folder if not name or folder.suffix == Path(name).suffix else folder / name
 
 

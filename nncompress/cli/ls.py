@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from nncompress.cli.parser import Parser
 from nncompress.errors import ConfigError
 from nncompress.files import finite
 from nncompress.report.text import columns, is_number, value_text
 from nncompress.results.query import Filter, Outline, absent, as_number, read_filter, require_key
-from nncompress.results.records import run_folders
+from nncompress.results.records import SETTINGS, is_older, run_folders
 
 DEFAULT = "outputs"
 COLUMNS = (
     "folder", "status", "solver", "model", "dataset", "compression", "seed", "accuracy/test", "ratio/params",
     "ratio/bits", "seconds/total", "date",
 )  # fmt: skip
-USAGE = "nncompress ls [DIR...] [FILTER...] [--sort KEY] [--reverse] [-n N] [--show KEY,KEY] [--json | --csv | --quiet]"
-EXPLAINED = """
-Lists every run below the folders (outputs when none is given), the newest first.
+STATUSES = ("done", "running", "failed", "killed", "interrupted", "diverged", "unsupported", "pruned")
+EXPLAINED = """\
+FILTER is KEY=VALUE, KEY!=VALUE, KEY>VALUE, KEY>=VALUE, KEY<VALUE or KEY<=VALUE. In the shell, < and > need quotes. KEY
+is a column, a key of status.json or summary.json, or a dotted key of config.yaml; the keys that are used are shown too.
+VALUE may be several with commas between, hold * and ?, or be null. Figures of a run that has not ended are those of its
+last record. date: when it ended, else when it began.
 
-FILTER is KEY=VALUE, KEY!=VALUE, KEY>VALUE, KEY>=VALUE, KEY<VALUE or KEY<=VALUE; all must hold. In the shell, < and >
-need quotes. KEY is a column, a key of status.json or summary.json, or a dotted key of config.yaml; the keys that are
-used are shown too. VALUE may be several with commas between, hold * and ?, or be null.
-
-status: running done failed diverged interrupted unsupported pruned, or killed: the run did not come to tell its end.
-Figures of a run that has not ended are those of its last record. date: when it ended, else when it began.
-
+examples:
   nncompress ls status=failed,killed
   nncompress ls solver=nnbcd 'accuracy/test>0.95' 'compression.rank<=16' --sort ratio/bits
   nncompress ls outputs/sweeps/SWEEP --sort accuracy/test --reverse -n 10
@@ -40,11 +37,26 @@ Figures of a run that has not ended are those of its last record. date: when it 
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Wrong usage is a sentence, as everywhere."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; usage: {USAGE}")
+def parser() -> Parser:
+    """Return the parser of `ls`."""
+    command = Parser(
+        "ls",
+        "[DIR ...] [FILTER ...] [--sort KEY] [--reverse] [-n N] [--show KEY,KEY] [--json | --csv | --quiet]",
+        "Lists every run below the folders, the newest first; with filters those of which all of them hold.",
+        keys={f"status={'|'.join(STATUSES)}": "killed: its process is gone, and it did not tell how it ended"},
+        names={"KEY": COLUMNS, "FILTER": [f"{key}=" for key in COLUMNS]},
+        notes=EXPLAINED,
+    )
+    command.add_argument("words", nargs="*", metavar="DIR|FILTER", help=f"folders (default: {DEFAULT}), and filters")
+    command.add_argument("--sort", metavar="KEY", help="small values first, runs without the value last")
+    command.add_argument("--reverse", "-r", action="store_true", help="large values first, or the oldest run")
+    command.add_argument("-n", type=int, metavar="N", help="the first N runs alone")
+    command.add_argument("--show", default="", metavar="KEY,KEY", help="more columns")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="a JSON list, values as they are on disk")
+    form.add_argument("--csv", action="store_true", help="CSV, values as they are on disk")
+    form.add_argument("--quiet", "-q", action="store_true", help="folders alone, for other commands")
+    return command
 
 
 def list_runs(arguments: Sequence[str]) -> int:
@@ -53,14 +65,13 @@ def list_runs(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: wrong usage, a folder that does not exist, or a key that no run has.
     """
-    if {"-h", "--help"} & set(arguments):
-        _parser().print_help()
-        return 0
-    words = _parser().parse_intermixed_args(arguments)
+    words = parser().parse(arguments)
     if words.n is not None and words.n < 1:
         raise ConfigError(f"-n must be a number of runs, at least 1, found {words.n}")
     folders, filters = _sorted_out(words.words)
-    found = [Outline(path) for path in run_folders(folders)]
+    paths = run_folders(folders)
+    older = {path for path in paths if is_older(path)}
+    found = [Outline(path) for path in paths if path not in older]
     asked = [key for key in words.show.split(",") if key]
     extra = [*(filter_.key for filter_ in filters), *([words.sort] if words.sort else []), *asked]
     for key in dict.fromkeys(extra):
@@ -78,24 +89,12 @@ def list_runs(arguments: Sequence[str]) -> int:
     else:
         sys.stdout.writelines(f"{line}\n" for line in _table(shown, keys))
         sys.stdout.write(f"{_told(shown, len(found), folders)}\n")
+    if older:
+        (sys.stderr if words.quiet or words.json or words.csv else sys.stdout).write(
+            f"left out: {len(older)} run{'s' * (len(older) > 1)} that an older version of nncompress wrote, without "
+            f"{SETTINGS}; train again what is still needed\n"
+        )
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="nncompress ls", usage=USAGE, description=EXPLAINED, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("words", nargs="*", metavar="DIR or FILTER", help="folders, and words that choose runs")
-    parser.add_argument("--sort", metavar="KEY", help="small values first, runs without the value last")
-    parser.add_argument("--reverse", "-r", action="store_true", help="large values first, or the oldest run")
-    parser.add_argument("-n", type=int, metavar="N", help="the first N runs alone")
-    parser.add_argument("--show", default="", metavar="KEY,KEY", help="more columns")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="a JSON list, values as they are on disk")
-    form.add_argument("--csv", action="store_true", help="CSV, values as they are on disk")
-    form.add_argument("--quiet", "-q", action="store_true", help="folders alone")
-    return parser
 
 
 def _sorted_out(words: Sequence[str]) -> tuple[list[Path], list[Filter]]:

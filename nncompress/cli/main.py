@@ -2,66 +2,74 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
-import io
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from nncompress import __version__
-from nncompress.config.options import groups
+from nncompress.cli.parser import Parser, section
+from nncompress.config.options import OF_RUN, groups
 from nncompress.errors import ConfigError, NNCompressError
 
 
 class Command(NamedTuple):
-    """One of the commands: what it does in a line, where its function is, whether it may import the user's own code."""
+    """One of the commands: what it does in a line, where its function and its parser are in `nncompress.cli`.
+
+    own_code: it may import the user's own modules from the current folder.
+    """
 
     about: str
     module: str
     function: str
     own_code: bool = False
+    parser: str = "parser"
 
 
 COMMANDS = {
-    "train": Command("one run; with -m a sweep over comma-separated values", "sweeps.launch", "train", own_code=True),
+    "train": Command("one run; with -m a sweep over comma-separated values", "train", "train", own_code=True),
     "search": Command(
-        "the best settings by Optuna: keys with several values are searched", "sweeps.launch", "search", own_code=True
+        "the best settings by Optuna: keys with several values are searched",
+        "train",
+        "search",
+        own_code=True,
+        parser="search_parser",
     ),
     "rerun": Command(
-        "the configuration of a run anew, with changes, compared with that run", "cli.rerun", "rerun", own_code=True
+        "the configuration of a run anew, with changes, compared with that run", "rerun", "rerun", own_code=True
     ),
     "reproduce": Command(
         "the papers' experiments, resumed where they were stopped, beside the published figures",
-        "cli.reproduce",
+        "reproduce",
         "reproduce",
     ),
     "eval": Command(
-        "accuracy, sizes and latency of a compact network beside the dense one", "cli.eval", "evaluate", own_code=True
+        "accuracy, sizes and latency of a compact network beside the dense one", "eval", "evaluate", own_code=True
     ),
     "export": Command(
-        "a compact network as safetensors, ONNX or torch.export file, compared", "cli.export", "export", own_code=True
+        "a compact network as safetensors, ONNX or torch.export file, compared", "export", "export", own_code=True
     ),
-    "ls": Command("the runs below folders, filtered and sorted", "cli.ls", "list_runs"),
-    "compare": Command("the settings and figures in which runs differ", "cli.compare", "compare"),
+    "ls": Command("the runs below folders, filtered and sorted", "ls", "list_runs"),
+    "compare": Command("the settings and figures in which runs differ", "compare", "compare"),
     "report": Command(
-        "rebuild the tables and plots of run or sweep folders; --html: one page with all of it", "cli.report", "rebuild"
+        "rebuild the tables and plots of run or sweep folders; --html: one page with all of it", "report", "rebuild"
     ),
+    "complete": Command("what makes TAB complete all of this in bash or zsh", "completion", "complete"),
 }
 NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 """What keeps a file from being written, and is told in a sentence whichever file it is."""
 USAGE = """\
 nncompress {version}: compress neural networks by optimisation
 
-usage: nncompress COMMAND [ARGUMENTS]
+usage: nncompress COMMAND [WORDS]
+       nncompress COMMAND --help
 
-commands
 {commands}
-
-examples
+examples:
   nncompress train solver=nnbcd model=tt_mlp
   nncompress train -m solver=nnbcd model=tt_mlp compression.rank=4,8,16,32 seed=10,20
   nncompress train sweep.resume=outputs/sweeps/SWEEP
@@ -75,20 +83,10 @@ examples
   nncompress compare outputs/RUN outputs/OTHER
   nncompress report --html outputs/sweeps/SWEEP
 
-often used with train
-  seed=N                    everything random follows from it
-  device=auto|cpu|cuda|cuda:N
-  solver.num_steps=N        sweeps, epochs or steps of the solver
-  target.ratio=R            compressed over dense parameters
-  data_dir=FOLDER           where data sets are (default: $NNCOMPRESS_DATA, else data)
-  hydra.run.dir=FOLDER      where the run goes (default: outputs/SOLVER-MODEL-DATASET/TIME)
-  --config-dir FOLDER       adds your own configuration files
-  --cfg job                 prints the configuration and runs nothing
-
-groups (GROUP=OPTION)
 {groups}
-
-completion in bash: eval "$(nncompress train -sc install=bash)"
+Published set-ups, sweeps, the most used keys and your own configurations: nncompress train --help.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.
+TAB completes commands, options, run folders, groups and keys: eval "$(nncompress complete bash)", or zsh.
 """
 
 
@@ -126,24 +124,40 @@ def _complain(message: str) -> None:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    if command in ("--help", "-h", "help"):
+    name, words = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if name in ("--help", "-h", "help"):
         sys.stdout.write(usage())
         return 0
-    if command == "--version":
+    if name == "--version":
         sys.stdout.write(f"nncompress {__version__}\n")
         return 0
-    if command in ("-sc", "--shell-completion"):
-        return _complete(rest)
-    if command in COMMANDS:
-        return _run(COMMANDS[command], rest)
-    raise ConfigError(f"unknown command '{command}'; {_nearest_command(command)}")
+    if name == "--complete":
+        return _answer(*words[:2])
+    if name in COMMANDS:
+        return _run(COMMANDS[name], words)
+    raise ConfigError(f"unknown command '{name}'; {_nearest_command(name)}")
 
 
 def _run(command: Command, words: list[str]) -> int:
+    if {"-h", "--help"} & set(words):
+        sys.stdout.write(_parser(command).format_help())
+        return 0
     if command.own_code and "" not in sys.path[:1] and os.getcwd() not in sys.path[:1]:
         sys.path.insert(0, os.getcwd())  # a console script does not see the current folder
-    return int(getattr(import_module(f"nncompress.{command.module}"), command.function)(words))
+    return int(getattr(import_module(f"nncompress.cli.{command.module}"), command.function)(words))
+
+
+def _parser(command: Command) -> Parser:
+    return cast(Parser, getattr(import_module(f"nncompress.cli.{command.module}"), command.parser)())
+
+
+def _answer(line: str = "", breaks: str = "") -> int:
+    """Tell the function of a shell what may stand at the end of a line."""
+    from nncompress.cli.completion import answer
+
+    parsers = {name: partial(_parser, command) for name, command in COMMANDS.items()}
+    sys.stdout.writelines(f"{word}\n" for word in answer(line, breaks, parsers))
+    return 0
 
 
 def _nearest_command(word: str) -> str:
@@ -155,25 +169,11 @@ def _nearest_command(word: str) -> str:
     return f"did you mean `nncompress {match[0]}`?" if match else "`nncompress --help` lists the commands"
 
 
-def _complete(arguments: list[str]) -> int:
-    """Answer the shell's completion function, which calls the program without its command."""
-    line = os.environ.get("COMP_LINE", "")
-    words = line.split()
-    if not any(word.startswith("query=") for word in arguments) or not words:
-        return _run(COMMANDS["train"], ["-sc", *arguments])
-    if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
-        typed = words[1] if len(words) == 2 else ""
-        sys.stdout.write(" ".join(command for command in COMMANDS if command.startswith(typed)) + "\n")
-    elif words[1] == "train":
-        os.environ["COMP_LINE"] = line.replace(" train", "", 1)
-        # A half-typed line may be wrong in any way: that is no message for somebody pressing TAB.
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(NNCompressError):
-            _run(COMMANDS["train"], ["-sc", *arguments])
-    return 0
-
-
 def usage() -> str:
-    """The text of `nncompress --help`, the groups' options read from the packaged configuration."""
-    commands = [f"  {name:<10}{command.about}" for name, command in COMMANDS.items()]
-    listed = [f"  {name:<13}{' '.join(options)}" for name, options in groups().items()]
-    return USAGE.format(version=__version__, commands="\n".join(commands), groups="\n".join(listed))
+    """Return the text of `nncompress --help`, the groups' options read from the packaged configuration."""
+    options = groups()
+    return USAGE.format(
+        version=__version__,
+        commands=section("commands", {name: command.about for name, command in COMMANDS.items()}),
+        groups=section("what a run is made of (GROUP=OPTION)", {name: "  ".join(options[name]) for name in OF_RUN}),
+    )

@@ -6,13 +6,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nncompress.errors import ConfigError
+from nncompress.cli.parser import Parser
 
-USAGE = "nncompress report [--html] DIR..."
-EXPLAINED = """
-Rebuilds tables/ and plots/ of the folders of runs, and of sweeps with all their runs, from what is on disk. With --html
-each of the folders gets report.html too: one page with all of it, which fetches nothing.
-"""
+
+def parser() -> Parser:
+    """Return the parser of `report`."""
+    command = Parser(
+        "report",
+        "[--html] DIR...",
+        "Rebuilds tables/ and plots/ of the folders of runs, and of sweeps with all their runs, from what is on disk; "
+        "in the folder of `nncompress reproduce PAPER` its tables beside the published figures.",
+        notes="examples:\n  nncompress report outputs/RUN\n  nncompress report --html outputs/sweeps/SWEEP\n",
+    )
+    command.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="the folder of a run or of a sweep")
+    command.add_argument(
+        "--html", action="store_true", help="report.html too: one page with all of it, fetching nothing"
+    )
+    return command
 
 
 def rebuild(arguments: Sequence[str]) -> int:
@@ -21,23 +31,18 @@ def rebuild(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: wrong usage, or a folder that holds no run.
     """
-    if {"-h", "--help"} & set(arguments):
-        sys.stdout.write(f"usage: {USAGE}\n{EXPLAINED}")
-        return 0
-    folders = [word for word in arguments if word != "--html"]
-    flags = [word for word in folders if word.startswith("-")]
-    if flags or not folders:
-        found = f"found {flags[0]}" if flags else "found none"
-        raise ConfigError(f"report needs one or more folders of runs or sweeps, {found}: {USAGE}")
+    words = parser().parse(arguments)
+    if not words.folders:
+        parser().error("report needs one or more folders of runs or sweeps, found none")
     from nncompress.report import report
     from nncompress.reproduce.protocol import REPRODUCTION
 
-    for folder in map(Path, folders):
+    for folder in words.folders:
         if (folder / REPRODUCTION).is_file():
             from nncompress.reproduce.report import write_reproduction
 
             paths = write_reproduction(folder)
         else:
-            paths = report([folder], html="--html" in arguments)
+            paths = report([folder], html=words.html)
         sys.stdout.writelines(f"{path}\n" for path in paths)
     return 0

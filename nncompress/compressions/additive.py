@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nncompress.compressions.base import Compression
-from nncompress.compressions.plan import Plan, Recipe, Task, choose, part_named, plan_of, takes
+from nncompress.compressions.plan import Layers, Plan, Recipe, Task, Weights, groups_of, part_named, plan_of, takes
 from nncompress.compressions.products import Product, Sum, Use
 from nncompress.compressions.views import AsVector, View, stand_in
 from nncompress.errors import ConfigError
@@ -36,15 +36,19 @@ class Additive(Compression[Parts]):
     """The sum of several compressions of the same weights; Π by block coordinate descent.
 
     Each pass minimises over one part after the other, Θ_j <- Π_j(w - sum over i != j of Δ_i(Θ_i)), from a sum of zeros
-    or from `start`; once every part has a Θ the objective does not rise from one block to the next. There are `passes`
-    rounds over the parts at most; they end with one that lowers the objective by less than `tolerance`, relatively.
-    Acts on weights of the given `shapes` put end to end.
+    or from `start`; once every part has a Θ the objective does not rise from one block to the next.
     Idelbayev and Carreira-Perpinan, "More general and effective model compression via an additive combination of
-    compressions", ECML 2021. Raises ValueError for fewer than two parts, no pass or a negative tolerance.
+    compressions", ECML 2021.
+
+    - parts: the summands, in the order of a pass, at least two.
+    - shapes: those of the weights that are seen end to end.
+    - passes: the most rounds over the parts, at least 1; 10, as in the published code.
+    - tolerance: a round that lowers the objective by less than this part of it is the last; 1e-4 is ours.
+
+    Raises ValueError for other values.
     """
 
     exact: ClassVar[bool] = False
-
     parts: tuple[Part, ...]
     shapes: tuple[tuple[int, ...], ...]
     passes: int = 10
@@ -80,97 +84,91 @@ class Additive(Compression[Parts]):
         return torch.stack([self._delta(j, t) for j, t in enumerate(theta.parts)]).sum(dim=0)
 
     def bits(self, theta: Parts) -> int:
-        return sum(part.compression.bits(t) for part, t in zip(self.parts, theta.parts, strict=True))
+        return sum(compression.bits(t) for compression, t in self._pairs(theta))
 
     def num_params(self, theta: Parts) -> int:
-        return sum(part.compression.num_params(t) for part, t in zip(self.parts, theta.parts, strict=True))
+        return sum(compression.num_params(t) for compression, t in self._pairs(theta))
 
     def penalty(self, theta: Parts) -> float | Tensor:
-        return sum(part.compression.penalty(t) for part, t in zip(self.parts, theta.parts, strict=True))
+        return sum(compression.penalty(t) for compression, t in self._pairs(theta))
 
     def map_free(self, theta: Parts, function: Callable[[Tensor], Tensor]) -> Parts:
-        """Those of all parts."""
-        pairs = zip(self.parts, theta.parts, strict=True)
-        return Parts(tuple(part.compression.map_free(t, function) for part, t in pairs))
+        """Apply `function` to the free tensors of all parts."""
+        return Parts(tuple(compression.map_free(t, function) for compression, t in self._pairs(theta)))
 
     def sensitivity(self, theta: Parts) -> Parts:
-        return Parts(tuple(part.compression.sensitivity(t) for part, t in zip(self.parts, theta.parts, strict=True)))
+        return Parts(tuple(compression.sensitivity(t) for compression, t in self._pairs(theta)))
 
     def huffman_bits(self, theta: Parts) -> int:
-        return sum(part.compression.least_bits(t) for part, t in zip(self.parts, theta.parts, strict=True))
+        return sum(compression.least_bits(t) for compression, t in self._pairs(theta))
 
     def product(self, theta: Parts, shape: Sequence[int]) -> Product | None:
-        """The sum of the parts' products, where all have one."""
+        """Return the sum of the parts' products, where all have one."""
         if len(self.shapes) > 1:
             return None
-        found = [part.compression.product(t, shape) for part, t in zip(self.parts, theta.parts, strict=True)]
-        products = tuple(product for product in found if product is not None)
-        return Sum(products) if len(products) == len(found) else None
+        products = [compression.product(t, shape) for compression, t in self._pairs(theta)]
+        return None if None in products else Sum(tuple(product for product in products if product is not None))
 
     def summands(self, shape: Sequence[int]) -> list[tuple[Compression[Any], Sequence[int]]]:
-        flat = stand_in(shape)
-        seen = [(part.compression, self._seen(part, flat).shape) for part in self.parts]
-        return [summand for compression, own in seen for summand in compression.summands(own)]
+        return [summand for part in self.parts for summand in part.compression.summands(self._shape(part, shape))]
 
     def check(self, shape: Sequence[int]) -> None:
         for part in self.parts:
-            part.compression.check(self._seen(part, stand_in(shape)).shape)
+            part.compression.check(self._shape(part, shape))
 
     def clipped(self, shape: Sequence[int]) -> str | None:
-        flat = stand_in(shape)
-        found = [part.compression.clipped(self._seen(part, flat).shape) for part in self.parts]
-        return "; ".join(words for words in found if words) or None
+        sentences = [part.compression.clipped(self._shape(part, shape)) for part in self.parts]
+        return "; ".join(sentence for sentence in sentences if sentence) or None
+
+    def _pairs(self, theta: Parts) -> Iterator[tuple[Compression[Any], Any]]:
+        """Return each part's compression with its Θ."""
+        return zip((part.compression for part in self.parts), theta.parts, strict=True)
 
     def _delta(self, j: int, theta: Any) -> Tensor:
         return self._flat(self.parts[j], self.parts[j].compression.decompress(theta))
 
     def _seen(self, part: Part, flat: Tensor) -> Tensor:
-        """The weights, end to end, as a part sees them."""
-        return part.view.join(AsVector().split(flat, self._sizes()))
+        """Return the weights, end to end, as a part sees them."""
+        return part.view.join(AsVector().split(flat, [torch.Size(shape) for shape in self.shapes]))
+
+    def _shape(self, part: Part, shape: Sequence[int]) -> torch.Size:
+        """Return the shape in which a part sees weights that have this one end to end."""
+        return self._seen(part, stand_in(shape)).shape
 
     def _flat(self, part: Part, joined: Tensor) -> Tensor:
-        return AsVector().join(part.view.split(joined, self._sizes()))
-
-    def _sizes(self) -> list[torch.Size]:
-        return [torch.Size(shape) for shape in self.shapes]
+        return AsVector().join(part.view.split(joined, [torch.Size(shape) for shape in self.shapes]))
 
     def __str__(self) -> str:
         return " + ".join(str(part.compression) for part in self.parts)
 
 
 def additive(
-    weights: Mapping[str, Tensor],
+    weights: Weights,
     *,
     parts: Mapping[str, Recipe | Compression[Any]],
     passes: int = 10,
     joint: bool = False,
-    layers: str | Sequence[str] = "hidden",
+    layers: Layers = "hidden",
     uses: Mapping[str, Use] | None = None,
     round_to: int = 1,
 ) -> Plan:
-    """The sum of `parts` (recipes by a name of your choice) for each chosen weight, or (`joint`) for all as one vector.
+    """Sum up `parts` (recipes by a name of your choice) for each chosen weight, or (`joint`) for all as one vector.
 
     `uses` and `round_to` are for the parts. Raises ConfigError for a part that cannot take its weights as one task.
     """
-    names = choose(weights, layers)
-    groups = [tuple(names)] if joint else [(name,) for name in names]
 
     def total(group: Sequence[str]) -> Additive:
         chosen = {name: weights[name] for name in group}
         summands = tuple(_part(key, part, chosen, uses, round_to) for key, part in parts.items())
         return Additive(summands, tuple(tuple(w.shape) for w in chosen.values()), passes)
 
-    return Plan.of([Task(group, AsVector(), total(group)) for group in groups], weights)
+    return Plan.of([Task(group, AsVector(), total(group)) for group in groups_of(weights, layers, joint)], weights)
 
 
 def _part(
-    key: str,
-    recipe: Recipe | Compression[Any],
-    weights: Mapping[str, Tensor],
-    uses: Mapping[str, Use] | None,
-    round_to: int,
+    key: str, recipe: Recipe | Compression[Any], weights: Weights, uses: Mapping[str, Use] | None, round_to: int
 ) -> Part:
-    """How a recipe compresses these weights as one."""
+    """Return how a recipe compresses these weights as one."""
     given = recipe.keywords if isinstance(recipe, partial) else {}
     with part_named(key):
         if "layers" in given:

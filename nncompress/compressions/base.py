@@ -8,24 +8,22 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nncompress.compressions.products import Product, Use
 from nncompress.errors import Diverged
 
 Theta = TypeVar("Theta")
 
-
 FLOAT_BITS = 32
 """Bits of one stored real number (the papers' convention; indices and codes are counted apart)."""
-
 
 CHUNK = 1 << 17
 """Entries whose difference is formed at once: a buffer of the tensors' size would cost more than the arithmetic."""
 
 
 class ThetaSize(NamedTuple):
-    """What all Θ for one shape have alike: their ranks, or another number that `what` names, and the numbers held."""
+    """The size that all Θ for one shape have: ranks, or another number that `what` names, and the numbers held."""
 
     what: str
     counts: tuple[int, ...]
@@ -45,7 +43,7 @@ class Compression(ABC, Generic[Theta]):
 
     @final
     def compress(self, w: Tensor, mu: float = 1.0, start: Theta | None = None) -> Theta:
-        """Π(w) = argmin over Θ of mu/2 ‖w - Δ(Θ)‖² + C(Θ).
+        """Return Π(w) = argmin over Θ of mu/2 ‖w - Δ(Θ)‖² + C(Θ).
 
         `w` is left unchanged; the result is on its device and of its dtype. Where the problem is solved only
         locally, the result is never worse than a feasible `start`. Raises Diverged when w is not finite.
@@ -57,7 +55,7 @@ class Compression(ABC, Generic[Theta]):
     @final
     @torch.no_grad()
     def compress_many(self, ws: Sequence[Tensor], mu: float, starts: Sequence[Theta | None]) -> list[Theta]:
-        """Π of several tensors of one shape, all finite."""
+        """Return Π of several tensors of one shape, all finite."""
         thetas = self.project_many(ws, mu, starts)
         return [
             theta if self.exact or start is None else self._better(w, mu, theta, start, None)[0]
@@ -69,14 +67,14 @@ class Compression(ABC, Generic[Theta]):
     def update(
         self, w: Tensor, mu: float = 1.0, start: Theta | None = None, dense: Tensor | None = None
     ) -> tuple[Theta, Tensor]:
-        """Θ = Π(w) and Δ(Θ), w being finite; `dense` is Δ(start), if at hand."""
+        """Return Θ = Π(w) and Δ(Θ), w being finite; `dense` is Δ(start), if at hand."""
         theta = self.project(w, mu, start)
         if self.exact or start is None:
             return theta, self.decompress(theta)
         return self._better(w, mu, theta, start, dense)
 
     def _better(self, w: Tensor, mu: float, theta: Theta, start: Theta, dense: Tensor | None) -> tuple[Theta, Tensor]:
-        """`theta`, or `start` where that is better, and its Δ; `dense` is Δ(start), if at hand."""
+        """Return `theta`, or `start` where that is better, and its Δ; `dense` is Δ(start), if at hand."""
         new = self.decompress(theta)
         old = self.decompress(start) if dense is None else dense
         value = mu / 2 * distance_sq(w, new) + self.penalty(theta)
@@ -84,30 +82,30 @@ class Compression(ABC, Generic[Theta]):
 
     @abstractmethod
     def project(self, w: Tensor, mu: float, start: Theta | None) -> Theta:
-        """The minimiser of `compress`, or a good local one, from `start` where that helps (no gradients are kept)."""
+        """Return the minimiser of `compress`, or a good local one, from `start` where that helps; keep no gradients."""
 
     def project_many(self, ws: Sequence[Tensor], mu: float, starts: Sequence[Theta | None]) -> list[Theta]:
-        """`project` of several tensors of one shape, at once where that is faster. Default: one after the other."""
+        """Project several tensors of one shape, at once where that is faster. Default: one after the other."""
         return [self.project(w, mu, start) for w, start in zip(ws, starts, strict=True)]
 
     @abstractmethod
     def decompress(self, theta: Theta) -> Tensor:
-        """Δ(Θ), shaped like the w that was compressed."""
+        """Return Δ(Θ), shaped like the w that was compressed."""
 
     @abstractmethod
     def bits(self, theta: Theta) -> int:
-        """All that must be stored to rebuild Δ(Θ), in bits."""
+        """Return all that must be stored to rebuild Δ(Θ), in bits."""
 
     @abstractmethod
     def num_params(self, theta: Theta) -> int:
-        """How many numbers Θ holds: kept values, codes, codebooks, scales, entries of factors; positions are none."""
+        """Count the numbers Θ holds: kept values, codes, codebooks, scales, entries of factors; positions are none."""
 
     def penalty(self, theta: Theta) -> float | Tensor:
-        """C(Θ). Default: 0, for a constraint."""
+        """Return C(Θ). Default: 0, for a constraint."""
         return 0.0
 
     def map_free(self, theta: Theta, function: Callable[[Tensor], Tensor]) -> Theta:
-        """Θ with `function` applied to its free tensors: those that descent may change while all else stays as it is.
+        """Apply `function` to the free tensors of Θ: those that descent may change while all else stays as it is.
 
         Whatever their values, Δ(Θ) keeps its form and its bits: kept entries, codebooks, scales, factors; not positions
         and codes. They may leave an l1 ball and normal forms. Default: every tensor of real numbers in (nested) tuples.
@@ -116,7 +114,7 @@ class Compression(ABC, Generic[Theta]):
         return mapped
 
     def sensitivity(self, theta: Theta) -> Theta:
-        """Θ with, in place of each free tensor, how far Δ(Θ) moves per unit of each of its entries (broadcast).
+        """Return Θ with, in place of each free tensor, how far Δ(Θ) moves per unit of each of its entries (broadcast).
 
         Descent in the free tensors times these takes the steps of descent in w. Default: 1, for entries that are
         weights of their own.
@@ -124,23 +122,28 @@ class Compression(ABC, Generic[Theta]):
         return self.map_free(theta, lambda tensor: tensor.new_ones(()))
 
     def huffman_bits(self, theta: Theta) -> int:
-        """Bits when codes and gaps are Huffman-coded (`bits.huffman_bits`). Default: `bits`, for real numbers."""
+        """Count the bits when codes and gaps are Huffman-coded (`bits.huffman_bits`). Default: `bits`, for numbers."""
         return self.bits(theta)
 
     @final
     def least_bits(self, theta: Theta) -> int:
-        """Bits in the cheaper of the two forms."""
+        """Count the bits in the cheaper of the two forms."""
         return min(self.bits(theta), self.huffman_bits(theta))
 
     def product(self, theta: Theta, shape: Sequence[int]) -> Product | None:
-        """What a layer with a weight of this shape multiplies with in place of Δ(Θ).
+        """Return what multiplies in place of Δ(Θ) in a layer with such a weight. Default: None, no such form."""
+        return None
 
-        Default: None, where Θ offers no such form.
+    def layer(self, theta: Theta, layer: nn.Module) -> nn.Module | None:
+        """Return what computes in place of a layer of torch whose weight is Δ(Θ). Default: None, `product` says how.
+
+        It is made anew when Θ changes, and at every pass with gradients, which reach Θ where it computes with Θ's tensors
+        as they are (not with `nn.Parameter`s made of them). `layer` gives all but the weight: its kind, sizes, bias.
         """
         return None
 
     def macs(self, theta: Theta, use: Use) -> int | None:
-        """Multiply-accumulates of a layer on one sample without rebuilding Δ(Θ); None where there is no such form.
+        """Count a layer's multiply-accumulates on one sample, Δ(Θ) not rebuilt; None where there is no such form.
 
         Default: those of the `product`. Without a form the nonzero entries of Δ(Θ) are counted.
         """
@@ -148,18 +151,18 @@ class Compression(ABC, Generic[Theta]):
         return None if product is None else product.macs(use)
 
     def size(self, shape: Sequence[int]) -> ThetaSize | None:
-        """The size of every Θ of a tensor of this shape. Default: None, it depends on more than the shape."""
+        """Return the size of every Θ of a tensor of this shape. Default: None, it depends on more than the shape."""
         return None
 
     def summands(self, shape: Sequence[int]) -> list[tuple[Compression[Any], Sequence[int]]]:
-        """What this is a sum of, each with the shape in which it sees a tensor of this shape. Default: itself."""
+        """Return what this is a sum of, and the shape in which each sees a tensor of this shape. Default: itself."""
         return [(self, shape)]
 
     def check(self, shape: Sequence[int]) -> None:
         """Raise ValueError when tensors of this shape cannot be compressed. Default: all can."""
 
     def clipped(self, shape: Sequence[int]) -> str | None:
-        """What of the settings is larger than this shape allows and what is used instead, in words. Default: None."""
+        """Say which setting is larger than this shape allows and what is used instead. Default: None."""
         return None
 
 
@@ -176,17 +179,17 @@ class Factorised(Compression[Theta]):
 
 
 def numel(value: Any) -> int:
-    """Entries of the tensors in (nested) tuples."""
+    """Count the entries of the tensors in (nested) tuples."""
     return value.numel() if isinstance(value, Tensor) else sum(map(numel, value)) if isinstance(value, tuple) else 0
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """(Nested) tuples and NamedTuples with `function` applied to every tensor."""
+    """Apply `function` to every tensor of (nested) tuples and NamedTuples."""
     return map_leaves(value, Tensor, function)
 
 
 def map_leaves(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
-    """(Nested) tuples and NamedTuples with `function` applied to everything of a kind."""
+    """Apply `function` to everything of a kind in (nested) tuples and NamedTuples."""
     if isinstance(value, kind):
         return function(value)
     if not isinstance(value, tuple):
@@ -196,13 +199,13 @@ def map_leaves(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
 
 
 def not_finite(w: Tensor) -> str:
-    """What is not finite in w, in words."""
+    """Describe what is not finite in w."""
     nan, count = int(torch.isnan(w).sum()), int((~torch.isfinite(w)).sum())
     return f"{nan} NaN and {count - nan} infinite of {w.numel()} entries"
 
 
 def distance_sq(a: Tensor, b: Tensor) -> Tensor:
-    """‖a - b‖², a 0-dimensional tensor: chunks in their own precision, their sum in float64."""
+    """Return ‖a - b‖², a 0-dimensional tensor: chunks in their own precision, their sum in float64."""
     size = CHUNK if a.device.type == "cpu" else max(1, a.numel())
     pairs = zip(torch.split(a.reshape(-1), size), torch.split(b.reshape(-1), size), strict=True)
     differences = (x - y for x, y in pairs)
@@ -210,7 +213,7 @@ def distance_sq(a: Tensor, b: Tensor) -> Tensor:
 
 
 def sort_rows(rows: Tensor) -> Tensor:
-    """Each row of (R, P) in ascending order.
+    """Return each row of (R, P) in ascending order.
 
     Single precision is sorted by its bits with the row's number before them: once the bits of negative numbers are
     flipped they are ordered as whole numbers, and PyTorch sorts those by radix, several times faster.
@@ -223,6 +226,12 @@ def sort_rows(rows: Tensor) -> Tensor:
     keys = (torch.where(bits < 0, bits ^ top, bits) + offset).flatten().sort().values.view(rows.shape)
     bits = (keys - offset).int()
     return torch.where(bits < 0, bits ^ top, bits).view(torch.float32)
+
+
+def check_count(name: str, count: int) -> None:
+    """Raise ValueError for a setting that counts something and is below 1."""
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, found {count}")
 
 
 def check_alpha(alpha: float) -> None:

@@ -12,12 +12,12 @@ TABLE_BITS = 8
 
 
 def index_bits(count: int) -> int:
-    """ceil(log2 count): bits of an index below `count` >= 1."""
+    """Return ceil(log2 count): bits of an index below `count` >= 1."""
     return (count - 1).bit_length()
 
 
 def position_bits(positions: Tensor) -> int:
-    """Bits of ascending positions stored as gaps d >= 1 (the first counted from -1) in fields of the best width.
+    """Count the bits of ascending positions stored as gaps d >= 1 (the first from -1) in fields of the best width.
 
     With b-bit fields a gap costs ceil(d / (2^b - 1)) fields; b runs from 2 to 32 (Han et al., "Deep compression",
     ICLR 2016, with relative indices; Carreira-Perpinan and Idelbayev, CVPR 2018, for the choice of b).
@@ -26,7 +26,7 @@ def position_bits(positions: Tensor) -> int:
 
 
 def best_fields(positions: Tensor) -> tuple[int, int]:
-    """The bits of `position_bits` and the width b of the fields that needs so few."""
+    """Return the bits of `position_bits` and the width b of the fields that needs so few."""
     gaps = gaps_of(positions)
     widths = range(2, 33)
     counts: list[int] = torch.stack([fields_of(gaps, b).sum() for b in widths]).tolist()  # one read from the device
@@ -34,7 +34,7 @@ def best_fields(positions: Tensor) -> tuple[int, int]:
 
 
 def huffman_position_bits(positions: Tensor) -> int:
-    """Bits of the gaps' fields Huffman-coded with their table, at the width from 2 to 16 where that is least.
+    """Count the bits of the gaps' fields Huffman-coded with their table, at the width from 2 to 16 of fewest bits.
 
     A field is 0 (go on by 2^b - 1 positions) or what is left of the gap, 1 to 2^b - 1.
     """
@@ -45,7 +45,7 @@ def huffman_position_bits(positions: Tensor) -> int:
 
 
 def huffman_bits(counts: Tensor, symbols: int | None = None) -> int:
-    """Bits of a text whose symbols occur `counts` times, in the best prefix code, with the table of its code lengths.
+    """Count the bits of a text whose symbols occur `counts` times, in the best prefix code, its table included.
 
     The table lists the lengths of all `symbols` (by default as many as there are counts), or those of the ones that
     occur with their indices, whichever is less. Huffman, "A method for the construction of minimum-redundancy codes",
@@ -63,18 +63,18 @@ def huffman_bits(counts: Tensor, symbols: int | None = None) -> int:
 
 
 def gaps_of(positions: Tensor) -> Tensor:
-    """The gaps d >= 1 of ascending positions, the first counted from -1."""
+    """Return the gaps d >= 1 of ascending positions, the first counted from -1."""
     return torch.diff(positions, prepend=positions.new_tensor([-1]))
 
 
 def fields_of(gaps: Tensor, b: int) -> Tensor:
-    """How many b-bit fields each gap costs."""
+    """Return how many b-bit fields each gap costs."""
     whole: Tensor = (gaps + 2**b - 2) // (2**b - 1)
     return whole
 
 
 def _field_counts(gaps: Tensor, b: int) -> Tensor:
-    """How often each b-bit field 0, 1, ..., 2^b - 1 is written."""
+    """Return how often each b-bit field 0, 1, ..., 2^b - 1 is written."""
     fields = fields_of(gaps, b)
     counts = torch.bincount(gaps - (fields - 1) * (2**b - 1), minlength=2**b)
     counts[0] = (fields - 1).sum()

@@ -44,23 +44,23 @@ class Params(Mapping[str, Tensor]):
         return "Params(" + ", ".join(f"{name}: {tuple(t.shape)}" for name, t in self.items()) + ")"
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Params:
-        """The same names with `function` applied to every tensor."""
+        """Return the same names with `function` applied to every tensor."""
         return Params({name: function(t) for name, t in self.items()})
 
     def detach(self) -> Params:
-        """The same values without gradient history."""
+        """Return the same values without gradient history."""
         return self.map(Tensor.detach)
 
     def clone(self) -> Params:
-        """A copy that shares no memory."""
+        """Return a copy that shares no memory."""
         return self.map(Tensor.clone)
 
     def sq(self) -> Tensor:
-        """Squared Euclidean norm, a 0-dimensional tensor (0 for no tensors)."""
+        """Return the squared Euclidean norm, a 0-dimensional tensor (0 for no tensors)."""
         return sum((t.square().sum() for t in self.values()), torch.zeros(()))
 
     def numel(self) -> int:
-        """Number of entries."""
+        """Return the number of entries."""
         return sum(t.numel() for t in self.values())
 
     def _zip(self, other: Params, function: Callable[[Tensor, Tensor], Tensor]) -> Params:

@@ -19,6 +19,12 @@ from nncompress.compressions.products import Use
 from nncompress.compressions.views import AsVector, View, stand_in
 from nncompress.errors import ConfigError, Diverged
 
+Weights = Mapping[str, Tensor]
+"""The weights of a network by name, in the order of its layers."""
+
+Layers = str | Sequence[str]
+"""Which weights a recipe compresses: "hidden" (all but the output layer's), "all", or name patterns (`matches`)."""
+
 Recipe = Callable[..., "Plan"]
 """A function of a network's weights (and of `uses` and `round_to`, where it has such keywords) that makes a plan."""
 
@@ -40,8 +46,8 @@ class Plan:
     shapes: Mapping[str, torch.Size]
 
     @classmethod
-    def of(cls, tasks: Iterable[Task], weights: Mapping[str, Tensor]) -> Plan:
-        """Tasks bound to the weights of a network: every pattern becomes the names it matches.
+    def of(cls, tasks: Iterable[Task], weights: Weights) -> Plan:
+        """Bind tasks to the weights of a network: every pattern becomes the names it matches.
 
         Raises ConfigError for a pattern that matches nothing, a weight in two tasks, a view or a compression that
         does not fit.
@@ -58,15 +64,21 @@ class Plan:
                 )
             shapes.update((name, weights[name].shape) for name in names)
             bound.append(Task(names, task.view, task.compression))
-            _check(bound[-1], [weights[name].shape for name in names])
-        return cls(tuple(bound), shapes)
+        plan = cls(tuple(bound), shapes)
+        for task in plan.tasks:
+            task.view.check(task.params, [shapes[name] for name in task.params])
+            try:
+                task.compression.check(plan.seen_shape(task))
+            except ValueError as error:
+                raise ConfigError(f"{', '.join(task.params)}: {error}") from error
+        return plan
 
-    def select(self, weights: Mapping[str, Tensor]) -> Params:
-        """The compressed weights among all those of a network."""
+    def select(self, weights: Weights) -> Params:
+        """Return the compressed weights among all those of a network."""
         return Params({name: weights[name] for name in self.shapes})
 
     def compress(self, w: Params, mu: float = 1.0, start: Sequence[Any] | None = None) -> tuple[Any, ...]:
-        """Π of every task: one Θ each; tasks of one compression and shape are done together.
+        """Return Π of every task: one Θ each; tasks of one compression and shape are done together.
 
         Raises Diverged, naming the weight, when one is not finite.
         """
@@ -76,40 +88,39 @@ class Plan:
         thetas: list[Any] = [None] * len(self.tasks)
         for js in self._alike(joined):
             compression = self.tasks[js[0]].compression
-            found = compression.compress_many([joined[j] for j in js], mu, [starts[j] for j in js])
-            for j, theta in zip(js, found, strict=True):
+            group = compression.compress_many([joined[j] for j in js], mu, [starts[j] for j in js])
+            for j, theta in zip(js, group, strict=True):
                 thetas[j] = theta
         return tuple(thetas)
 
     def _alike(self, joined: Sequence[Tensor]) -> list[list[int]]:
-        """Positions of the tasks, those of the same compression and shape together."""
+        """Group the positions of the tasks by compression and shape."""
+        kinds: list[tuple[Any, ...]] = []  # not a dictionary: a user's compression need not be hashable
         groups: list[list[int]] = []
         for j, (task, v) in enumerate(zip(self.tasks, joined, strict=True)):
-            own = (task.compression, v.shape, v.dtype)
-            like = (g for g in groups if own == (self.tasks[g[0]].compression, joined[g[0]].shape, joined[g[0]].dtype))
-            group = next(like, None)
-            if group is None:
-                groups.append([j])
-            else:
-                group.append(j)
+            kind = (task.compression, v.shape, v.dtype)
+            if kind not in kinds:
+                kinds.append(kind)
+                groups.append([])
+            groups[kinds.index(kind)].append(j)
         return groups
 
     def decompress(self, theta: Sequence[Any]) -> Params:
-        """Δ(Θ): the compressed weights, named and shaped as in the network."""
+        """Return Δ(Θ): the compressed weights, named and shaped as in the network."""
         parts = [self.decompress_task(task, t) for task, t in zip(self.tasks, theta, strict=True)]
         return Params({name: tensor for part in parts for name, tensor in part.items()})
 
     def update_task(
         self, task: Task, w: Mapping[str, Tensor], mu: float, start: Any, dense: Mapping[str, Tensor]
     ) -> tuple[Any, Params]:
-        """Π and Δ of one task; `dense` is Δ(start) (not read without a start)."""
+        """Return Π and Δ of one task; `dense` is Δ(start) (not read without a start)."""
         joined = task.view.join([w[name] for name in task.params])
         old = None if start is None else task.view.join([dense[name] for name in task.params])
         theta, new = task.compression.update(joined, mu, start, old)
         return theta, self._split(task, new)
 
     def decompress_task(self, task: Task, theta: Any) -> Params:
-        """Δ(Θ) of one task."""
+        """Return Δ(Θ) of one task."""
         return self._split(task, task.compression.decompress(theta))
 
     def _split(self, task: Task, joined: Tensor) -> Params:
@@ -117,46 +128,33 @@ class Plan:
         return Params(dict(zip(task.params, tensors, strict=True)))
 
     def penalty(self, theta: Sequence[Any]) -> float:
-        """C(Θ) of all tasks."""
+        """Return C(Θ) of all tasks."""
         return float(sum(task.compression.penalty(t) for task, t in zip(self.tasks, theta, strict=True)))
 
     def bits(self, theta: Sequence[Any]) -> int:
-        """Bits of all tasks."""
+        """Count the bits of all tasks."""
         return sum(task.compression.bits(t) for task, t in zip(self.tasks, theta, strict=True))
 
     def huffman_bits(self, theta: Sequence[Any]) -> int:
-        """Bits of all tasks, codes and positions Huffman-coded where that is less."""
+        """Count the bits of all tasks, codes and positions Huffman-coded where that is less."""
         return sum(task.compression.least_bits(t) for task, t in zip(self.tasks, theta, strict=True))
 
     def num_params(self, theta: Sequence[Any]) -> int:
-        """Stored numbers of all tasks."""
+        """Count the stored numbers of all tasks."""
         return sum(task.compression.num_params(t) for task, t in zip(self.tasks, theta, strict=True))
 
     def numel(self) -> int:
-        """Entries of all compressed weights."""
+        """Count the entries of all compressed weights."""
         return sum(shape.numel() for shape in self.shapes.values())
 
-    def seen(self, task: Task) -> torch.Size:
-        """The shape in which the compression of a task sees its weights."""
-        return _joined_shape(task, [self.shapes[name] for name in task.params])
+    def seen_shape(self, task: Task) -> torch.Size:
+        """Return the shape in which the compression of a task sees its weights."""
+        return task.view.join([stand_in(self.shapes[name]) for name in task.params]).shape
 
     def clipped(self) -> list[str]:
-        """The settings that are larger than a weight allows and what is used instead, one sentence a task."""
-        found = [(task, task.compression.clipped(self.seen(task))) for task in self.tasks]
-        return [f"{', '.join(task.params)}: {words}" for task, words in found if words]
-
-
-def _joined_shape(task: Task, shapes: Sequence[torch.Size]) -> torch.Size:
-    return task.view.join([stand_in(shape) for shape in shapes]).shape
-
-
-def _check(task: Task, shapes: Sequence[torch.Size]) -> None:
-    """Raise ConfigError, naming the weights, when view or compression does not fit them."""
-    task.view.check(task.params, shapes)
-    try:
-        task.compression.check(_joined_shape(task, shapes))
-    except ValueError as error:
-        raise ConfigError(f"{', '.join(task.params)}: {error}") from error
+        """Return the settings that are larger than a weight allows and what is used instead, one sentence a task."""
+        sentences = [(task, task.compression.clipped(self.seen_shape(task))) for task in self.tasks]
+        return [f"{', '.join(task.params)}: {sentence}" for task, sentence in sentences if sentence]
 
 
 def check_finite(w: Mapping[str, Tensor]) -> None:
@@ -170,21 +168,21 @@ def check_finite(w: Mapping[str, Tensor]) -> None:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a weight's name fits a pattern (shell wildcards; a layer's name stands for its weight)."""
+    """Return whether a weight's name fits a pattern (shell wildcards; a layer's name stands for its weight)."""
     return any(fnmatchcase(name, form) for form in (pattern, f"{pattern}.weight", f"*.{pattern}.weight"))
 
 
 def matching(names: Iterable[str], pattern: str) -> list[str]:
-    """The names that fit a pattern; ConfigError when there are none."""
+    """Return the names that fit a pattern. Raises ConfigError when there are none."""
     names = list(names)
-    found = [name for name in names if matches(name, pattern)]
-    if not found:
+    fitting = [name for name in names if matches(name, pattern)]
+    if not fitting:
         raise ConfigError(f"a layer pattern must match a weight, found {pattern!r}; the weights are {', '.join(names)}")
-    return found
+    return fitting
 
 
-def choose(weights: Mapping[str, Tensor], layers: str | Sequence[str]) -> list[str]:
-    """Names of the weights a recipe compresses: "hidden" (all but the output layer's), "all", or patterns."""
+def choose(weights: Weights, layers: Layers) -> list[str]:
+    """Return the names of the weights a recipe compresses."""
     if layers in ("all", "hidden"):
         chosen_names = list(weights) if layers == "all" else list(weights)[:-1]
         if not chosen_names:
@@ -201,30 +199,30 @@ def choose(weights: Mapping[str, Tensor], layers: str | Sequence[str]) -> list[s
 
 
 def each_layer(
-    weights: Mapping[str, Tensor],
-    *,
-    compression: Compression[Any],
-    layers: str | Sequence[str] = "hidden",
-    joint: bool = False,
+    weights: Weights, *, compression: Compression[Any], layers: Layers = "hidden", joint: bool = False
 ) -> Plan:
-    """The same compression for every chosen weight, each flattened and on its own, or (`joint`) for all as one vector.
+    """Compress every chosen weight alike, each flattened and on its own, or (`joint`) all as one vector.
 
     How a user's own compression is applied.
     """
+    return Plan.of([Task(group, AsVector(), compression) for group in groups_of(weights, layers, joint)], weights)
+
+
+def groups_of(weights: Weights, layers: Layers, joint: bool) -> list[tuple[str, ...]]:
+    """Return the names of the chosen weights, each by itself or (`joint`) all together."""
     names = choose(weights, layers)
-    groups = [tuple(names)] if joint else [(name,) for name in names]
-    return Plan.of([Task(group, AsVector(), compression) for group in groups], weights)
+    return [tuple(names)] if joint else [(name,) for name in names]
 
 
 def plan_of(
     part: Recipe | Compression[Any],
-    weights: Mapping[str, Tensor],
+    weights: Weights,
     uses: Mapping[str, Use] | None = None,
     *,
     round_to: int = 1,
     **settings: Any,
 ) -> Plan:
-    """The plan of a recipe for these weights, or that of a Compression applied to each layer.
+    """Make the plan of a recipe for these weights, or that of a Compression applied to each layer.
 
     `settings` replace the recipe's own; `uses` reaches the recipes that take it, and a `round_to` above 1 those that
     take it and are given none of their own. Raises ConfigError for what makes no plan.
@@ -234,8 +232,8 @@ def plan_of(
         raise ConfigError(f"a compression is a node with a _target_, found {part!r}; see conf/compression for examples")
     if uses is not None and takes(recipe, "uses"):
         settings["uses"] = uses
-    own = isinstance(recipe, partial) and "round_to" in recipe.keywords
-    if round_to > 1 and takes(recipe, "round_to") and not own:
+    given = isinstance(recipe, partial) and "round_to" in recipe.keywords
+    if round_to > 1 and takes(recipe, "round_to") and not given:
         settings["round_to"] = round_to
     plan = recipe(weights, **settings)
     if not isinstance(plan, Plan):
@@ -253,29 +251,29 @@ def part_named(key: str) -> Iterator[None]:
 
 
 def takes(recipe: Recipe, keyword: str) -> bool:
-    """Whether a recipe's signature names `keyword`."""
+    """Return whether a recipe's signature names `keyword`."""
     return keyword in inspect.signature(recipe).parameters
 
 
-def none(weights: Mapping[str, Tensor]) -> Plan:
-    """No compression: the dense network."""
+def none(weights: Weights) -> Plan:
+    """Compress nothing: the dense network."""
     return Plan.of((), weights)
 
 
 def mixed(
-    weights: Mapping[str, Tensor],
+    weights: Weights,
     *,
     parts: Mapping[str, Recipe | Compression[Any] | None],
     uses: Mapping[str, Use] | None = None,
     round_to: int = 1,
 ) -> Plan:
-    """The tasks of all `parts` (recipes by a name of your choice), each with its own `layers`.
+    """Plan the tasks of all `parts` (recipes by a name of your choice), each with its own `layers`.
 
     Layers that no part names stay as they are; a part that is None counts as left out. `uses` and `round_to` are for
     the parts. Raises ConfigError for a weight that two parts name.
     """
     tasks: list[Task] = []
-    for key, part in ((key, part) for key, part in parts.items() if part is not None):
+    for key, part in parts.items():
         with part_named(key):
-            tasks += plan_of(part, weights, uses, round_to=round_to).tasks
+            tasks += plan_of(part, weights, uses, round_to=round_to).tasks if part is not None else ()
     return Plan.of(tasks, weights)

@@ -49,6 +49,17 @@ class Geometry(NamedTuple):
     padding: tuple[int, int]
     dilation: tuple[int, int]
 
+    def outputs(self, inputs: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
+        """Return the height and width of the output."""
+        return tuple(
+            (n + 2 * padding - dilation * (k - 1) - 1) // stride + 1
+            for n, k, stride, padding, dilation in zip(inputs, kernel, *self, strict=True)
+        )
+
+
+ONCE = Geometry((1, 1), (0, 0), (1, 1))
+"""One place after the other, without padding."""
+
 
 class Product(ABC):
     """x -> W x + b. `plain`: made of ordinary tensor operations alone, so that it has gradients and can be exported."""
@@ -160,7 +171,7 @@ class Convolutions(Product):
     steps: tuple[Step, ...]
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, geometry: Geometry | None = None) -> Tensor:
-        at = geometry or Geometry((1, 1), (0, 0), (1, 1))
+        at = geometry or ONCE
         for k, step in enumerate(self.steps, 1):
             stride, dilation = (
                 tuple(n if moves else 1 for n, moves in zip(part, step.along, strict=True))
@@ -191,14 +202,10 @@ class Unfolded(Product):
         return self.product.plain
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, geometry: Geometry | None = None) -> Tensor:
-        at = geometry or Geometry((1, 1), (0, 0), (1, 1))
+        at = geometry or ONCE
         patches = unfold(x, self.kernel, dilation=at.dilation, padding=at.padding, stride=at.stride)
-        size = [
-            (n + 2 * padding - dilation * (k - 1) - 1) // stride + 1
-            for n, k, stride, padding, dilation in zip(x.shape[2:], self.kernel, *at, strict=True)
-        ]
-        found = self.product(patches.transpose(1, 2), bias)  # (n, positions, outputs)
-        return found.transpose(1, 2).reshape(x.shape[0], -1, *size)
+        y = self.product(patches.transpose(1, 2), bias)  # (n, positions, outputs)
+        return y.transpose(1, 2).reshape(x.shape[0], -1, *at.outputs(x.shape[2:], self.kernel))
 
     def macs(self, use: Use) -> int:
         return self.product.macs(use)

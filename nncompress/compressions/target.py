@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from torch import Tensor
-
-from nncompress.compressions.base import Compression
-from nncompress.compressions.plan import Plan, Recipe, plan_of, takes
+from nncompress.compressions.base import Compression, check_count
+from nncompress.compressions.plan import Plan, Recipe, Weights, plan_of, takes
 from nncompress.compressions.products import Use
 from nncompress.errors import ConfigError
 
-if TYPE_CHECKING:
-    from nncompress.compressions.plan import Plan
-
 log = logging.getLogger(__name__)
-
 
 KNOBS: Mapping[str, tuple[int, Callable[[int], int | float]]] = {
     "rank": (1 << 16, int),
@@ -27,12 +21,11 @@ KNOBS: Mapping[str, tuple[int, Callable[[int], int | float]]] = {
 }
 """The keywords that set a recipe's size: the largest whole number tried and the value it stands for."""
 
-
 _NO_HELP = "; this compression lowers another figure: try target.bits, or another compression"
 
 
 class SizeTarget(NamedTuple):
-    """What a plan is to be at most: the name of a measure (as in the summary), how to take it, and the value."""
+    """An upper bound of a plan: the name of a measure (as in the summary), how to take it, and the value."""
 
     name: str
     measure: Callable[[Plan], float]
@@ -40,7 +33,7 @@ class SizeTarget(NamedTuple):
 
 
 class SizeFit(NamedTuple):
-    """The plan found, the name and value of the setting that made it, and what it achieves."""
+    """A plan, the name and value of the setting that made it, and what it achieves."""
 
     plan: Plan
     name: str
@@ -54,21 +47,19 @@ class SizeFit(NamedTuple):
 
 
 def fit(
-    recipe: Recipe,
-    weights: Mapping[str, Tensor],
-    target: SizeTarget,
-    uses: Mapping[str, Use] | None = None,
-    *,
-    round_to: int = 1,
+    recipe: Recipe, weights: Weights, target: SizeTarget, uses: Mapping[str, Use] | None = None, *, round_to: int = 1
 ) -> SizeFit:
-    """The largest plan of `recipe` that measures at most what is requested.
+    """Find the largest plan of `recipe` that measures at most what is requested.
 
-    The rank, the kept part, the codebook's size or the bits of the recipe are found by bisection, each try measured on
-    the given weights, with the ranks and rows as `round_to` makes them. Raises ConfigError for a recipe without such a
+    Its rank, kept part, codebook's size or bits are found by bisection, each try measured on the given weights, with
+    the ranks and rows as `round_to` makes them. Raises ConfigError for a recipe without such a
     keyword and for a request that its smallest setting exceeds.
     """
-    name = _knob(recipe)
-    high, value = KNOBS[name]
+    names = [] if isinstance(recipe, Compression) else [name for name in KNOBS if takes(recipe, name)]
+    if len(names) != 1:
+        raise ConfigError(f"a target needs a compression with one of {', '.join(KNOBS)}; choose such a compression")
+    name = names[0]
+    highest, value = KNOBS[name]
     tried: dict[int, tuple[Plan, float]] = {}
 
     def achieved(n: int) -> float:
@@ -86,50 +77,29 @@ def fit(
             + f", found {target.requested:g}"
             + (_NO_HELP if achieved(low) >= 1 >= target.requested else "")
         )
-    high = _first_beyond(lambda n: achieved(n) <= target.requested and not _full(tried[n][0]), high)
+    high = 2  # doubled until it is too large, or no task has a larger setting than this one
+    while high < highest and achieved(high) <= target.requested:
+        plan = tried[high][0]
+        if len(plan.clipped()) == len(plan.tasks):
+            break
+        high = min(2 * high, highest)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if achieved(middle) <= target.requested else (low, middle - 1)
     return SizeFit(tried[low][0], name, value(low), achieved(low))
 
 
-def _knob(recipe: Recipe) -> str:
-    names = [] if isinstance(recipe, Compression) else [name for name in KNOBS if takes(recipe, name)]
-    if len(names) != 1:
-        raise ConfigError(f"a target needs a compression with one of {', '.join(KNOBS)}; choose such a compression")
-    return names[0]
-
-
-def _full(plan: Plan) -> bool:
-    """Whether no task has a larger setting than this one."""
-    return len(plan.clipped()) == len(plan.tasks)
-
-
-def _first_beyond(goes_on: Callable[[int], bool], highest: int) -> int:
-    """The first power of two from 2 on for which `goes_on` is false (or `highest`)."""
-    n = 2
-    while n < highest and goes_on(n):
-        n *= 2
-    return min(n, highest)
-
-
-def rounded(count: int, round_to: int, most: int) -> int:
-    """`count` rounded up to a multiple of `round_to`, at most `most`; none, and what is not below `most`, stays.
+def round_up(count: int, round_to: int, most: int) -> int:
+    """Round `count` up to a multiple of `round_to`, at most `most`; 0, and what is not below `most`, stays.
 
     Raises ValueError for a `round_to` below 1.
     """
-    check_round_to(round_to)
+    check_count("round_to", round_to)
     return min(most, -(-count // round_to) * round_to) if 0 < count < most else count
 
 
-def check_round_to(round_to: int) -> None:
-    """Raise ValueError for a number of which there are no multiples."""
-    if round_to < 1:
-        raise ValueError(f"round_to must be at least 1, found {round_to}")
-
-
 class Change(NamedTuple):
-    """What rounding changed in one task: the numbers of ranks or rows, and how many stored numbers that added.
+    """The change that rounding made to one task: numbers of ranks or rows, and how many stored numbers that added.
 
     what, before, after, added are None where they depend on the weights.
     """
@@ -142,17 +112,17 @@ class Change(NamedTuple):
 
 
 def changes(plan: Plan, plain: Plan) -> list[Change]:
-    """What sets a plan apart from the one that the same recipe makes for the same weights without rounding."""
-    found = []
+    """List the differences of a plan from the one that the same recipe makes for the same weights unrounded."""
+    result = []
     for task, other in zip(plan.tasks, plain.tasks, strict=True):
-        shape = plan.seen(task)
+        shape = plan.seen_shape(task)
         pairs = zip(task.compression.summands(shape), other.compression.summands(shape), strict=True)
         for (compression, seen), (unrounded, _) in pairs:
             if compression != unrounded:
                 after, before = compression.size(seen), unrounded.size(seen)
                 names = ", ".join(task.params)
                 if after is None or before is None:
-                    found.append(Change(names, None, None, None, None))
+                    result.append(Change(names, None, None, None, None))
                 elif after != before:
-                    found.append(Change(names, after.what, before.counts, after.counts, after.params - before.params))
-    return found
+                    result.append(Change(names, after.what, before.counts, after.counts, after.params - before.params))
+    return result

@@ -14,7 +14,7 @@ from nncompress.errors import ConfigError
 
 
 def stand_in(shape: Sequence[int]) -> Tensor:
-    """A tensor of this shape whose values do not matter, a byte an entry.
+    """Return a tensor of this shape whose values do not matter, a byte an entry.
 
     On the meta device the first `torch.cat` of a process imports 0.9 s of torch's Python code.
     """
@@ -26,18 +26,18 @@ class View(ABC):
 
     @abstractmethod
     def join(self, weights: Sequence[Tensor]) -> Tensor:
-        """The weights as the one tensor to compress; only laid out anew, so that it may be asked of `stand_in`s."""
+        """Return the weights as the one tensor to compress; only laid out anew, so that `stand_in`s may be joined."""
 
     @abstractmethod
     def split(self, joined: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-        """The inverse of `join`: one tensor for each shape, in the same order."""
+        """Return the inverse of `join`: one tensor for each shape, in the same order."""
 
     @abstractmethod
     def check(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> None:
         """Raise ConfigError when weights of these shapes cannot be seen this way."""
 
 
-def _one(names: Sequence[str], form: str) -> None:
+def _check_one(names: Sequence[str], form: str) -> None:
     if len(names) != 1:
         raise ConfigError(f"a task that sees its weight as a {form} takes one weight, found {', '.join(names)}")
 
@@ -54,16 +54,16 @@ class AsVector(View):
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def check(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> None:
-        """Any weights have this view."""
+        """Accept any weights."""
 
 
 @dataclass(frozen=True)
 class AsMatrix(View):
-    """One weight as a matrix.
+    """One weight as a matrix (Idelbayev and Carreira-Perpinan, CVPR 2020).
 
-    Scheme 1: (outputs) x (everything else), for any weight. Scheme 2, for convolutions of height x width:
-    (outputs height) x (inputs width), whose low-rank factors are two one-dimensional convolutions (Idelbayev and
-    Carreira-Perpinan, CVPR 2020). Raises ValueError for another scheme.
+    - scheme: 1 for (outputs) x (everything else), of any weight, hence the default; 2, for convolutions of height x
+      width, for (outputs height) x (inputs width), whose low-rank factors are two one-dimensional convolutions. Raises
+      ValueError for another one.
     """
 
     scheme: int = 1
@@ -86,7 +86,7 @@ class AsMatrix(View):
         return [joined.reshape(shapes[0])]
 
     def check(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> None:
-        _one(names, "matrix")
+        _check_one(names, "matrix")
         if self.scheme == 2 and len(shapes[0]) != 4:
             raise ConfigError(
                 f"scheme 2 needs a convolution's weight (outputs, inputs, height, width), found {names[0]} "
@@ -96,7 +96,10 @@ class AsMatrix(View):
 
 @dataclass(frozen=True)
 class AsTensor(View):
-    """One weight, row-major, as a tensor with the given modes."""
+    """One weight, row-major, as a tensor.
+
+    - modes: the tensor's sizes; their product is the number of the weight's entries.
+    """
 
     modes: tuple[int, ...]
 
@@ -107,7 +110,7 @@ class AsTensor(View):
         return [joined.reshape(shapes[0])]
 
     def check(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> None:
-        _one(names, "tensor")
+        _check_one(names, "tensor")
         if math.prod(self.modes) != shapes[0].numel() or min(self.modes, default=0) < 1:
             raise ConfigError(
                 f"the modes of {names[0]} must multiply to its {shapes[0].numel()} entries {tuple(shapes[0])}, "

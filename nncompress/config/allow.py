@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from nncompress.config.schema import FOLLOWED, role_of
 from nncompress.config.signatures import locate
 from nncompress.errors import ConfigError, one_line
 
@@ -30,7 +31,7 @@ KNOWN = (
     "optuna.samplers.TPESampler", "optuna.pruners.MedianPruner",
 )  # fmt: skip
 """What is allowed without asking. The last two, found in every configuration, are not imported to see what they are."""
-PLACES = ("${data_dir}", "${data.download}")
+PLACES = tuple(f"${{{key}}}" for key in FOLLOWED.values() if role_of(key) == "place")
 """Interpolations that the data set of a compact network holds."""
 TARGET = "_target_"
 

@@ -1,4 +1,4 @@
-"""Words KEY=VALUE of a command line, and Hydra's errors about them as one sentence."""
+"""Words KEY=VALUE of a command line: what they mean beyond Hydra, and its errors about them as one sentence."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -13,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from nncompress.config.options import groups
-from nncompress.config.schema import CHOICES
+from nncompress.config.schema import AUGMENTATION, CHOICES, GROUPS
+from nncompress.config.signatures import Callee, locate
 from nncompress.errors import ConfigError, nearest, one_line
 
 
@@ -105,3 +107,35 @@ def _keys(parent: str, arguments: Sequence[str], name: str) -> list[str]:
 def _config_folders(arguments: Sequence[str]) -> list[Path]:
     following = pairwise(arguments)
     return [Path(word).absolute() for flag, word in following if flag in ("--config-dir", "-cd")]
+
+
+def retarget(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Drop the keys of an option whose class another takes the place of, as with `model._target_=my_nets.Net`.
+
+    Further in, as with `solver.schedule._target_`, those that the new class does not take. Keys that are given stay.
+    """
+    given = [override.partition("=")[0].lstrip("+") for override in overrides]
+    for place in (key.removesuffix("._target_") for key in given if key.count(".") > 1 and key.endswith("._target_")):
+        OmegaConf.update(cfg, place, _accepted(OmegaConf.select(cfg, place), place, given), merge=False)
+    for group in (*GROUPS, AUGMENTATION):
+        if f"{group}._target_" in given:
+            keys = {key.split(".")[1] for key in given if key.startswith(f"{group}.")}
+            cfg[group] = {key: value for key, value in cfg[group].items() if key in keys}
+            if group in cfg.choices:
+                cfg.choices[group] = str(cfg[group]["_target_"]).rpartition(".")[2]
+
+
+def _accepted(node: DictConfig, place: str, given: Sequence[str]) -> dict[str, Any]:
+    """Return the keys of a node that are given, or that its class takes."""
+    values = {str(key): value for key, value in node.items()}
+    try:
+        target = Callee(str(node["_target_"]), locate(str(node["_target_"])))
+    except ConfigError:  # told when the configuration is checked
+        return values
+    if target.open and target.parameters:
+        return values
+    return {
+        key: value
+        for key, value in values.items()
+        if key.startswith("_") or f"{place}.{key}" in given or target.takes(key)
+    }

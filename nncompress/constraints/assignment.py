@@ -31,12 +31,15 @@ class Body(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """`set` for each of the parameters `params`, or (`joint`) one for all of them together; `rest` for the others.
+    """Which set each parameter of a network lies in; frozen parameters are left out.
 
-    params: "all", "weights" (of two or more dimensions), "convolutions" (those of Conv2d layers, as `own_weights` finds
-    them), or name patterns, a layer's name standing for its weight. size: the diameter; the radius of `set` is not
-    read. rest: another assignment, of the parameters left; None: these are not constrained. Frozen parameters are left
-    out.
+    - set: the set; its radius is not read.
+    - params: "all" (the published code constrains every parameter), "weights" (of two or more dimensions),
+      "convolutions" (those of Conv2d layers, as `own_weights` finds them), or name patterns, a layer's name standing
+      for its weight.
+    - size: the diameter; from the initialisation, as in the published code.
+    - joint: one set for all of `params` together instead of one for each; false, as in the published code.
+    - rest: another assignment, of the parameters left; None: these are not constrained.
     """
 
     set: Constraint
@@ -55,7 +58,7 @@ class Assignment:
             raise ValueError("params must be all, weights, convolutions or patterns of names, found none")
 
     def bodies(self, model: nn.Module) -> list[Body]:
-        """The sets of a network's parameters, each in one of them, in the order of the rules.
+        """Return the sets of a network's parameters, each in one of them, in the order of the rules.
 
         Raises ConfigError for a pattern that matches nothing and for a parameter that does not fit its set.
         """
@@ -66,8 +69,7 @@ class Assignment:
         chosen = self._chosen(model, left)
         for name in chosen:
             self.set.check(name, left[name].shape)
-        groups = [tuple(chosen)] if self.joint and chosen else [(name,) for name in chosen]
-        for names in groups:
+        for names in [tuple(chosen)] if self.joint and chosen else [(name,) for name in chosen]:
             self.set.seen_shape([left[name].shape for name in names])  # refuses what it cannot see together
             yield Body(names, self.set, self.size)
         others = {name: p for name, p in left.items() if name not in set(chosen)}
@@ -77,13 +79,13 @@ class Assignment:
             yield from (Body((name,), None, self.size) for name in others)
 
     def _chosen(self, model: nn.Module, left: Mapping[str, Tensor]) -> list[str]:
-        """The names of `params` among those that no rule has taken yet."""
+        """Return the names of `params` among those that no rule has taken yet."""
         if self.params == "all":
             return list(left)
         if self.params == "weights":
-            found = [name for name, p in left.items() if p.dim() >= 2]
+            chosen = [name for name, p in left.items() if p.dim() >= 2]
         elif self.params == "convolutions":
-            found = [name for name in own_weights(model, nn.Conv2d) if name in left]
+            chosen = [name for name in own_weights(model, nn.Conv2d) if name in left]
         else:
             patterns = [self.params] if isinstance(self.params, str) else self.params
             try:
@@ -93,22 +95,19 @@ class Assignment:
                     f"constraint.params, of the parameters that no rule before has taken: {error}"
                 ) from error
             return [name for name in left if name in taken]
-        if not found:
+        if not chosen:
             raise ConfigError(
                 f"constraint.params={self.params} must match a parameter, found none among {', '.join(left)}; give "
                 "other params"
             )
-        return found
+        return chosen
 
 
 def diameters(bodies: Sequence[Body], parameters: Mapping[str, Tensor], norms: Mapping[str, float]) -> Tensor:
-    """The diameter of each body, float64 (0 for one that is not constrained); norms: those of `initial_norms`."""
-    found = [
-        0.0
-        if body.constraint is None
-        else body.size.diameter(
-            body.constraint, [parameters[name].shape for name in body.names], [norms[name] for name in body.names]
-        )
-        for body in bodies
-    ]
-    return torch.tensor(found, dtype=torch.float64)
+    """Return the diameter of each body, float64 (0 where nothing is constrained); norms: those of `initial_norms`."""
+    result = torch.zeros(len(bodies), dtype=torch.float64)
+    for k, (names, constraint, size) in enumerate(bodies):
+        if constraint is not None:
+            shapes, initial = [parameters[name].shape for name in names], [norms[name] for name in names]
+            result[k] = size.diameter(constraint, shapes, initial)
+    return result

@@ -1,4 +1,7 @@
-"""Convex bodies over which linear functions are easy to minimise, for Frank-Wolfe."""
+"""Convex bodies over which linear functions are easy to minimise, for Frank-Wolfe.
+
+Zimmer, Spiegel and Pokutta, "Compression-aware training of neural networks using Frank-Wolfe", arXiv 2205.11921.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,10 @@ class Vertices(NamedTuple):
 class Constraint(ABC):
     """C = {w : gauge(w) <= radius}, the gauge being a norm of tensors w of any shape.
 
-    Subclasses treat sets of radius 1 and many tensors of one shape at once, as the set sees them (`joined`): a leading
-    dimension b counts them. Oracles leave their arguments as they are. Raises ValueError unless the radius is positive
-    and finite.
+    Subclasses treat sets of radius 1 and many tensors of one shape at once, as the set sees them (`join`): a leading
+    dimension b counts them. Oracles leave their arguments as they are.
+
+    - radius: the size of the set, positive and finite, else ValueError; 1, as `Assignment` gives bodies their diameter.
     """
 
     radius: float = 1.0
@@ -41,113 +45,109 @@ class Constraint(ABC):
 
     @abstractmethod
     def vertices(self, g: Tensor, start: Tensor | None = None) -> Vertices:
-        """Of each g (b, ...) the v of gauge at most 1 with the least <v, g>; zero for a gradient of zero.
+        """Return for each g (b, ...) the v of gauge at most 1 with the least <v, g>; zero for a gradient of zero.
 
         start: the basis that came with the vertices of gradients nearby.
         """
 
     @abstractmethod
     def norms(self, w: Tensor) -> Tensor:
-        """The gauge of each w (b, ...): (b,), float64."""
+        """Return the gauge of each w (b, ...): (b,), float64."""
 
     @abstractmethod
     def dual_norms(self, g: Tensor) -> Tensor:
-        """For each g (b, ...) the largest <v, g> over the v of gauge at most 1: (b,), float64."""
+        """Return for each g (b, ...) the largest <v, g> over the v of gauge at most 1: (b,), float64."""
 
-    @abstractmethod
     def reach(self, shape: Sequence[int]) -> float:
-        """The largest Euclidean norm of a point of gauge 1, for the shape of `joined`."""
+        """Return the largest Euclidean norm of a point of gauge 1, for the shape of `join`. Default: 1."""
+        return 1.0
 
-    def joined(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Default: one vector. The tensors that are constrained together as the set sees them."""
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return tensors that are constrained together as the set sees them. Default: one vector."""
         return torch.cat([w.reshape(-1) for w in tensors]) if len(tensors) > 1 else tensors[0].reshape(-1)
 
-    def parted(self, seen: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-        """Default: of one vector. The tensors, with the shapes of `like`, that `joined` makes `seen` of."""
+    def split(self, seen: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+        """Return the tensors, with the shapes of `like`, of which `join` makes `seen`. Default: of one vector."""
         parts = torch.split(seen, [w.numel() for w in like])
         return [part.view(w.shape) for part, w in zip(parts, like, strict=True)]
 
     def full(self) -> Self:
-        """Default: itself. The set of which all entries (groups, singular values) may be nonzero in a vertex."""
+        """Return the set in whose vertices all entries (groups, singular values) may be nonzero. Default: itself."""
         return self
 
     def check(self, name: str, shape: Sequence[int]) -> None:  # noqa: B027
-        """Default: any shape. Raise ConfigError for a parameter that the set is not made for."""
+        """Raise ConfigError for a parameter that the set is not made for. Default: any shape will do."""
 
     @final
     def lmo(self, g: Tensor) -> Tensor:
-        """argmin over v in C of <v, g>, of the shape of g: the linear minimisation oracle."""
+        """Return argmin over v in C of <v, g>, of the shape of g: the linear minimisation oracle."""
         return self.lmo_many([g])[0]
 
     @final
     @torch.no_grad()
     def lmo_many(self, gs: Sequence[Tensor]) -> list[Tensor]:
-        """The oracle for several tensors of one shape."""
-        found = self.radius * self.vertices(torch.stack([self.joined([g]) for g in gs])).v
-        return [self.parted(v, [g])[0] for v, g in zip(found, gs, strict=True)]
+        """Minimise for several tensors of one shape."""
+        vertices = self.radius * self.vertices(torch.stack([self.join([g]) for g in gs])).v
+        return [self.split(v, [g])[0] for v, g in zip(vertices, gs, strict=True)]
 
     @final
     @torch.no_grad()
     def gauge(self, w: Tensor) -> Tensor:
-        """The norm of w whose ball of size `radius` is C, a 0-dimensional tensor."""
-        return self.norms(self.joined([w])[None])[0].to(w.dtype)
+        """Return the norm of w whose ball of size `radius` is C, a 0-dimensional tensor."""
+        return self.norms(self.join([w])[None])[0].to(w.dtype)
 
     @final
     @torch.no_grad()
     def dual_norm(self, g: Tensor) -> Tensor:
-        """The largest <v, g> over v with gauge(v) <= 1, a 0-dimensional tensor."""
-        return self.dual_norms(self.joined([g])[None])[0].to(g.dtype)
+        """Return the largest <v, g> over v with gauge(v) <= 1, a 0-dimensional tensor."""
+        return self.dual_norms(self.join([g])[None])[0].to(g.dtype)
 
     @final
     @torch.no_grad()
     def feasible(self, w: Tensor) -> Tensor:
-        """w, scaled into C if it lies outside (not the nearest point)."""
+        """Scale w into C if it lies outside (not the nearest point)."""
         return w * (self.radius / self.gauge(w)).clamp(max=1)
 
     @final
     def diameter(self, shape: Sequence[int]) -> float:
-        """The largest Euclidean distance between two points of C."""
+        """Return the largest Euclidean distance between two points of C."""
         return 2 * self.radius * self.reach(self.seen_shape([shape]))
 
     @final
     def at_diameter(self, diameter: float, *shapes: Sequence[int]) -> Self:
-        """The set of this diameter, for a tensor of the given shape (or for several that are constrained together)."""
+        """Return the set of this diameter, for a tensor of the given shape (or several constrained together)."""
         return self.of_radius(diameter / (2 * self.reach(self.seen_shape(shapes))))
 
     @final
     def of_radius(self, radius: float) -> Self:
-        """The set of another radius."""
+        """Return the set of another radius."""
         return replace(self, radius=radius)
 
     @final
     def seen_shape(self, shapes: Sequence[Sequence[int]]) -> torch.Size:
-        """The shape in which the set sees tensors of these shapes together."""
-        return self.joined([stand_in(shape) for shape in shapes]).shape
+        """Return the shape in which the set sees tensors of these shapes together."""
+        return self.join([stand_in(shape) for shape in shapes]).shape
 
 
 def euclidean(g: Tensor) -> Tensor:
-    """The Euclidean norms of g (b, ...): (b,), float64."""
+    """Return the Euclidean norms of g (b, ...): (b,), float64."""
     return lp_norms(g.flatten(1), 2.0)
 
 
 def lp_norms(g: Tensor, p: float) -> Tensor:
-    """The lp norms of the last dimension of g, float64."""
+    """Return the lp norms of the last dimension of g, float64."""
     norms: Tensor = torch.linalg.vector_norm(g, p, dim=-1, dtype=torch.float64)
     return norms
 
 
-def over(v: Tensor, size: Tensor, g: Tensor) -> Tensor:
-    """-v (b, ...) divided by the sizes (b,), and 0 where g (b, ...) is zero."""
+def opposite(v: Tensor, size: Tensor, g: Tensor) -> Tensor:
+    """Return -v (b, ...) divided by the sizes (b,), and 0 where g (b, ...) is zero."""
     factor = torch.where(euclidean(g) < ZERO, 0, -1 / size).to(v.dtype)
     return v * factor.view(-1, *[1] * (v.dim() - 1))
 
 
-LOW = 15
-"""Bits of a float32 that are looked at second; its sign apart, 16 are left to be looked at first."""
-
-
 def largest(a: Tensor, k: int) -> Tensor:
-    """Which entries of each row of a (b, n), none negative, are its k largest: exactly k, bool (b, n)."""
+    """Return which entries of each row of a (b, n), none negative, are its k largest: exactly k, bool (b, n)."""
     if k >= a.shape[1]:
         return torch.ones_like(a, dtype=torch.bool)
     if a.is_cpu and a.dtype == torch.float32:
@@ -157,16 +157,15 @@ def largest(a: Tensor, k: int) -> Tensor:
 
 
 def _largest(a: Tensor, k: int) -> Tensor:
-    """Of one row of float32 on the CPU, by counting: several times as fast as torch.topk when k is large.
+    """Do so for a row of float32 on the CPU, by counting: several times as fast as torch.topk when k is large.
 
     The bits of a float that is not negative are ordered as the number is; the k-th largest is found by its first 16
-    bits, then by the others.
+    bits (those after the sign), then by the 15 others.
     """
     bits = a.contiguous().view(torch.int32)
-    high, above = _bucket(bits >> LOW, 1 << 16, k)
-    inside = bits[bits >> LOW == high]
-    low, more = _bucket(inside & ((1 << LOW) - 1), 1 << LOW, k - above)
-    at = (high << LOW) | low
+    high, above = _bucket(bits >> 15, 1 << 16, k)
+    low, more = _bucket(bits[bits >> 15 == high] & ((1 << 15) - 1), 1 << 15, k - above)
+    at = (high << 15) | low
     keep, left = bits > at, k - above - more
     ties = (bits == at).nonzero().squeeze(1)
     keep[ties[:left]] = True
@@ -174,7 +173,7 @@ def _largest(a: Tensor, k: int) -> Tensor:
 
 
 def _bucket(values: Tensor, count: int, k: int) -> tuple[int, int]:
-    """The value (below `count`) of the k-th largest of whole numbers, and how many are larger than it."""
+    """Return the value (below `count`) of the k-th largest of whole numbers, and how many are larger than it."""
     from_top = torch.bincount(values, minlength=count).flip(0).cumsum(0)
     place = int(torch.searchsorted(from_top, k))
     return count - 1 - place, int(from_top[place - 1]) if place else 0

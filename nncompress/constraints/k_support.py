@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from nncompress.constraints.base import Constraint, Vertices, euclidean, largest, lp_norms, over
+from nncompress.constraints.base import Constraint, Vertices, euclidean, largest, lp_norms, opposite
 from nncompress.errors import ConfigError
 
 
@@ -22,8 +22,9 @@ from nncompress.errors import ConfigError
 class SparseBall(Constraint):
     """A set whose vertices have k nonzero entries, or groups of entries.
 
-    k: a part of them if at most 1 (so 1 is all of them), else their number; at least `least`, at most all. Raises
-    ValueError for a k that is neither.
+    - k: a part of them if at most 1 (so 1 is all of them), else their number, else ValueError; 0.1 is ours, as the
+      published code leaves it to a search.
+    - least: the fewest that are nonzero whatever k is; 1, so that no vertex is the centre.
     """
 
     k: float = 0.1
@@ -35,7 +36,7 @@ class SparseBall(Constraint):
 
     @final
     def count(self, n: int) -> int:
-        """How many of n are nonzero in a vertex."""
+        """Return how many of n are nonzero in a vertex."""
         return count_of(self.k, self.least, n)
 
     @final
@@ -52,7 +53,7 @@ class KSparse(SparseBall):
 
     def vertices(self, g: Tensor, start: Tensor | None = None) -> Vertices:
         keep = largest(g.abs(), self.count(g.shape[1]))
-        return Vertices(over(g.sign().mul_(keep), torch.ones_like(g[:, 0], dtype=torch.float64), g))
+        return Vertices(opposite(g.sign().mul_(keep), torch.ones_like(g[:, 0], dtype=torch.float64), g))
 
     def norms(self, w: Tensor) -> Tensor:
         size = w.abs()
@@ -71,16 +72,13 @@ class KSupport(SparseBall):
 
     def vertices(self, g: Tensor, start: Tensor | None = None) -> Vertices:
         v = g * largest(g.abs(), self.count(g.shape[1]))
-        return Vertices(over(v, euclidean(v), g))
+        return Vertices(opposite(v, euclidean(v), g))
 
     def norms(self, w: Tensor) -> Tensor:
         return k_support_norms(w, self.count(w.shape[1]))
 
     def dual_norms(self, g: Tensor) -> Tensor:
         return euclidean(g.abs().topk(self.count(g.shape[1]), dim=1, sorted=False).values)
-
-    def reach(self, shape: Sequence[int]) -> float:
-        return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +91,7 @@ class GroupKSupport(SparseBall):
     def vertices(self, g: Tensor, start: Tensor | None = None) -> Vertices:
         keep = largest(torch.linalg.vector_norm(g, dim=2), self.count(g.shape[1]))
         v = g * keep[:, :, None]
-        return Vertices(over(v, euclidean(v), g))
+        return Vertices(opposite(v, euclidean(v), g))
 
     def norms(self, w: Tensor) -> Tensor:
         return k_support_norms(lp_norms(w, 2.0), self.count(w.shape[1]))
@@ -101,15 +99,12 @@ class GroupKSupport(SparseBall):
     def dual_norms(self, g: Tensor) -> Tensor:
         return euclidean(lp_norms(g, 2.0).topk(self.count(g.shape[1]), dim=1).values)
 
-    def reach(self, shape: Sequence[int]) -> float:
-        return 1.0
-
-    def joined(self, tensors: Sequence[Tensor]) -> Tensor:
-        """A row (groups, entries) for each group; groups of tensors of several sizes are filled up with zeros."""
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return a row (groups, entries) for each group; groups of tensors of several sizes end in zeros."""
         rows = [w.reshape(len(w), -1) for w in tensors]
         return rows[0] if len(rows) == 1 else pad_sequence([r for w in rows for r in w], batch_first=True)
 
-    def parted(self, seen: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    def split(self, seen: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         parts = torch.split(seen, [len(w) for w in like])
         return [part[:, : w[0].numel()].reshape(w.shape) for part, w in zip(parts, like, strict=True)]
 
@@ -132,13 +127,12 @@ def check_k(k: float, least: int) -> None:
 
 
 def count_of(k: float, least: int, n: int) -> int:
-    """How many of n a k stands for."""
-    wanted = math.floor(k * n + 1e-9) if k <= 1 else int(k)
-    return min(n, max(least, wanted))
+    """Return how many of n a k stands for."""
+    return min(n, max(least, math.floor(k * n + 1e-9) if k <= 1 else int(k)))
 
 
 def k_support_norms(w: Tensor, k: int) -> Tensor:
-    """The k-support norm of each row of w (b, n): (b,), float64.
+    """Return the k-support norm of each row of w (b, n): (b,), float64.
 
     With z = |w| falling, it is the largest ‖(z_1, ..., z_j, T_j, ..., T_j)‖_2, k - j times T_j = (z_{j+1} + ... + z_n)
     / (k - j), over the j = 0, ..., k-1 with z_j >= T_j (z_0 = ∞). Each such vector, continued by T_j, is a point of the
@@ -151,5 +145,5 @@ def k_support_norms(w: Tensor, k: int) -> Tensor:
     times = torch.arange(k, 0, -1)
     rest = (size.sum(1, keepdim=True).cpu() - before).clamp_min(0) / times
     head[:, 0] = math.inf
-    found = torch.where(head[:, :-1] >= rest, squares + times * rest.square(), 0)
-    return found.amax(1).sqrt().to(w.device)
+    squared = torch.where(head[:, :-1] >= rest, squares + times * rest.square(), 0)
+    return squared.amax(1).sqrt().to(w.device)

@@ -16,26 +16,24 @@ from nncompress.constraints.base import Constraint
 
 DRAWS = 100
 """Initialisations of a layer whose norms are averaged, at most."""
+
 ACCURACY = 1e-3
 """Fewer when the standard error of the mean is below this part of it."""
 
 
 class SetSize(ABC):
-    """What gives the diameter of a set."""
+    """A rule for the diameter of a set."""
 
     @abstractmethod
     def diameter(self, constraint: Constraint, shapes: Sequence[torch.Size], norms: Sequence[float]) -> float:
-        """The Euclidean diameter for parameters of these shapes and mean norms when they are initialised.
-
-        Several are constrained together.
-        """
+        """Return the Euclidean diameter for parameters of these shapes and mean initial norms, constrained together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromInitialisation(SetSize):
     """2 w times the mean Euclidean norm of the parameters as their layers initialise them.
 
-    Together: of the vector of all of them. Raises ValueError unless w is positive and finite.
+    - w: the factor, positive and finite, else ValueError; 30 is ours, as the published code leaves it to a search.
     """
 
     w: float = 30.0
@@ -49,7 +47,10 @@ class FromInitialisation(SetSize):
 
 @dataclass(frozen=True, kw_only=True)
 class Diameter(SetSize):
-    """The diameter itself. Raises ValueError unless it is positive and finite."""
+    """The diameter itself.
+
+    - value: the diameter, positive and finite, else ValueError.
+    """
 
     value: float
 
@@ -62,7 +63,10 @@ class Diameter(SetSize):
 
 @dataclass(frozen=True, kw_only=True)
 class Radius(SetSize):
-    """The radius of the set. Raises ValueError unless it is positive and finite."""
+    """The radius of the set.
+
+    - value: the radius, positive and finite, else ValueError.
+    """
 
     value: float
 
@@ -74,12 +78,12 @@ class Radius(SetSize):
 
 
 def initial_norms(model: nn.Module) -> Mapping[str, float]:
-    """The mean Euclidean norm of every parameter over random initialisations of its layer, by name; the model is left.
+    """Return each parameter's mean Euclidean norm over random initialisations of its layer; the model is left.
 
     A layer initialises itself by `reset_parameters`, on the CPU in float32 and from the same seed always; a parameter
     of a module without that method has the norm it has. 1 for what is initialised to zero.
     """
-    found: dict[str, float] = {}
+    means: dict[str, float] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for prefix, module in model.named_modules():
@@ -87,34 +91,30 @@ def initial_norms(model: nn.Module) -> Mapping[str, float]:
             norms = _mean_norms(module, list(own)) if own and _initialises_itself(module) else {}
             for name, p in own.items():
                 norm = norms.get(name, float(p.detach().norm()))
-                found[f"{prefix}.{name}".lstrip(".")] = norm if norm > 0 else 1.0
-    return found
+                means[f"{prefix}.{name}".lstrip(".")] = norm if norm > 0 else 1.0
+    return means
 
 
 def _initialises_itself(module: nn.Module) -> bool:
-    """Whether it has a method `reset_parameters` that needs no arguments."""
+    """Return whether it has a method `reset_parameters` that needs no arguments."""
     method = getattr(module, "reset_parameters", None)
     return callable(method) and all(p.default is not p.empty for p in signature(method).parameters.values())
 
 
 @torch.no_grad()
 def _mean_norms(module: nn.Module, names: Sequence[str]) -> dict[str, float]:
-    """The mean norms of a module's own parameters, drawn anew until they are accurate."""
+    """Return the mean norms of a module's own parameters, drawn anew until they are accurate."""
     fresh = copy.deepcopy(module).to("cpu", torch.float32)
-    drawn: list[list[float]] = []
-    while len(drawn) < DRAWS:
+    norms = torch.empty(0, len(names), dtype=torch.float64)  # (draws, parameters)
+    while len(norms) < DRAWS:
         fresh.reset_parameters()  # type: ignore[operator]
-        drawn.append([float(fresh.get_parameter(name).norm()) for name in names])
-        if len(drawn) > 1 and _accurate(torch.tensor(drawn, dtype=torch.float64)):
+        drawn = [float(fresh.get_parameter(name).norm()) for name in names]
+        norms = torch.cat([norms, norms.new_tensor([drawn])])
+        if len(norms) < 4:  # so few may agree by chance
+            continue
+        if (norms.std(0) / math.sqrt(len(norms)) <= ACCURACY * norms.mean(0)).all():
             break
-    means = torch.tensor(drawn, dtype=torch.float64).mean(0).tolist()
-    return dict(zip(names, means, strict=True))
-
-
-def _accurate(norms: torch.Tensor) -> bool:
-    """Whether the means of norms (draws, parameters) are known well enough; two draws may agree by chance."""
-    error = norms.std(0) / math.sqrt(len(norms))
-    return len(norms) >= 4 and bool((error <= ACCURACY * norms.mean(0)).all())
+    return dict(zip(names, norms.mean(0).tolist(), strict=True))
 
 
 def _check(name: str, value: float) -> None:

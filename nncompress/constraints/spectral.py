@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nncompress.compressions.decomposition.svd import singular_values
-from nncompress.constraints.base import ZERO, Constraint, Vertices, euclidean, over
+from nncompress.constraints.base import ZERO, Constraint, Vertices, euclidean, opposite
 from nncompress.constraints.k_support import check_k, count_of, k_support_norms
 from nncompress.errors import ConfigError
 
@@ -25,9 +25,9 @@ from nncompress.errors import ConfigError
 class Spectral(Constraint):
     """A set of matrices G = sum s_i u_i v_iᵀ (s falling) whose vertices have few nonzero singular values.
 
-    rounds: 0 for eigenvectors of the smaller Gram matrix; n for n rounds of block power iteration, begun with the
-    singular vectors found last (at first with random ones): cheaper, vertices that are a little worse, but in the set.
-    Raises ValueError for negative rounds.
+    - rounds: 0 for eigenvectors of the smaller Gram matrix, the default as it is exact; n for n rounds of block power
+      iteration, begun with the singular vectors found last (at first with random ones): cheaper, vertices that are a
+      little worse, but in the set (10 in the published code). ValueError below 0.
     """
 
     rounds: int = 0
@@ -39,19 +39,28 @@ class Spectral(Constraint):
 
     @abstractmethod
     def count(self, n: int) -> int:
-        """The largest rank of a vertex, for matrices whose smaller side is n."""
+        """Return the largest rank of a vertex, for matrices whose smaller side is n."""
 
-    @abstractmethod
     def leading(self, g: Tensor, k: int) -> Tensor:
-        """Orthonormal left singular vectors (b, m, k) of g (b, m, n), m <= n, as accurate as the vertices need them."""
+        """Return k orthonormal left singular vectors (b, m, k) of g (b, m, n), m <= n, as accurate as vertices need.
 
-    @abstractmethod
+        Default: eigenvectors of g gᵀ. Directions whose singular values are below the square root of the precision times
+        the largest may be mixed up; they count by their squares, which are below the precision.
+        """
+        vectors: Tensor = torch.linalg.eigh(g @ g.mT).eigenvectors
+        return vectors[..., -k:]
+
     def within(self, U: Tensor, g: Tensor) -> Tensor:
-        """The vertices (b, m, n), m <= n, negated, with columns in the span of orthonormal U (b, m, k)."""
+        """Return the vertices (b, m, n), m <= n, negated, with columns in the span of orthonormal U (b, m, k).
+
+        Default: the projections of g on that span, of Frobenius norm 1.
+        """
+        part = U.mT @ g
+        return U @ (part / euclidean(part).clamp_min(ZERO).to(g.dtype)[:, None, None])
 
     @abstractmethod
     def of_values(self, s: Tensor) -> Tensor:
-        """The gauge by the singular values s (b, m), falling: (b,)."""
+        """Return the gauge by the singular values s (b, m), falling: (b,)."""
 
     @final
     def vertices(self, g: Tensor, start: Tensor | None = None) -> Vertices:
@@ -60,16 +69,16 @@ class Spectral(Constraint):
             return Vertices(v.mT, basis)
         size, k = euclidean(g), self.count(g.shape[1])
         scaled = g / size.clamp_min(ZERO).to(g.dtype)[:, None, None]  # its squares stay within the range of the numbers
-        U = _powered(scaled, k, self.rounds, start) if self.rounds else self.leading(scaled, k)
-        return Vertices(over(self.within(U, scaled), torch.ones_like(size), g), U if self.rounds else None)
+        U = _power_iteration(scaled, k, self.rounds, start) if self.rounds else self.leading(scaled, k)
+        return Vertices(opposite(self.within(U, scaled), torch.ones_like(size), g), U if self.rounds else None)
 
     @final
     def norms(self, w: Tensor) -> Tensor:
         return self.of_values(singular_values(w))
 
     @final
-    def joined(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The matrix of one tensor."""
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return the matrix of one tensor."""
         if len(tensors) > 1:
             raise ConfigError(
                 "a spectral constraint holds for each parameter by itself, found several together; give "
@@ -78,7 +87,7 @@ class Spectral(Constraint):
         return tensors[0].reshape(len(tensors[0]), -1)
 
     @final
-    def parted(self, seen: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    def split(self, seen: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         return [seen.reshape(like[0].shape)]
 
     @final
@@ -97,25 +106,19 @@ class Nuclear(Spectral):
     def count(self, n: int) -> int:
         return 1
 
-    def leading(self, g: Tensor, k: int) -> Tensor:
-        return _leading(g, k)
-
-    def within(self, U: Tensor, g: Tensor) -> Tensor:
-        return _normalised(U, g)
-
     def of_values(self, s: Tensor) -> Tensor:
         return s.sum(1)
 
     def dual_norms(self, g: Tensor) -> Tensor:
         return singular_values(g)[:, 0]
 
-    def reach(self, shape: Sequence[int]) -> float:
-        return 1.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralK(Spectral):
-    """A set whose vertices have k nonzero singular values; k, least: as in `Sparse`, of the smaller side."""
+    """A set whose vertices have k nonzero singular values.
+
+    - k, least: as those of `SparseBall`, of the smaller side.
+    """
 
     k: float = 0.1
     least: int = 1
@@ -140,21 +143,11 @@ class SpectralKSupport(SpectralK):
     [G]_k is the best approximation of rank k.
     """
 
-    def leading(self, g: Tensor, k: int) -> Tensor:
-        return _leading(g, k)  # what is mixed up counts by its square, which is below the precision
-
-    def within(self, U: Tensor, g: Tensor) -> Tensor:
-        return _normalised(U, g)
-
     def of_values(self, s: Tensor) -> Tensor:
         return k_support_norms(s, self.count(s.shape[1]))
 
     def dual_norms(self, g: Tensor) -> Tensor:
-        s = singular_values(g)
-        return euclidean(s[:, : self.count(s.shape[1])])
-
-    def reach(self, shape: Sequence[int]) -> float:
-        return 1.0
+        return euclidean(singular_values(g)[:, : self.count(min(g.shape[1:]))])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +158,7 @@ class SpectralKSparse(SpectralK):
     """
 
     def leading(self, g: Tensor, k: int) -> Tensor:
-        return _leading(g.double(), k).to(g.dtype)
+        return super().leading(g.double(), k).to(g.dtype)
 
     def within(self, U: Tensor, g: Tensor) -> Tensor:
         part = (U.mT @ g).double()  # k rows; its polar factor is (part partᵀ)^-1/2 part
@@ -186,23 +179,8 @@ class SpectralKSparse(SpectralK):
         return math.sqrt(self.count(min(shape)))
 
 
-def _normalised(U: Tensor, g: Tensor) -> Tensor:
-    """The projection of g on the span of U, of Frobenius norm 1."""
-    part = U.mT @ g
-    return U @ (part / euclidean(part).clamp_min(ZERO).to(g.dtype)[:, None, None])
-
-
-def _leading(g: Tensor, k: int) -> Tensor:
-    """The k leading left singular vectors of g (b, m, n), m <= n: (b, m, k), as eigenvectors of g gᵀ.
-
-    Directions whose singular values are below the square root of the precision times the largest may be mixed up.
-    """
-    vectors: Tensor = torch.linalg.eigh(g @ g.mT).eigenvectors
-    return vectors[..., -k:]
-
-
-def _powered(g: Tensor, k: int, rounds: int, start: Tensor | None) -> Tensor:
-    """Orthonormal columns (b, m, k) near the k leading left singular vectors of g (b, m, n), m <= n."""
+def _power_iteration(g: Tensor, k: int, rounds: int, start: Tensor | None) -> Tensor:
+    """Return orthonormal columns (b, m, k) near the k leading left singular vectors of g (b, m, n), m <= n."""
     U = start if start is not None and start.shape == (*g.shape[:2], k) else None
     if U is None:
         generator = torch.Generator(g.device).manual_seed(0)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nncompress.data.files import Official, Source, fetch, md5
+from nncompress.data.files import Official, Source, checksum, fetch
 from nncompress.data.files import download as download_file
 from nncompress.data.npz import read_arrays, read_npz
 from nncompress.data.prepare import Preparation, prepare
@@ -37,7 +37,7 @@ def cifar10(
     normalise: str = "standard",
     flatten: bool = False,
 ) -> Dataset:
-    """50,000 training and 10,000 test colour images (3, 32, 32) of bytes, 10 classes.
+    """Load 50,000 training and 10,000 test colour images (3, 32, 32) of bytes, 10 classes.
 
     Reads `root`/cifar-10-batches-py, which is fetched when `download`; an official `root`/cifar-10-python.tar.gz is
     used instead of the network. The files are pickles, of which arrays and plain values alone are read. The other
@@ -64,7 +64,7 @@ def cifar100(
     normalise: str = "standard",
     flatten: bool = False,
 ) -> Dataset:
-    """50,000 training and 10,000 test colour images (3, 32, 32) of bytes, 100 (fine) classes.
+    """Load 50,000 training and 10,000 test colour images (3, 32, 32) of bytes, 100 (fine) classes.
 
     As `cifar10`, from `root`/cifar-100-python. Where that folder is not complete, a re-packed `root`/cifar100.npz
     (x_train, y_train, x_test, y_test, images uint8 (n, 32, 32, 3)) is read with a warning: its pixels and order need
@@ -87,7 +87,7 @@ def cifar100(
 
 
 def _source(cls: Any, title: str, root: str) -> Source:
-    """The files that a torchvision CIFAR class declares, with their md5s."""
+    """Return the files that a torchvision CIFAR class declares, with their md5s."""
     files = {name: Official(md5) for name, md5 in [*cls.train_list, *cls.test_list]}
     files[cls.meta["filename"]] = Official(cls.meta["md5"])
     folder = Path(root).expanduser().absolute()
@@ -98,17 +98,14 @@ def _official(cls: Any, source: Source, download: bool) -> tuple[Split, Split]:
     for name in source.files:
         if source.path(name).is_file():
             source.check_content(name)
-    if source.missing():
-        if not download:
-            raise source.not_found()
-        fetch(source, lambda folder: _download(cls, source, folder))
+    fetch(source, download, lambda folder: _download(cls, source, folder))
     return _read(cls, source, train=True), _read(cls, source, train=False)
 
 
 def _download(cls: Any, source: Source, folder: Path) -> Path:
-    """The official files out of the archive in the data folder, or else fetched; no other member is written."""
+    """Return the official files out of the archive in the data folder, or else fetched; no other member is written."""
     archive = source.root / cls.filename
-    if not archive.is_file() or md5(archive) != cls.tgz_md5:
+    if not archive.is_file() or checksum(archive, "md5") != cls.tgz_md5:
         archive = folder / cls.filename
         download_file(cls.url, archive, f"md5:{cls.tgz_md5}")
     with tarfile.open(archive, "r:gz") as packed:
@@ -125,14 +122,14 @@ def _download(cls: Any, source: Source, folder: Path) -> Path:
 
 
 def _read(cls: Any, source: Source, *, train: bool) -> Split:
-    """The batches of one part, in their order."""
+    """Return the batches of one part, in their order."""
     batches = [_batch(source, name) for name, _ in (cls.train_list if train else cls.test_list)]
     x = torch.cat([images for images, _ in batches])
     return Split(x.reshape(-1, 3, 32, 32), torch.cat([labels for _, labels in batches]))
 
 
 def _batch(source: Source, name: str) -> tuple[Tensor, Tensor]:
-    """The images (n, 3072) as bytes and the labels of one file."""
+    """Return the images (n, 3072) as bytes and the labels of one file."""
     try:
         with open(source.path(name), "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # NumPy warns of the old form in which the official pickles store a dtype
@@ -156,7 +153,7 @@ class _Arrays(pickle.Unpickler):
 
 
 def _bytes(text: str, encoding: str) -> bytes:
-    """How old pickles write bytes."""
+    """Return how old pickles write bytes."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes as {encoding}")
     return text.encode(encoding)

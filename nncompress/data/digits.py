@@ -26,7 +26,7 @@ def digits(
     normalise: str = "unit",
     flatten: bool = False,
 ) -> Dataset:
-    """1797 grey images (1, 8, 8) with values 0 to 16, 10 classes; 1437 for training and 360 for test.
+    """Load 1797 grey images (1, 8, 8) with values 0 to 16, 10 classes; 1437 for training and 360 for test.
 
     The split is stratified and always the same, whatever the seeds: that of scikit-learn's `train_test_split` with
     `test_size=0.2, random_state=0, stratify=labels`. The options are those of `Preparation`. Raises ConfigError.
@@ -42,7 +42,7 @@ def digits(
 
 
 def _images() -> tuple[Tensor, Tensor]:
-    """All images (1797, 1, 8, 8) in float64 and their labels, where possible without the second it takes to import
+    """Return all images (1797, 1, 8, 8) in float64 and their labels, where possible without the second of import
     scikit-learn.
     """
     package = find_spec("sklearn")

@@ -19,29 +19,35 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from nncompress.errors import DataError
-from nncompress.files import held
+from nncompress.files import hold
 
 log = logging.getLogger(__name__)
 
-TIMEOUT = 60.0  # seconds without a byte before a download is given up
+TIMEOUT = 60.0
+"""Seconds without a byte before a download is given up."""
+
 TEMPORARY = ".download-"
 """How the folders begin into which files are downloaded."""
 
 
 class Official(NamedTuple):
-    """What is known of a published file."""
+    """The md5 and the size in bytes of a published file, as far as they are known."""
 
     md5: str | None = None
-    size: int | None = None  # bytes
+    size: int | None = None
 
 
 @dataclass(frozen=True)
 class Source:
     """Where the files of a data set lie on disk, and where they come from.
 
-    root: the data folder; folder: the data set's folder inside it; files: names relative to `folder`;
-    url: where a person finds them; optional: the files that can be done without, but come with a download;
-    hint: one more way out, put into the messages.
+    - title: the data set's name in messages.
+    - root: the data folder.
+    - folder: the data set's folder inside it.
+    - files: what is known of each, by name relative to `folder`.
+    - url: where a person finds them.
+    - optional: the files that can be done without, but come with a download; none.
+    - hint: one more way out, put into the messages; none.
     """
 
     title: str
@@ -53,19 +59,19 @@ class Source:
     hint: str = ""
 
     def path(self, name: str) -> Path:
-        """Where the file is looked for."""
+        """Return where the file is looked for."""
         return self.folder / name
 
     def absent(self) -> list[str]:
-        """The files that are not there."""
+        """Return the files that are not there."""
         return [name for name in self.files if not self.path(name).is_file()]
 
     def missing(self) -> list[str]:
-        """The files that are not there and are needed."""
+        """Return the files that are not there and are needed."""
         return [name for name in self.absent() if name not in self.optional]
 
     def not_found(self, failure: str = "") -> DataError:
-        """The error for missing files; `failure` says why a download did not work, empty when none was tried."""
+        """Return the error for missing files; `failure` says why a download did not work, empty when none was tried."""
         tried = f"the download failed ({failure}), get" if failure else "set data.download=true to fetch them, or get"
         return DataError(
             f"{self.title} needs {', '.join(self.missing())}, not found in {self.folder}: {tried} them from "
@@ -74,7 +80,7 @@ class Source:
         )
 
     def damaged(self, name: str, complaint: str) -> DataError:
-        """The error for a file that is not what it should be; `complaint` says what was required and found."""
+        """Return the error for a file that is not what it should be; `complaint` says what was required and found."""
         official = self.files.get(name, Official())
         known = [f"{official.size} bytes"] * (official.size is not None) + [f"md5 {official.md5}"] * bool(official.md5)
         published = f"; the official file: {', '.join(known)}" if known else ""
@@ -84,46 +90,50 @@ class Source:
         )
 
     def check_content(self, name: str) -> None:
-        """Raises DataError for a file as long as the official one (if its length is known) with other content."""
+        """Raise DataError for a file as long as the official one (if its length is known) with other content."""
         official = self.files[name]
         same_size = official.size in (None, self.path(name).stat().st_size)
-        if official.md5 and same_size and md5(self.path(name)) != official.md5:
+        if official.md5 and same_size and checksum(self.path(name), "md5") != official.md5:
             raise self.damaged(name, "its content differs from the official file's")
 
 
-def md5(path: Path) -> str:
-    """The md5 of a file, in hexadecimal."""
+def checksum(path: Path, kind: str) -> str:
+    """Return the checksum of a file, `md5` or `sha256`, in hexadecimal."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
 
 
 def describe(path: Path) -> str:
-    """Size and checksum of a file, for a message."""
-    return f"{path.stat().st_size} bytes, md5 {md5(path)}"
+    """Describe a file by its size and checksum, for a message."""
+    return f"{path.stat().st_size} bytes, md5 {checksum(path, 'md5')}"
 
 
-def fetch(source: Source, download: Callable[[Path], Path]) -> None:
-    """Downloads the absent files of `source`; files that are there are left alone.
+def fetch(source: Source, download: bool, fill: Callable[[Path], Path]) -> None:
+    """Download the absent files of `source` when some are missing; files that are there are left alone.
 
-    `download` fills a temporary folder inside the data folder and returns the folder that holds the files, which are
-    then renamed into place: an interrupted download leaves nothing behind, a killed one what the next takes away. Of
-    several processes one downloads. Raises DataError when it fails.
+    `fill` downloads into a temporary folder inside the data folder and returns the folder that holds the files, which
+    are then renamed into place: an interrupted download leaves nothing behind, a killed one what the next takes away.
+    Of several processes one downloads. Raises DataError when it fails or is not wanted (`download`).
     """
+    if not source.missing():
+        return
+    if not download:
+        raise source.not_found()
     try:
         source.root.mkdir(parents=True, exist_ok=True)
-        with held(source.root, lambda: log.info("waiting for the process that fetches files into %s", source.root)):
+        with hold(source.root, waiting=f"waiting for the process that fetches files into {source.root}"):
             for left in source.root.glob(f"{TEMPORARY}*"):
                 shutil.rmtree(left, ignore_errors=True)
             if not source.missing():
                 return
             log.info("Downloading %s into %s", source.title, source.folder)
             with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=source.root) as temporary:
-                filled = download(Path(temporary))
+                filled = fill(Path(temporary))
                 for name in source.absent():
                     source.path(name).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(filled / name, source.path(name))
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise source.not_found(_few_words(error)) from error
+        raise source.not_found(_last_line(error)) from error
 
 
 def download(url: str, path: Path, checksum: str) -> None:
@@ -132,22 +142,16 @@ def download(url: str, path: Path, checksum: str) -> None:
     Raises OSError when it is not to be had, has another checksum, or the address or one it leads to is not https.
     """
     kind, _, expected = checksum.partition(":")
-    with _opened(url) as response, open(path, "wb") as file:
+    with _open(url) as response, open(path, "wb") as file:
         shutil.copyfileobj(response, file)
     check(path, kind, expected, url)
 
 
 def check(path: Path, kind: str, expected: str, name: str) -> None:
-    """Raises OSError for a file with another checksum than the one expected; `name` is what it is called."""
-    found = md5(path) if kind == "md5" else sha256(path)
-    if found != expected:
-        raise OSError(f"{name} has {kind} {found}, {expected} is required")
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Raise OSError for a file with another checksum than the one expected; `name` is what it is called."""
+    actual = checksum(path, kind)
+    if actual != expected:
+        raise OSError(f"{name} has {kind} {actual}, {expected} is required")
 
 
 class _Secure(HTTPRedirectHandler):
@@ -163,13 +167,13 @@ def _check_address(url: str) -> None:
         raise URLError(f"https is required, found {url}")
 
 
-def _opened(url: str) -> Any:
-    """The answer to a request, which waits no longer than `TIMEOUT` for a byte."""
+def _open(url: str) -> Any:
+    """Open an address, waiting no longer than `TIMEOUT` for a byte."""
     _check_address(url)
     return build_opener(_Secure()).open(url, timeout=TIMEOUT)
 
 
-def _few_words(error: Exception) -> str:
-    """The last line of an error, without urllib's brackets."""
+def _last_line(error: Exception) -> str:
+    """Return the last line of an error, without urllib's brackets."""
     lines = str(getattr(error, "reason", error)).strip().splitlines() or [type(error).__name__]
     return lines[-1].removeprefix("<urlopen error ").removesuffix(">")

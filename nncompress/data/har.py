@@ -6,7 +6,7 @@ import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ def har(
     normalise: str = "none",
     flatten: bool = False,
 ) -> Dataset:
-    """Windows of 2.56 s as 561 features in [-1, 1], 6 activities, 30 persons.
+    """Load windows of 2.56 s as 561 features in [-1, 1], 6 activities, 30 persons.
 
     Reads the official folder `root`/UCI HAR Dataset. test_subjects None: the official split, 7352 and 2947 windows.
     A list of persons, such as [25, 26, 27, 28, 29, 30]: their windows are the test split and all others the training
@@ -68,13 +68,15 @@ def har(
     recognition using smartphones", ESANN 2013.
     """
     how = Preparation(train_size, test_size, seed, normalise, flatten)
-    held_out = None if test_subjects is None else _checked(test_subjects)
+    held_out = None if test_subjects is None else _person_numbers(test_subjects)
     if held_out is None:
-        source = _require(root, ["train", "test"], download)
+        source = _source(root, ["train", "test"])
+        fetch(source, download, _download)
         train, test = (_read(source, part) for part in ("train", "test"))
         splits, note = (Split(train.x, train.y), Split(test.x, test.y)), ""
     else:
-        source = _require(root, ["train"], download)
+        source = _source(root, ["train"])
+        fetch(source, download, _download)
         parts = ["train"] if _source(root, ["test"]).missing() else ["train", "test"]
         splits = _by_subject([_read(source, part) for part in parts], held_out)
         note = f"held-out subjects {' '.join(str(s) for s in held_out)} of the {' and '.join(parts)} part"
@@ -90,17 +92,7 @@ def _source(root: str, parts: Sequence[str]) -> Source:
     return Source("UCI HAR", folder, folder / FOLDER, OFFICIAL, PAGE, optional, hint)
 
 
-def _require(root: str, parts: Sequence[str], download: bool) -> Source:
-    """The files of these parts, fetched if need be."""
-    source = _source(root, parts)
-    if source.missing():
-        if not download:
-            raise source.not_found()
-        fetch(source, _download)
-    return source
-
-
-def _checked(subjects: Sequence[int]) -> list[int]:
+def _person_numbers(subjects: Sequence[int]) -> list[int]:
     numbers = [] if isinstance(subjects, int | str) else list(subjects)
     if not numbers or any(isinstance(s, bool) or not isinstance(s, int) for s in numbers):
         raise ConfigError(
@@ -125,7 +117,7 @@ def _by_subject(parts: Sequence[_Rows], held_out: Sequence[int]) -> tuple[Split,
 
 
 def _read(source: Source, part: str) -> _Rows:
-    """One part of the data, its three files checked against one another."""
+    """Return one part of the data, its three files checked against one another."""
     names = [f"{part}/{kind}_{part}.txt" for kind in ("X", "y", "subject")]
     x, y, subjects = (_table(source, name, columns) for name, columns in zip(names, (FEATURES, 1, 1), strict=True))
     for name, column, last in ((names[1], y, 6), (names[2], subjects, 30)):
@@ -143,14 +135,15 @@ def _read(source: Source, part: str) -> _Rows:
 
 
 def _table(source: Source, name: str, columns: int) -> Tensor:
-    """A text file of numbers between blanks, (rows, columns) float32."""
+    """Return a text file of numbers between blanks, (rows, columns) float32."""
     import numpy as np
     import pandas as pd
 
     path = source.path(name)
     source.check_content(name)
     with open(path, "rb") as file:
-        whole = _ends_with_line(file)
+        file.seek(max(file.seek(0, 2) - 1, 0))
+        whole = file.read(1) == b"\n"
     try:
         table = pd.read_csv(path, sep=r"\s+", header=None, dtype=np.float32).to_numpy()
     except ValueError as error:
@@ -162,24 +155,18 @@ def _table(source: Source, name: str, columns: int) -> Tensor:
     return torch.tensor(table)
 
 
-def _ends_with_line(file: BinaryIO) -> bool:
-    size = file.seek(0, 2)
-    file.seek(max(size - 1, 0))
-    return file.read(1) == b"\n"
-
-
 def _complaint(path: Path, columns: int) -> str:
-    """What is wrong with a table that could not be read: its first row of another length, if there is one."""
+    """Say what is wrong with a table that could not be read: its first row of another length, if there is one."""
     with open(path, "rb") as file:
         for row, line in enumerate(file, start=1):
-            found = len(line.split())
-            if found not in (0, columns):
-                return f"rows of {columns} numbers are required, found {found} in row {row}"
+            length = len(line.split())
+            if length not in (0, columns):
+                return f"rows of {columns} numbers are required, found {length} in row {row}"
     return f"rows of {columns} finite numbers are required, found none or something else"
 
 
 def _download(folder: Path) -> Path:
-    """Fetches the archive and unpacks the tables of the archive inside it; returns the folder they are in."""
+    """Fetch the archive and unpack the tables of the archive inside it; return the folder they are in."""
     outer, inner = folder / "outer.zip", folder / "inner.zip"
     download(ARCHIVE, outer, f"sha256:{ARCHIVE_SHA256}")
     with zipfile.ZipFile(outer) as archive, archive.open(INNER) as packed, open(inner, "wb") as file:
@@ -190,7 +177,7 @@ def _download(folder: Path) -> Path:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """The files of `OFFICIAL`, under exactly their names: no other member is written, so none can escape `folder`."""
+    """Write the files of `OFFICIAL` under exactly their names, and no other member: none can escape `folder`."""
     with zipfile.ZipFile(archive) as packed:
         members = set(packed.namelist())
         for name in OFFICIAL:

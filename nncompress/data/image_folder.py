@@ -26,7 +26,7 @@ def image_folder(
     normalise: str = "standard",
     flatten: bool = False,
 ) -> Dataset:
-    """The images `path`/train/<class>/* and `path`/test/<class>/*, decoded once as RGB bytes (3, h, w).
+    """Load the images `path`/train/<class>/* and `path`/test/<class>/*, decoded once as RGB bytes (3, h, w).
 
     Classes are numbered in alphabetical order; both parts must have the same ones. size: None keeps the images, which
     must then all be as large; an integer or (height, width) resizes each of them (bilinear, the aspect is not kept).
@@ -63,7 +63,7 @@ def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _list(folder: Path) -> Any:
-    """torchvision's list of the images of one part."""
+    """Return torchvision's list of the images of one part."""
     from torchvision.datasets import ImageFolder
 
     try:
@@ -73,7 +73,7 @@ def _list(folder: Path) -> Any:
 
 
 def _decode(images: Any, shape: tuple[int, ...] | None, *, resize: bool) -> Split:
-    """All images as one tensor (n, 3, h, w) of bytes; without `shape`, that of the first one."""
+    """Return all images as one tensor (n, 3, h, w) of bytes; without `shape`, that of the first one."""
     files = [file for file, _ in images.samples]
     height, width = shape or _pixels(files[0], None).shape[:2]
     x = torch.empty((len(files), height, width, 3), dtype=torch.uint8)
@@ -89,7 +89,7 @@ def _decode(images: Any, shape: tuple[int, ...] | None, *, resize: bool) -> Spli
 
 
 def _pixels(file: str, size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """One image as RGB bytes (h, w, 3)."""
+    """Return one image as RGB bytes (h, w, 3)."""
     from PIL import Image
 
     try:

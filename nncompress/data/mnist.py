@@ -15,7 +15,7 @@ from torch import Tensor
 from nncompress.data.files import Official, Source, fetch
 from nncompress.data.files import download as download_file
 from nncompress.data.prepare import DIGITS, Preparation, prepare
-from nncompress.files import held
+from nncompress.files import hold
 from nncompress.problem import Dataset, Split
 
 FILES = {
@@ -44,7 +44,7 @@ def mnist(
     normalise: str = "unit",
     flatten: bool = False,
 ) -> Dataset:
-    """60,000 training and 10,000 test images (1, 28, 28) of bytes, 10 classes.
+    """Load 60,000 training and 10,000 test images (1, 28, 28) of bytes, 10 classes.
 
     Reads `root`/MNIST/raw/*-ubyte, torchvision's layout; a `.gz` beside a missing file is unpacked, and what is missing
     is downloaded when `download`. Smaller sets in the same format are accepted.
@@ -58,10 +58,7 @@ def mnist(
     source = Source("MNIST", folder, folder / "MNIST" / "raw", FILES, URL)
     for name in source.missing():
         _gunzip(source, name)
-    if source.missing():
-        if not download:
-            raise source.not_found()
-        fetch(source, _download)
+    fetch(source, download, _download)
     train, test = _read(source, "train"), _read(source, "t10k")
     return prepare(train, test, how, num_classes=10, name="mnist", maximum=255.0, classes=DIGITS)
 
@@ -76,11 +73,11 @@ def _download(folder: Path) -> Path:
 
 
 def _gunzip(source: Source, name: str) -> None:
-    """Unpacks `name`.gz, if it is there, under another name first, so that a broken one leaves nothing behind."""
+    """Unpack `name`.gz, if it is there, under another name first, so that a broken one leaves nothing behind."""
     packed, partial = source.path(f"{name}.gz"), source.path(f"{name}.part")
     if not packed.is_file():
         return
-    with held(source.folder, lambda: None):
+    with hold(source.folder, waiting=""):
         try:
             with gzip.open(packed) as file, open(partial, "wb") as out:
                 shutil.copyfileobj(file, out)
@@ -92,7 +89,7 @@ def _gunzip(source: Source, name: str) -> None:
 
 
 def _read(source: Source, part: str) -> Split:
-    """Images (n, 1, h, w) and labels of one part, after its two files have been checked."""
+    """Read the images (n, 1, h, w) and labels of one part, after its two files have been checked."""
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
     images, labels = f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
@@ -108,7 +105,7 @@ def _read(source: Source, part: str) -> Split:
 
 
 def _check_idx(source: Source, name: str, dims: int) -> tuple[int, ...]:
-    """The sizes an IDX file of bytes declares (big-endian: magic 0x0800 + dims, the sizes); its length must fit."""
+    """Return the sizes that an IDX file of bytes declares (big-endian: magic 0x0800 + dims, sizes) and fits."""
     path, header = source.path(name), 4 + 4 * dims
     with open(path, "rb") as file:
         start = file.read(header)
@@ -116,9 +113,9 @@ def _check_idx(source: Source, name: str, dims: int) -> tuple[int, ...]:
         raise source.damaged(name, f"the IDX header 0x{0x0800 + dims:08x} is required, found 0x{start[:4].hex()}")
     sizes = struct.unpack(f">{dims}I", start[4:])
     expected = header + math.prod(sizes)
-    found = path.stat().st_size
-    if found != expected or 0 in sizes:
+    actual = path.stat().st_size
+    if actual != expected or 0 in sizes:
         shape = " x ".join(str(size) for size in sizes)
-        raise source.damaged(name, f"its header ({shape}) requires {expected} bytes, found {found}")
+        raise source.damaged(name, f"its header ({shape}) requires {expected} bytes, found {actual}")
     source.check_content(name)
     return sizes

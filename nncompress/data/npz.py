@@ -31,7 +31,7 @@ def npz(
     normalise: str = "unit",
     flatten: bool = False,
 ) -> Dataset:
-    """The arrays x_train, y_train, x_test, y_test of the file `path`.
+    """Load the arrays x_train, y_train, x_test, y_test of the file `path`.
 
     x: (n, ...) of any real type, kept as given: (n, d), (n, channels, length) or (n, channels, h, w); with
     `channels_last` the last axis is moved to the second place. Bytes of shape (n, h, w) are grey images and become
@@ -52,7 +52,7 @@ def npz(
 
 
 def read_arrays(path: Path) -> Arrays:
-    """The four arrays as stored, never unpickled. Raises DataError."""
+    """Return the four arrays as stored, never unpickled. Raises DataError."""
     if not path.is_file():
         raise DataError(f"An .npz file with {', '.join(KEYS)} is required; {path} does not exist.")
     try:
@@ -75,11 +75,11 @@ def read_arrays(path: Path) -> Arrays:
 
 
 def read_npz(path: Path, arrays: Arrays, *, channels_last: bool) -> tuple[Split, Split]:
-    """Both splits, after every check. Raises DataError."""
+    """Return both splits, after every check. Raises DataError."""
     train, test = (_split(path, arrays, part, channels_last) for part in ("train", "test"))
     if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
-        found = " and ".join(f"{arrays[key].dtype} {arrays[key].shape}" for key in ("x_train", "x_test"))
-        raise DataError(f"{path}: x_train and x_test must have the same type and sample shape; found {found}.")
+        kinds = " and ".join(f"{arrays[key].dtype} {arrays[key].shape}" for key in ("x_train", "x_test"))
+        raise DataError(f"{path}: x_train and x_test must have the same type and sample shape; found {kinds}.")
     return train, test
 
 

@@ -12,22 +12,26 @@ from nncompress.errors import ConfigError
 from nncompress.problem import Dataset, Split
 
 NORMALISATIONS = ("none", "unit", "standard", "pixel_mean")
+
 DIGITS = tuple("0123456789")
 """Names of the labels of handwritten digits."""
-PART = 64  # samples summed at a time: few, so that the float64 copy stays in the cache
+
+PART = 64
+"""Samples summed at a time: few, so that the float64 copy stays in the cache."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done to the raw samples of any data set.
+    """The treatment of the raw samples of any data set.
 
-    train_size, test_size: how many samples to keep, None for all. They are drawn by a shuffle seeded with `seed`,
-        the same for both splits and independent of the run's seed.
-    normalise: `none` keeps the raw values; `unit` divides by the largest raw value of the data set's type (255 for
-        bytes) and leaves float data unchanged; `standard` then subtracts the mean and divides by the standard deviation
-        (population form) of the training samples kept, per channel for images and sequences, per feature for flat data,
-        a constant feature being divided by 1; `pixel_mean` is `unit` minus the mean training sample.
-    flatten: samples become vectors, after normalisation.
+    - train_size, test_size: how many samples to keep, drawn by a shuffle; None, all.
+    - seed: of that shuffle, the same for both splits and independent of the run's seed; 10, as in the published code of
+      NN-BCD.
+    - normalise: `none` keeps the raw values; `unit` divides by the largest raw value of the data set's type (255 for
+      bytes) and leaves float data unchanged; `standard` then subtracts the mean and divides by the standard deviation
+      (population form) of the training samples kept, per channel for images and sequences, per feature for flat data,
+      a constant feature being divided by 1; `pixel_mean` is `unit` minus the mean training sample.
+    - flatten: whether samples become vectors, after normalisation; false.
 
     Raises ConfigError for an unknown normalisation or a size below 1.
     """
@@ -60,7 +64,7 @@ def prepare(
     note: str = "",
     classes: Sequence[str] | None = None,
 ) -> Dataset:
-    """The data set made of raw samples: x (n, ...) of any real type, y (n,) integer.
+    """Make a data set of raw samples: x (n, ...) of any real type, y (n,) integer.
 
     `maximum` is the raw value that `unit` maps to 1; `note` starts the text of the preprocessing; `classes` are the
     names of the labels.
@@ -108,14 +112,15 @@ def _subset_text(how: Preparation) -> str:
 
 
 def _as_float(x: Tensor) -> Tensor:
-    """A contiguous float32 copy, which the normalisation may overwrite."""
+    """Return a contiguous float32 copy, which the normalisation may overwrite."""
     return x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 
 def _normalise(train: Tensor, test: Tensor, kind: str, maximum: float) -> tuple[Tensor, Tensor, str, Tensor]:
-    """Normalises both in place by the statistics of `train`; the text for the records; what a raw 0 of images becomes.
+    """Normalise both in place by the statistics of `train`; return them, a text for the records, the blank value.
 
-    The last is a number for each channel (channels, 1, 1), of `pixel_mean` the average over the pixels; or 0.
+    The last is what a raw 0 of images becomes: a number for each channel (channels, 1, 1), of `pixel_mean` the average
+    over the pixels; or 0.
     """
     if kind != "none" and maximum != 1.0:
         train.div_(maximum)
@@ -133,7 +138,7 @@ def _normalise(train: Tensor, test: Tensor, kind: str, maximum: float) -> tuple[
 
 
 def _standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """Subtracts the mean and divides by the standard deviation, both returned, shaped to go with the samples.
+    """Subtract the mean and divide by the standard deviation; return both, shaped to go with the samples.
 
     Two passes: the deviations are taken from the mean before they are squared.
     """
@@ -149,7 +154,7 @@ def _standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mean(x: Tensor, dims: list[int], power: int = 1) -> Tensor:
-    """The mean of x ** power over `dims`, summed in float64."""
+    """Return the mean of x ** power over `dims`, summed in float64."""
     parts = (x[start : start + PART].double() for start in range(0, len(x), PART))
     total = sum((part.pow_(power).sum(dims, keepdim=True) for part in parts), torch.zeros((), dtype=torch.float64))
     return (total * (total.numel() / x.numel())).float()

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
 from nncompress.errors import CheckpointError
-from nncompress.files import replace_bytes
+from nncompress.files import write_bytes
 
 FORMAT = 1
 
@@ -56,7 +56,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     packed = BytesIO()  # torch would tell of a full disk in words of its own
     torch.save({"format": FORMAT, **content}, packed)
-    replace_bytes(path, packed.getbuffer())
+    write_bytes(path, packed.getbuffer())
 
 
 def load(path: Path) -> dict[str, Any]:

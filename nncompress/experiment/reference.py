@@ -14,25 +14,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from nncompress import parallel
 from nncompress.config.build import resolve
-from nncompress.config.schema import REFERENCE_TRAINING, Config
+from nncompress.config.schema import REFERENCE_TRAINING, TRAINING, Config, results_in
 from nncompress.config.signatures import locate
 from nncompress.errors import ConfigError, NNCompressError, Unsupported
 from nncompress.experiment.run import run
-from nncompress.experiment.setup import build
-from nncompress.files import held
+from nncompress.experiment.setup import setup
+from nncompress.files import hold
 from nncompress.results.records import CONFIG, is_run, read_run
 
 log = logging.getLogger(__name__)
 
-KEPT = (
-    "seed", "device", "precision", "deterministic", "cuda_graphs", "data_dir", "data", "checkpoint_every", "dataset",
-    "augmentation", "validation", "model",
-)  # fmt: skip
-"""What the training of a reference takes from the run it is for."""
-KEY = ("seed", "precision", "dataset", "augmentation", "validation", "model", "solver")
-"""What tells two references apart."""
-PLACES = ("root", "download")
-"""Keys of a data set that say where it is found, not what it is."""
 NONE = {"_target_": "nncompress.compressions.none", "_partial_": True}
 EVAL_EVERY = 10
 
@@ -88,8 +79,8 @@ def _trained(cfg: DictConfig) -> Path:
 
 def _check(cfg: DictConfig) -> None:
     """Refuse what the solver would refuse, before the training: it is started on the untrained network."""
-    problem, solver, _ = build(cfg)
-    solver.init(problem)
+    untrained = setup(cfg)
+    untrained.solver.init(untrained.problem)
 
 
 def _training(cfg: DictConfig) -> DictConfig:
@@ -103,7 +94,7 @@ def _training(cfg: DictConfig) -> DictConfig:
     choices = {group: given["choices"].get(group, _last_word(given[group])) for group in ("model", "dataset")}
     return OmegaConf.merge(  # type: ignore[return-value]
         OmegaConf.structured(Config),
-        {key: given[key] for key in KEPT},
+        {key: given[key] for key in TRAINING},
         {"solver": given["reference_training"], "compression": NONE, "eval_every": EVAL_EVERY},
         {"choices": choices | {"solver": REFERENCE_TRAINING, "compression": "none"}},
     )
@@ -116,8 +107,7 @@ def _last_word(node: Mapping[str, Any]) -> str:
 def _name(training: DictConfig) -> str:
     """`<model>-<dataset>-<12 hex>`, the last a hash of all that the trained network depends on."""
     given = resolve(training)
-    key = {name: given[name] for name in KEY}
-    key["dataset"] = {name: value for name, value in key["dataset"].items() if name not in PLACES}
+    key = {name: value for name, value in results_in(given).items() if name in (*TRAINING, "solver")}
     key["files"] = [_stamp(Path(value)) for value in key["dataset"].values() if isinstance(value, str)]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     choices = given["choices"]
@@ -145,7 +135,7 @@ def _alone(folder: Path) -> Iterator[None]:
             f"reference_dir must be a folder that can be written, found {folder.parent} ({error.strerror}); give "
             "another one"
         ) from error
-    with held(path, lambda: log.info("waiting for the process that trains the reference in %s", folder)):
+    with hold(path, waiting=f"waiting for the process that trains the reference in {folder}"):
         yield
 
 
@@ -155,7 +145,7 @@ def _train(training: DictConfig, folder: Path) -> None:
         training.resume = str(folder)
     log.info("the reference is trained in %s", folder)
     try:
-        run(training, folder)
+        run(setup(training), folder)
     except SystemExit:
         log.warning("the reference is not trained yet; the same command goes on with it")
         raise

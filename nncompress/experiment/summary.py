@@ -1,123 +1,144 @@
-"""The final figures of a run, as `summary.json` holds them."""
+"""The figures of a run: a row of `records.jsonl` for an observation, and `summary.json` for what it ends with."""
 
 from __future__ import annotations
 
 import logging
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from omegaconf import DictConfig
-from torch import nn
 
-from nncompress import metrics
-from nncompress.artefact.model import stored_bytes
-from nncompress.experiment.setup import layers_of
+from nncompress import environment, metrics
+from nncompress.artefact.files import stored_bytes
+from nncompress.experiment.setup import Setup
 from nncompress.problem import Problem, weights_of
 from nncompress.results.convergence import rate_summary
-from nncompress.solvers.base import Observation, Slimmed
-from nncompress.surgery.channels import kept_in
+from nncompress.solvers.base import Iterate, Observation
+from nncompress.surgery.uses import layers_of
 
 log = logging.getLogger(__name__)
 
 RECORDED = ("accuracy/test", "accuracy/train", "accuracy/dense_test", "loss/train", "loss/test", "gap", "sparsity")
-FACTOR_DECADES = (-8, 1)
-"""Powers of ten between which factors are counted, in quarters of a decade."""
-GROUPS = ("solver", "model", "dataset", "compression")
+
+
+def row_of(
+    setup: Setup, iterate: Iterate, observation: Observation, previous: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return one observation as it goes into the records; accuracy and loss are those of the deployed network.
+
+    previous: the row before, from which the objective must have fallen by what the solver guarantees.
+    """
+    problem, (model, theta, terms, deployed, *_) = setup.problem, observation
+    train = metrics.evaluate(deployed, problem.data.train, problem.loss)
+    test = metrics.evaluate(deployed, problem.data.test, problem.loss)
+    dense_test = test if deployed is model else metrics.evaluate(model, problem.data.test, problem.loss)
+    size = metrics.sizes(problem, theta, deployed)
+    row = {"step": iterate.step, "seconds": iterate.seconds, **terms} | {
+        "loss/train": train.loss,
+        "accuracy/train": train.accuracy,
+        "loss/test": test.loss,
+        "accuracy/test": test.accuracy,
+        "accuracy/dense_test": dense_test.accuracy,
+        "gap": metrics.gap(*(problem.plan.select(weights_of(network)) for network in (model, deployed))),
+        "ratio/params": size["ratio/params"],
+        "ratio/bits": size["ratio/bits"],
+        "sparsity": metrics.sparsity(weights_of(deployed)),
+    }
+    if setup.study is not None:
+        row |= setup.study.distances(deployed)
+    if problem.data.validation is not None:
+        validation = metrics.evaluate(deployed, problem.data.validation, problem.loss)
+        row |= {"loss/validation": validation.loss, "accuracy/validation": validation.accuracy}
+    if "decrease/guaranteed" in terms and previous is not None:
+        guaranteed = terms["decrease/guaranteed"] - previous.get("decrease/guaranteed", 0.0)
+        row["decrease/slack"] = previous["objective"] - terms["objective"] - guaranteed
+    return row
 
 
 def summary_of(
-    cfg: DictConfig,
-    problem: Problem,
+    setup: Setup,
+    iterate: Iterate,
     observation: Observation,
     rows: pd.DataFrame,
-    final: Mapping[Any, Any],
-    network: nn.Module,
+    previous: Mapping[str, Any] | None,
+    step_seconds: Sequence[float],
 ) -> dict[str, Any]:
-    """What there is to say of the `network` a run ends with; `final` is its record, `rows` are all records.
+    """Return what there is to say of the network that a run ends with.
 
-    Logs a warning for a task whose weights all became zero.
+    Log a warning for a task whose weights all became zero.
+
+    Args:
+        observation: of that network, which may be that of an earlier step than the last.
+        rows: all records.
+        previous: the last of them.
+        step_seconds: of each step.
     """
-    theta, weights = observation.theta, problem.plan.select(weights_of(observation.model))
-    summary = {key: final[key] for key in RECORDED} | metrics.sizes(problem, theta, network)
-    summary |= {"huffman/compressed": metrics.huffman_bits(problem, theta, network)}
-    layers = [layers_of(model, problem.data) for model in (problem.model, network)]
-    summary |= metrics.macs(problem.plan, theta, *layers) | rate_summary(rows)
-    summary |= _selected(cfg, rows)
+    problem, facts = setup.problem, setup.facts
+    final: dict[Any, Any] = rows.iloc[-1].to_dict()
+    if final.get("step/kept", iterate.step) != iterate.step:  # the solver ends with an earlier step's network
+        final |= row_of(setup, iterate, observation, previous)
+    summary = {key: final[key] for key in RECORDED} | _sizes(problem, observation) | rate_summary(rows)
+    summary |= _best(rows, setup.settings.protocol)
     summary |= {"objective/final": final.get("objective")}
     summary |= {key: final[key] for key in ("epochs", "step/kept") if key in final}
     summary |= {key: value for key, value in observation.terms.items() if key.startswith("accuracy/")}
-    summary |= {"tasks": metrics.task_sizes(problem.plan, weights, theta)}
-    for task in summary["tasks"]:
-        if task["gap"] == 1:
-            log.warning("%s: all of it is compressed to zero (%s)", task["params"], task["compression"])
-    if cfg.reference is not None:
+    if "reference" in facts:
         start = metrics.evaluate(problem.model, problem.data.test, problem.loss)
-        summary |= {"reference": cfg.reference, "accuracy/reference_test": start.accuracy}
+        summary |= {"accuracy/reference_test": start.accuracy}
     if problem.data.validation is not None:
         summary |= {key: final[key] for key in ("accuracy/validation", "loss/validation")}
-    return summary | {"seed": cfg.seed, "round_to": cfg.round_to} | {group: cfg.choices.get(group) for group in GROUPS}
-
-
-def file_sizes(problem: Problem, theta: Sequence[Any], network: nn.Module, folder: Path) -> dict[str, float]:
-    """Bytes of the dense network, of the compressed one in theory, and of its files in a run's folder."""
-    bits = metrics.file_bits(problem, theta, network)
-    found = {"bytes/dense": -(-bits["dense"] // 8), "bytes/theoretical": -(-bits["compressed"] // 8)}
-    found |= stored_bytes(folder)
-    return found | {"ratio/bytes": found["bytes/disk"] / found["bytes/dense"]}
-
-
-def counts_of(slimmed: Slimmed) -> dict[str, int]:
-    """How many channels with a scaling factor there are and are left."""
-    kept = kept_in(slimmed.network)
-    left = sum(int(kept[name].sum()) for name in slimmed.factors)
-    return {"channels/kept": left, "channels/total": sum(len(kept[name]) for name in slimmed.factors)}
-
-
-def channels_of(slimmed: Slimmed) -> dict[str, Any]:
-    """How many channels each batch norm is left with, and how the factors they were chosen by are distributed."""
-    kept, factors = kept_in(slimmed.network), slimmed.factors
-    layers: list[dict[str, Any]] = [
-        {"norm": name, "channels": len(kept[name]), "kept": int(kept[name].sum())} for name in factors
-    ]
-    counts = counts_of(slimmed)
-    magnitudes = torch.cat([tensor.detach().abs().flatten() for tensor in factors.values()]).cpu()
-    positive = magnitudes[magnitudes > 0].log10().clamp(FACTOR_DECADES[0], FACTOR_DECADES[1])
-    histogram = torch.histc(positive, 4 * (FACTOR_DECADES[1] - FACTOR_DECADES[0]), FACTOR_DECADES[0], FACTOR_DECADES[1])
-    return counts | {
-        "ratio/channels": counts["channels/kept"] / counts["channels/total"],
-        "channels": layers,
-        "factors": {
-            "decades": list(FACTOR_DECADES),
-            "counts": [int(count) for count in histogram],
-            "zero": len(magnitudes) - len(positive),
-        },
+    summary |= facts
+    if "target/key" in facts:
+        summary["target/achieved"] = summary[facts["target/key"]]
+    if problem.round_to > 1:
+        added = facts.get("round_to/added")
+        summary["round_to/params"] = None if added is None else summary["params/compressed"] - added
+    return {
+        **summary,
+        **observation.details,
+        "seconds/total": iterate.seconds,
+        "seconds/step_median": statistics.median(step_seconds) if step_seconds else None,
+        "memory/peak_bytes": environment.peak_memory(problem.device),
+        "steps": iterate.step,
+        "device": str(problem.device),
+        "status": "done",
     }
 
 
-def rounding_of(summary: Mapping[str, Any], network: nn.Module | None) -> dict[str, Any]:
-    """What the network would have without rounding: parameters, and channels with a scaling factor.
+def _sizes(problem: Problem, observation: Observation) -> dict[str, Any]:
+    """Return sizes and multiply-accumulates of the whole network, and of each task."""
+    theta, network = observation.theta, observation.deployed
+    sizes: dict[str, Any] = dict(metrics.sizes(problem, theta, network))
+    sizes["huffman/compressed"] = metrics.huffman_bits(problem, theta, network)
+    layers = [layers_of(model, problem.data.train.x[:1]) for model in (problem.model, network)]
+    sizes |= metrics.macs(problem.plan, theta, *layers)
+    weights = problem.plan.select(weights_of(observation.model))
+    sizes["weights"] = metrics.weight_histograms(problem.plan, theta, network)
+    sizes["tasks"] = metrics.task_sizes(problem.plan, weights, theta)
+    for task in sizes["tasks"]:
+        if task["gap"] == 1:
+            log.warning("%s: all of it is compressed to zero (%s)", task["params"], task["compression"])
+    return sizes
 
-    network: that network, where channels are removed. Otherwise what is known of the compressions counts (None: not
-    all is).
-    """
-    if network is None:
-        added = summary.get("round_to/added")
-        return {"round_to/params": None if added is None else summary["params/compressed"] - added}
-    params = sum(p.numel() for p in network.parameters())
-    return {"round_to/params": params, "round_to/channels": sum(int(kept.sum()) for kept in kept_in(network).values())}
 
-
-def _selected(cfg: DictConfig, rows: pd.DataFrame) -> dict[str, Any]:
-    """The best recorded test accuracy under protocol=paper, and that of the best validation accuracy."""
-    found: dict[str, Any] = {"protocol": cfg.protocol}
-    if cfg.protocol == "paper":
+def _best(rows: pd.DataFrame, protocol: str) -> dict[str, Any]:
+    """Return the best recorded test accuracy under protocol=paper, and that of the best validation accuracy."""
+    best: dict[str, Any] = {"protocol": protocol}
+    if protocol == "paper":
         at = int(rows["accuracy/test"].argmax())
-        found |= {"accuracy/best_test": rows["accuracy/test"].iloc[at], "step/best_test": int(rows["step"].iloc[at])}
+        best |= {"accuracy/best_test": rows["accuracy/test"].iloc[at], "step/best_test": int(rows["step"].iloc[at])}
     if "accuracy/validation" in rows:
         at = int(rows["accuracy/validation"].argmax())
-        found |= {f"accuracy/{of}_at_best_validation": rows[f"accuracy/{of}"].iloc[at] for of in ("test", "validation")}
-        found |= {"step/best_validation": int(rows["step"].iloc[at])}
-    return found
+        best |= {f"accuracy/{of}_at_best_validation": rows[f"accuracy/{of}"].iloc[at] for of in ("test", "validation")}
+        best |= {"step/best_validation": int(rows["step"].iloc[at])}
+    return best
+
+
+def file_sizes(problem: Problem, observation: Observation, folder: Path) -> dict[str, float]:
+    """Return bytes of the dense network, of the compressed one in theory, and of its files in a run's folder."""
+    bits = metrics.file_bits(problem, observation.theta, observation.deployed)
+    sizes = {"bytes/dense": -(-bits["dense"] // 8), "bytes/theoretical": -(-bits["compressed"] // 8)}
+    sizes |= stored_bytes(folder)
+    return sizes | {"ratio/bytes": sizes["bytes/disk"] / sizes["bytes/dense"]}

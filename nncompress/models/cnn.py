@@ -10,9 +10,14 @@ from torch import Tensor, nn
 class NNBCDCNN(nn.Module):
     """conv1, ReLU, then Linear layers fc2, fc3, ... with ReLU between; logits (n, num_classes) of images out.
 
-    Defaults (arXiv 2303.06815, experiments on MNIST): 32 filters 3x3, stride 2, no padding, widths 1024-1024, no
-    biases. The filter index runs fastest in the input of fc2. `pool` > 1: average pooling of that size behind the
-    first ReLU. Raises ValueError for inputs that are no images (channels, height, width) of at least the filter's size.
+    The filter index runs fastest in the input of fc2. The defaults are those of arXiv 2303.06815 on MNIST.
+
+    - filters, kernel_size, stride, padding: the convolution; 32 filters 3x3, stride 2, no padding.
+    - pool: above 1, average pooling of that size behind the first ReLU; 1, none.
+    - widths: the hidden layers' sizes; 1024 and 1024.
+    - bias: whether all layers have biases; false.
+
+    Raises ValueError for inputs that are no images (channels, height, width) of at least the filter's size.
     """
 
     def __init__(
@@ -48,7 +53,7 @@ class NNBCDCNN(nn.Module):
         self.hidden = len(widths)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (n, num_classes) of x (n, channels, height, width)."""
+        """Return the logits (n, num_classes) of x (n, channels, height, width)."""
         x = self.pool(self.act(self.conv1(x))).permute(0, 2, 3, 1).flatten(1)
         for k in range(2, self.hidden + 2):
             x = self.act(self.get_submodule(f"fc{k}")(x))

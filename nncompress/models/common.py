@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 SCHEMES = ("torch", "xavier")
+"""How weights are drawn at first, see `initialise`."""
 
 
 @torch.no_grad()
@@ -26,7 +27,7 @@ def initialise(model: nn.Module, scheme: str) -> None:
 
 
 def image_channels(network: str, input_shape: Sequence[int], least: int) -> int:
-    """The channels of images (channels, height, width); `least` is the smallest height and width that will do.
+    """Return the channels of images (channels, height, width); `least` is the smallest height and width that will do.
 
     Raises ValueError for samples of another shape, naming the network.
     """
@@ -38,8 +39,8 @@ def image_channels(network: str, input_shape: Sequence[int], least: int) -> int:
     return input_shape[0]
 
 
-def scaled(channels: int, width: float) -> int:
-    """`width` times the channels, at least one. Raises ValueError for a width that is not above 0."""
+def scale_channels(channels: int, width: float) -> int:
+    """Multiply the channels by `width`, to at least one. Raises ValueError for a width that is not above 0."""
     if not width > 0:
         raise ValueError(f"width must be above 0, found {width}")
     return max(1, round(channels * width))
@@ -47,7 +48,7 @@ def scaled(channels: int, width: float) -> int:
 
 @torch.no_grad()
 def initialise_normed(model: nn.Module, initial_scale: float) -> None:
-    """Convolutions from N(0, 2/(k² c_out)) (He et al. 2015, fan out), all batch norms scaled by `initial_scale`."""
+    """Draw convolutions from N(0, 2/(k² c_out)) (He et al. 2015, fan out); scale batch norms by `initial_scale`."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -56,7 +57,7 @@ def initialise_normed(model: nn.Module, initial_scale: float) -> None:
 
 
 def head(channels: int, num_classes: int) -> nn.Sequential:
-    """What follows the last block: batch norm, ReLU, the average over the image, a linear layer."""
+    """Chain what follows the last block: batch norm, ReLU, the average over the image, a linear layer."""
     layers = nn.Sequential()
     layers.add_module("bn", nn.BatchNorm2d(channels))
     layers.add_module("relu", nn.ReLU(inplace=True))

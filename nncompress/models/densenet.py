@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nncompress.models.common import head, image_channels, initialise_normed, scaled
+from nncompress.models.common import head, image_channels, initialise_normed, scale_channels
 from nncompress.surgery.channels import Scale
 
 BLOCKS = 3
@@ -24,7 +24,7 @@ class DenseLayer(nn.Module):
         self.conv = nn.Conv2d(before, growth, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, before + growth, height, width) for x (n, before, height, width)."""
+        """Return (n, before + growth, height, width) for x (n, before, height, width)."""
         return torch.cat([x, self.conv(self.relu(self.bn(x)))], dim=1)
 
 
@@ -38,17 +38,23 @@ class Transition(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, channels, height // 2, width // 2) for x (n, channels, height, width)."""
+        """Return (n, channels, height // 2, width // 2) for x (n, channels, height, width)."""
         return functional.avg_pool2d(self.conv(self.relu(self.bn(x))), 2)
 
 
 class DenseNet(nn.Module):
     """3x3 convolution to 2 growth channels, three dense blocks with transitions between, batch norm, averages, linear.
 
-    Huang et al., "Densely connected convolutional networks" (2017), without bottlenecks and compression: each block has
-    n = (depth - 4)/3 layers that add `growth` times `width` channels; 1 059 298 parameters by default on 10 classes.
-    `initial_scale` is the first scale of all batch norms. Raises ValueError for another depth, a growth below 1, and
-    for inputs that are no images (channels, height, width) of at least 4x4.
+    Huang et al., "Densely connected convolutional networks" (2017), without bottlenecks and compression; 1 059 298
+    parameters by default on 10 classes.
+
+    - depth: 3n + 4 with n layers in each block; 40, as in the slimming papers.
+    - growth: the channels that a layer adds; 12, as in the slimming papers.
+    - width: multiplies the growth; 1.
+    - initial_scale: the first scale of all batch norms; 0.5, as in the slimming papers.
+
+    Raises ValueError for another depth, a growth below 1, and for inputs that are no images (channels, height, width)
+    of at least 4x4.
     """
 
     def __init__(
@@ -67,7 +73,7 @@ class DenseNet(nn.Module):
             raise ValueError(f"depth must be 3n + 4 with n at least 1, found {depth}; choose 22 or 40, for example")
         if growth < 1:
             raise ValueError(f"growth must be at least 1, found {growth}")
-        growth = scaled(growth, width)
+        growth = scale_channels(growth, width)
         before = 2 * growth
         self.conv1 = nn.Conv2d(image_channels("densenet", input_shape, 4), before, 3, padding=1, bias=False)
         self.features = nn.Sequential()
@@ -81,11 +87,11 @@ class DenseNet(nn.Module):
         initialise_normed(self, initial_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (n, num_classes) of x (n, channels, height, width)."""
+        """Return the logits (n, num_classes) of x (n, channels, height, width)."""
         logits: Tensor = self.head(self.features(self.conv1(x)))
         return logits
 
     def scales(self) -> list[Scale]:
-        """All batch norms; each reads a concatenation that others read too."""
+        """Return all batch norms; each reads a concatenation that others read too."""
         parts = [f"features.{name}" for name, _ in self.features.named_children()]
         return [*(Scale(f"{part}.bn", None, (f"{part}.conv",)) for part in parts), Scale("head.bn", None, ("head.fc",))]

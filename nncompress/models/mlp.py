@@ -20,8 +20,13 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class MLP(nn.Sequential):
     """Linear layers fc1, fc2, ... with an activation between them; logits (n, num_classes) out.
 
-    `input_shape` is that of one sample and is flattened; `widths` are the hidden layers' sizes; `initial` is one of
-    `models.common.SCHEMES`. Raises ValueError for a width below 1 or an unknown activation or scheme.
+    - input_shape: that of one sample, which is flattened.
+    - widths: the hidden layers' sizes; 256 and 256 are ours, small enough for a CPU.
+    - activation: one of `ACTIVATIONS`; relu.
+    - bias: whether the layers have biases; true.
+    - initial: one of `models.common.SCHEMES`; torch, PyTorch's own.
+
+    Raises ValueError for a width below 1 or an unknown activation or scheme.
     """
 
     def __init__(
@@ -51,8 +56,12 @@ class MLP(nn.Sequential):
 class ResidualMLP(nn.Module):
     """stem (Linear, ReLU), then `blocks` blocks x + ReLU(fc(x)), then the output layer head; logits (n, num_classes).
 
-    `input_shape` is that of one sample and is flattened; all hidden layers have `width` units. Raises ValueError for a
-    width or a number of blocks below 1.
+    - input_shape: that of one sample, which is flattened.
+    - width: the units of every hidden layer; 256 is ours.
+    - blocks: how many blocks; 3 is ours.
+    - bias: whether the layers have biases; true.
+
+    Raises ValueError for a width or a number of blocks below 1.
     """
 
     def __init__(
@@ -67,7 +76,7 @@ class ResidualMLP(nn.Module):
         self.act = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (n, num_classes) of x (n, *input_shape)."""
+        """Return the logits (n, num_classes) of x (n, *input_shape)."""
         x = self.act(self.stem(x.flatten(1)))
         for block in self.blocks:
             x = x + self.act(block(x))
@@ -78,9 +87,13 @@ class ResidualMLP(nn.Module):
 class LeNet5(nn.Module):
     """conv 20@5x5, pool, conv 50@5x5, pool, 500 hidden ReLU units; 431 080 parameters on 28x28 grey images.
 
-    Source: Caffe's LeNet for MNIST, as used in Han et al. 2015 and the LC papers. `initial` is one of
-    `models.common.SCHEMES`. Raises ValueError for another scheme and for images (channels, height, width) too small
-    for two 5x5 convolutions and poolings.
+    Source: Caffe's LeNet for MNIST, as used in Han et al. 2015 and the LC papers.
+
+    - dropout: of the hidden units; 0, none.
+    - initial: one of `models.common.SCHEMES`; torch, PyTorch's own.
+
+    Raises ValueError for another scheme and for images (channels, height, width) too small for two 5x5 convolutions
+    and poolings.
     """
 
     def __init__(
@@ -104,8 +117,7 @@ class LeNet5(nn.Module):
         initialise(self, initial)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (n, num_classes) of x (n, channels, height, width)."""
-        x = self.pool(self.conv1(x))
-        x = self.pool(self.conv2(x))
+        """Return the logits (n, num_classes) of x (n, channels, height, width)."""
+        x = self.pool(self.conv2(self.pool(self.conv1(x))))
         logits: Tensor = self.fc2(self.dropout(self.act(self.fc1(x.flatten(1)))))
         return logits

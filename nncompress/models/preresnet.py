@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
-from nncompress.models.common import head, image_channels, initialise_normed, scaled
+from nncompress.models.common import head, image_channels, initialise_normed, scale_channels
 from nncompress.surgery.channels import Scale
 
-EXPANSION = 4  # channels out of a bottleneck for each one in its middle
+EXPANSION = 4
+"""Channels out of a bottleneck for each one in its middle."""
 
 
 class Conv(NamedTuple):
@@ -22,7 +23,7 @@ class Conv(NamedTuple):
     stride: int
 
     def layer(self) -> nn.Conv2d:
-        """The layer, which keeps height and width but for its stride; no bias."""
+        """Return the layer, which keeps height and width but for its stride; no bias."""
         return nn.Conv2d(*self, padding=self.size // 2, bias=False)
 
 
@@ -45,69 +46,61 @@ class PreActivationBlock(nn.Module):
         self.shortcut = shortcut_of(convs) if changes(convs) else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum (n, channels out, height, width) for x (n, channels in, height, width)."""
+        """Return the sum (n, channels out, height, width) for x (n, channels in, height, width)."""
         y: Tensor = self.shortcut(x) + self.branch(x)
         return y
 
     def scales(self, block: str) -> list[Scale]:
-        """The batch norms of the branch, for a block of the name `block`; the first reads the residual stream."""
+        """Return the branch's batch norms, for a block of the name `block`; the first reads the residual stream."""
         branch = f"{block}.branch"
         names = [f"{branch}.{name}" for name, _ in self.branch.named_children()]
-        norms = [name for name in names if name.startswith(f"{branch}.bn")]
-        convs = [name for name in names if name.startswith(f"{branch}.conv")]
+        norms, convs = ([name for name in names if name.startswith(f"{branch}.{kind}")] for kind in ("bn", "conv"))
         makers = [None, *convs][: len(norms)]
         return [Scale(norm, make, (conv,), branch) for norm, make, conv in zip(norms, makers, convs, strict=True)]
 
 
 def changes(convs: Sequence[Conv]) -> bool:
-    """Whether what comes out of the convolutions has other channels or another size than what goes in."""
+    """Return whether what comes out of the convolutions has other channels or another size than what goes in."""
     return convs[0].before != convs[-1].after or any(conv.stride > 1 for conv in convs)
 
 
 def shortcut_of(convs: Sequence[Conv]) -> nn.Conv2d:
-    """The 1x1 convolution from what goes into the convolutions to what comes out of them."""
+    """Return the 1x1 convolution from what goes into the convolutions to what comes out of them."""
     return Conv(convs[0].before, convs[-1].after, 1, max(conv.stride for conv in convs)).layer()
 
 
-class Block(Protocol):
-    """A residual block that lists its batch norms."""
-
-    def scales(self, block: str) -> list[Scale]:
-        """Those of a block of the name `block`, in forward order."""
-        ...
-
-
-def block_scales(name: str, blocks: nn.Sequential) -> list[Scale]:
-    """The batch norms of all the blocks in the module `name`."""
-    inside = ((f"{name}.{k}", cast(Block, block)) for k, block in blocks.named_children())
-    return [scale for k, block in inside for scale in block.scales(k)]
-
-
 class PreActivationNetwork(nn.Module):
-    """A convolution `conv1`, residual `blocks`, and a `head`, which subclasses give."""
+    """A convolution `conv1`, residual `blocks` that list their `scales`, and a `head`, which subclasses give."""
 
     conv1: nn.Conv2d
     blocks: nn.Sequential
     head: nn.Sequential
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (n, num_classes) of x (n, channels, height, width)."""
+        """Return the logits (n, num_classes) of x (n, channels, height, width)."""
         logits: Tensor = self.head(self.blocks(self.conv1(x)))
         return logits
 
     def scales(self) -> list[Scale]:
-        """All batch norms: those of the blocks and the last one."""
-        return [*block_scales("blocks", self.blocks), Scale("head.bn", None, ("head.fc",))]
+        """Return all batch norms: those of the blocks and the last one."""
+        blocks = [(f"blocks.{k}", cast(Any, block)) for k, block in self.blocks.named_children()]
+        return [
+            *(scale for name, block in blocks for scale in block.scales(name)),
+            Scale("head.bn", None, ("head.fc",)),
+        ]
 
 
 class PreResNet(PreActivationNetwork):
     """3x3 convolution, three stages of pre-activation blocks of 16, 32, 64 channels, batch norm, averages, linear.
 
-    He et al., "Identity mappings in deep residual networks" (2016). depth = 6n + 2 with blocks of two 3x3
-    convolutions, 9n + 2 with bottlenecks (1x1, 3x3, 1x1 to four times the channels); 1 703 258 parameters for depth 164
-    on 10 classes. `width` multiplies all numbers of channels; `initial_scale` is the first scale of all batch norms.
-    Raises ValueError for another depth, a width not above 0, and for inputs that are no images (channels, height,
-    width) of at least 4x4.
+    He et al., "Identity mappings in deep residual networks" (2016); 1 703 258 parameters for depth 164 on 10 classes.
+
+    - depth: 9n + 2 with bottlenecks, 6n + 2 without; 164, as in the slimming papers.
+    - bottleneck: blocks of 1x1, 3x3, 1x1 to four times the channels, as in the slimming papers, or of two 3x3.
+    - width: multiplies all numbers of channels, above 0; 1.
+    - initial_scale: the first scale of all batch norms; 0.5, as in the slimming papers.
+
+    Raises ValueError for other values, and for inputs that are no images (channels, height, width) of at least 4x4.
     """
 
     def __init__(
@@ -123,7 +116,7 @@ class PreResNet(PreActivationNetwork):
         super().__init__()
         in_stage = _blocks_in_stage(depth, 9 if bottleneck else 6)
         channels = image_channels("preresnet", input_shape, 4)
-        widths = [scaled(number, width) for number in (16, 32, 64)]
+        widths = [scale_channels(number, width) for number in (16, 32, 64)]
         before = widths[0]
         self.conv1 = nn.Conv2d(channels, before, 3, padding=1, bias=False)
         self.blocks = nn.Sequential()
@@ -137,12 +130,12 @@ class PreResNet(PreActivationNetwork):
 
 
 def basic(before: int, after: int, stride: int) -> list[Conv]:
-    """Two 3x3 convolutions, the first with the stride."""
+    """Return two 3x3 convolutions, the first with the stride."""
     return [Conv(before, after, 3, stride), Conv(after, after, 3, 1)]
 
 
 def _bottleneck(before: int, middle: int, stride: int) -> list[Conv]:
-    """1x1 down to `middle` channels, 3x3 with the stride, 1x1 up to EXPANSION times as many."""
+    """Chain 1x1 down to `middle` channels, 3x3 with the stride, 1x1 up to EXPANSION times as many."""
     return [Conv(before, middle, 1, 1), Conv(middle, middle, 3, stride), Conv(middle, EXPANSION * middle, 1, 1)]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nncompress.models.common import image_channels, initialise_normed, scaled
+from nncompress.models.common import image_channels, initialise_normed, scale_channels
 from nncompress.surgery.channels import Scale
 
 
@@ -26,7 +26,7 @@ class BasicBlock(nn.Module):
             self.shortcut.add_module("bn", nn.BatchNorm2d(after))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum (n, after, height / stride, width / stride) for x (n, before, height, width)."""
+        """Return the sum (n, after, height / stride, width / stride) for x (n, before, height, width)."""
         y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         out: Tensor = self.relu(self.shortcut(x) + y)
         return out
@@ -36,23 +36,26 @@ class ResNet18(nn.Module):
     """3x3 convolution without pooling, four stages of two blocks of 64, 128, 256, 512 channels, averages, linear.
 
     He et al., "Deep residual learning for image recognition" (2016), with the stem for images of 32x32; 11 173 962
-    parameters on 10 classes. `width` multiplies all numbers of channels; `initial_scale` is the first scale of all
-    batch norms. Raises ValueError for a width not above 0, and for inputs that are no images (channels, height,
-    width) of at least 8x8.
+    parameters on 10 classes.
+
+    - width: multiplies all numbers of channels, above 0; 1.
+    - initial_scale: the first scale of all batch norms; 1, PyTorch's own.
+
+    Raises ValueError for another width, and for inputs that are no images (channels, height, width) of at least 8x8.
     """
 
     def __init__(
         self, input_shape: Sequence[int], num_classes: int, *, width: float = 1.0, initial_scale: float = 1.0
     ) -> None:
         super().__init__()
-        before = scaled(64, width)
+        before = scale_channels(64, width)
         self.conv1 = nn.Conv2d(image_channels("resnet18", input_shape, 8), before, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(before)
         self.relu = nn.ReLU(inplace=True)
         self.blocks = nn.Sequential()
         for stage, channels in enumerate((64, 128, 256, 512)):
             for k in range(2):
-                after = scaled(channels, width)
+                after = scale_channels(channels, width)
                 self.blocks.append(BasicBlock(before, after, 2 if stage > 0 and k == 0 else 1))
                 before = after
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -60,12 +63,12 @@ class ResNet18(nn.Module):
         initialise_normed(self, initial_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (n, num_classes) of x (n, channels, height, width)."""
+        """Return the logits (n, num_classes) of x (n, channels, height, width)."""
         x = self.blocks(self.relu(self.bn1(self.conv1(x))))
         logits: Tensor = self.fc(self.pool(x).flatten(1))
         return logits
 
     def scales(self) -> list[Scale]:
-        """The first batch norm of each block; the others act on the residual stream, which all blocks share."""
+        """Return the first batch norm of each block; the others act on the residual stream, which all blocks share."""
         blocks = [f"blocks.{name}" for name, _ in self.blocks.named_children()]
         return [Scale(f"{block}.bn1", f"{block}.conv1", (f"{block}.conv2",)) for block in blocks]

@@ -28,13 +28,13 @@ class ChangingBlock(nn.Module):
         self.shortcut = shortcut_of(convs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum (n, channels out, height, width) for x (n, channels in, height, width)."""
+        """Return the sum (n, channels out, height, width) for x (n, channels in, height, width)."""
         x = self.relu1(self.bn1(x))
         y: Tensor = self.shortcut(x) + self.branch(x)
         return y
 
     def scales(self, block: str) -> list[Scale]:
-        """The two batch norms, for a block of the name `block`; the first has two readers and must keep a channel."""
+        """Return its batch norms, for the block's name; the first has two readers and must keep a channel."""
         branch = f"{block}.branch"
         if not hasattr(self.branch, "conv1"):  # the branch has been taken out
             return [Scale(f"{block}.bn1", None, (f"{block}.shortcut",))]
@@ -47,10 +47,15 @@ class ChangingBlock(nn.Module):
 class WideResNet(PreActivationNetwork):
     """3x3 convolution to 16 channels, three stages of 16, 32, 64 times `widen` channels, batch norm, averages, linear.
 
-    Zagoruyko and Komodakis, "Wide residual networks" (2016): pre-activation blocks of two 3x3 convolutions, depth =
-    6n + 4; 36 479 194 parameters for depth 28, widen 10 on 10 classes. `dropout` acts between the two convolutions of a
-    block; `initial_scale` is the first scale of all batch norms. Raises ValueError for another depth, widen below 1, a
-    dropout outside [0, 1), and for inputs that are no images (channels, height, width) of at least 4x4.
+    Zagoruyko and Komodakis, "Wide residual networks" (2016): pre-activation blocks of two 3x3 convolutions; 36 479 194
+    parameters by default on 10 classes.
+
+    - depth: 6n + 4; 28, as in the published code of SparseFW.
+    - widen: multiplies the channels of the stages, at least 1; 10, as there.
+    - dropout: between the two convolutions of a block, in [0, 1); 0, none (0.3 there).
+    - initial_scale: the first scale of all batch norms; 1, PyTorch's own.
+
+    Raises ValueError for other values, and for inputs that are no images (channels, height, width) of at least 4x4.
     """
 
     def __init__(

@@ -6,76 +6,83 @@ from typing import Any
 
 import pandas as pd
 
+from nncompress.config.schema import role_of
+from nncompress.files import read_json
 from nncompress.report.text import setting
 from nncompress.results.convergence import rate_summary
-from nncompress.results.query import DETAILS, GROUPS, figures_of, flatten, state
-from nncompress.results.records import Run
+from nncompress.results.query import GROUPS, figures_of, state
+from nncompress.results.records import COLUMNS, Run
 
 TARGET = "._target_"
 OWN = "nncompress.errors."
-NOT_A_DIFFERENCE = {
-    "seed", "data_dir", "root", "resume", "download", "checkpoint_every", "hydra", "output_dir", "sweep",
-    "search", "allow", "tracking",
-}  # fmt: skip
 
 
 def name(run: Run) -> str:
-    """What was run: solver-model-dataset-compression, as far as the run's config tells."""
+    """Return what was run: solver-model-dataset-compression, as far as the run's config tells."""
     return "-".join(part for part in (choice(run, group) for group in GROUPS) if part) or run.folder.name
 
 
 def choice(run: Run, group: str) -> str:
-    """The option the run took from a config group; empty when it is not on record."""
-    choices = run.config.get("choices") or {}
-    return str(choices.get(group) or (run.summary or {}).get(group) or "")
+    """Return the option the run took from a config group; empty when it is not on record."""
+    return str(run.settings.get(group) or (run.summary or {}).get(group) or "")
 
 
 def final(run: Run) -> dict[str, Any]:
-    """The keys of summary.json; a run that has not ended is summed up by its last record. Unknown keys are absent."""
+    """Return the known keys of summary.json; a run that has not ended is summed up by its last record."""
     last = {str(key): value for key, value in run.rows.iloc[-1].dropna().items()} if len(run.rows) else {}
     summary = run.summary or {}
     rates = {} if "rate/slope" in summary else rate_summary(run.rows)
-    known = {"seed": run.config.get("seed")} | figures_of(last) | rates | summary
+    known = {"seed": run.settings.get("seed")} | figures_of(last) | rates | summary
     return {key: value for key, value in known.items() if value is not None}
 
 
-def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys of flattened configs that set the runs apart.
+def declared(run: Run, kind: str) -> list[dict[str, Any]]:
+    """Return the "columns" or "plots" that the run's solver adds to reports (`solvers.base`), as plain values."""
+    return list((read_json(run.folder / COLUMNS) or {}).get(kind, ()))
 
-    Left out: the seed and what follows it, paths, and keys that an option varied beside them determines
-    (`model._target_` when `model` varies; everything an experiment sets when `experiment` varies).
+
+def declared_columns(runs: Sequence[Run], table: str) -> list[dict[str, Any]]:
+    """Return the columns that the solvers of some runs add to a table, each once."""
+    columns = [column for run in runs for column in declared(run, "columns") if column["table"] == table]
+    return list({column["key"] + column["label"]: column for column in columns}.values())
+
+
+def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of flattened configs that set the runs apart: those that change results (`schema.role_of`).
+
+    Left out: the seed and what follows it, and keys that an option varied beside them determines (`model._target_` when
+    `model` varies; everything an experiment sets when `experiment` varies). How a run is run (`device`) sets apart
+    those that are else the same.
     """
     keys = list(dict.fromkeys(key for config in configs for key in config))
-    varied = [key for key in keys if _differs(configs, key)]
+    results = [key for key in keys if role_of(key) == "result"]
+    varied = [key for key in results if _differs(configs, key)] + _set_apart_otherwise(configs, keys, results)
     own = [key for key in varied if not _determined(configs, key, varied)]
     kept = [key for key in own if not any(_repeats(configs, key, other) for other in own[: own.index(key)])]
-    return sorted(kept, key=lambda key: _rank(key, keys))
+    return sorted(kept, key=lambda key: ("." in key, keys.index(key)))  # options before their settings
 
 
 def varied(runs: Sequence[Run]) -> list[str]:
-    """The config keys that set the runs apart; a run that failed before its config was written does not count."""
-    return varied_keys([flatten(run.config) for run in runs if run.config])
+    """Return the config keys that set the runs apart; a run without a config does not count."""
+    return varied_keys([run.settings for run in runs if run.settings])
 
 
 def setting_of(run: Run, keys: Sequence[str]) -> dict[str, Any]:
-    """The run's values of the varied keys, None where its config lacks one."""
-    flat = flatten(run.config)
-    return {key: flat.get(key) for key in keys}
+    """Return the run's values of the varied keys, None where its config lacks one."""
+    return {key: run.settings.get(key) for key in keys}
 
 
 def summaries(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per finished run: job, the varied keys, then the keys of its summary."""
+    """Return one row per finished run: job, the varied keys, then the keys of its summary without lists."""
     keys = varied(runs)
     done = [run for run in runs if run.status["status"] == "done"]
-    rows = [{"job": run.folder.name} | setting_of(run, keys) | final(run) for run in done]
-    for row in rows:
-        for key in DETAILS:
-            row.pop(key, None)
+    figures = [{key: value for key, value in final(run).items() if not isinstance(value, list | dict)} for run in done]
+    rows = [{"job": run.folder.name} | setting_of(run, keys) | row for run, row in zip(done, figures, strict=True)]
     return pd.DataFrame(rows, columns=None if rows else ["job", *keys]).astype(dict.fromkeys(keys, object))
 
 
 def failures(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run that is not done: job, the varied keys, status, last step, reason, the traceback's last line."""
+    """Return one row per run that is not done: job, status, varied keys, last step, reason, last line of traceback."""
     keys = varied(runs)
     rows = [
         {"job": run.folder.name, "status": state(run.folder, run.status)}
@@ -88,21 +95,21 @@ def failures(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def reason(run: Run) -> str | None:
-    """Why a run is not done."""
-    said = run.status["reason"]
-    if said is None and state(run.folder, run.status) == "killed":
+    """Return why a run is not done."""
+    known = run.status["reason"]
+    if known is None and state(run.folder, run.status) == "killed":
         return "the process ended before it could tell why: killed, or the machine stopped"
-    return None if said is None else str(said)
+    return None if known is None else str(known)
 
 
 def last_line(run: Run) -> str | None:
-    """The last line of the traceback; None where it is but the reason with the class of our own error before it."""
+    """Return the last line of the traceback; None where it is the reason, our own error's class before it."""
     line = run.status["traceback"]
     return None if line is None or str(line).startswith(OWN) else str(line)
 
 
 def aggregate(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Means over the runs that differ in nothing but the seed, in the order of the jobs.
+    """Return means over the runs that differ in nothing but the seed, in the order of the jobs.
 
     Columns: the varied keys, n, seeds, then for each number its mean under its own key and, under `<key> std`, the
     standard deviation (n - 1 in the denominator; empty for n = 1); a check holds when it holds in all runs.
@@ -117,21 +124,32 @@ def aggregate(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The last part of each dotted key (of a class what it is for), or the whole key where that would be ambiguous."""
+    """Return the last part of each dotted key (of a class what it is for), the whole key where that is ambiguous."""
     ends = [key.removesuffix(TARGET).split(".")[-1] for key in keys]
     return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
 
 
 def group_label(group: "Mapping[str, Any] | pd.Series[Any]", keys: Sequence[str]) -> str:
-    """What sets a group apart, as it is typed: `rank=4, model=mlp`."""
+    """Say what sets a group apart, as it is typed: `rank=4, model=mlp`."""
     names = short_names(keys)
-    said = {key: setting(group[key]) for key in keys if group[key] is not None}
-    shown = {key: value.rpartition(".")[2] if key.endswith(TARGET) else value for key, value in said.items()}
+    values = {key: setting(group[key]) for key in keys if group[key] is not None}
+    shown = {key: value.rpartition(".")[2] if key.endswith(TARGET) else value for key, value in values.items()}
     return ", ".join(f"{names[key]}={value}" for key, value in shown.items()) or "all runs"
 
 
+def _set_apart_otherwise(
+    configs: Sequence[Mapping[str, Any]], keys: Sequence[str], results: Sequence[str]
+) -> list[str]:
+    """Return the keys of the role `run` in which runs differ that are else the same, the seed included."""
+    alike: dict[str, list[Mapping[str, Any]]] = {}
+    for config in configs:
+        alike.setdefault(repr([config.get(key) for key in results]), []).append(config)
+    several = [group for group in alike.values() if len(group) > 1]
+    return [key for key in keys if role_of(key) == "run" and any(_differs(group, key) for group in several)]
+
+
 def _differs(configs: Sequence[Mapping[str, Any]], key: str) -> bool:
-    if not NOT_A_DIFFERENCE.isdisjoint((key.split(".")[0], key.split(".")[-1])) and not _own_seed(configs, key):
+    if key.split(".")[-1] == "seed" and not _own_seed(configs, key):
         return False
     values = [None if key == "reference" and _trained_for_it(config) else config.get(key) for config in configs]
     follows_seed = values == [config.get("seed") for config in configs]
@@ -155,7 +173,7 @@ def _determined(configs: Sequence[Mapping[str, Any]], key: str, varied: Sequence
 
 
 def _repeats(configs: Sequence[Mapping[str, Any]], key: str, other: str) -> bool:
-    """Whether a key follows another of the same last word in the same group, as the rest of a constraint does."""
+    """Tell whether a key follows another of the same last word in the same group, as the rest of a constraint does."""
     alike = key.split(".")[0] == other.split(".")[0] and key.split(".")[-1] == other.split(".")[-1]
     return alike and [config.get(key) for config in configs] == [config.get(other) for config in configs]
 
@@ -163,11 +181,6 @@ def _repeats(configs: Sequence[Mapping[str, Any]], key: str, other: str) -> bool
 def _maps_to_one(configs: Sequence[Mapping[str, Any]], owner: str, key: str) -> bool:
     pairs = {(repr(config.get(owner)), repr(config.get(key))) for config in configs}
     return len(pairs) == len({first for first, _ in pairs})
-
-
-def _rank(key: str, keys: Sequence[str]) -> tuple[bool, int]:
-    """Options before their settings, each in the order of the config."""
-    return "." in key, keys.index(key)
 
 
 def _means(group: pd.DataFrame, measured: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:

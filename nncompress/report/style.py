@@ -20,18 +20,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
-from nncompress.files import replace_bytes
+from nncompress.files import write_bytes
 
 # Okabe and Ito's palette, without its yellow, which is too light for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-
 LINES = ("-", "--", "-.", ":")
-
-
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-
 STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "figure.titlesize": 12, "text.usetex": False,
     "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.3, "axes.spines.top": False,
@@ -41,31 +35,31 @@ STYLE: Any = {
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure, its size in inches."""
+    """Make an empty figure, its size in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title)
     return figure
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write name.png (150 dpi) and name.svg into a folder, made when absent; their paths."""
+    """Write name.png (150 dpi) and name.svg into a folder, made when absent; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     with matplotlib.rc_context(STYLE):
         if engine := figure.get_layout_engine():
             engine.execute(figure)
         figure.set_layout_engine("none")  # laid out: it need not be done again for each file
-        replace_bytes(svg, _drawn(FigureCanvasSVG(figure).print_svg, metadata={"Date": None}))
+        write_bytes(svg, _content(FigureCanvasSVG(figure).print_svg, metadata={"Date": None}))
         figure.set_dpi(150)
-        replace_bytes(png, _drawn(FigureCanvasAgg(figure).print_png, pil_kwargs={"compress_level": 3}))
+        write_bytes(png, _content(FigureCanvasAgg(figure).print_png, pil_kwargs={"compress_level": 3}))
     return [png, svg]
 
 
-def _drawn(canvas: Callable[..., object], **settings: object) -> bytes:
-    """What a canvas makes of its figure: the bytes of `savefig`, which would draw everything twice."""
-    made = BytesIO()
-    canvas(made, **settings)
-    return made.getvalue()
+def _content(print_figure: Callable[..., object], **settings: object) -> bytes:
+    """Return the bytes a canvas makes of its figure: those of `savefig`, which would draw everything twice."""
+    file = BytesIO()
+    print_figure(file, **settings)
+    return file.getvalue()
 
 
 class GroupStyle(NamedTuple):
@@ -77,19 +71,19 @@ class GroupStyle(NamedTuple):
 
 
 def group_styles(n: int) -> list[GroupStyle]:
-    """n styles that stay apart: the colours in turn, with another marker and line each time around."""
+    """Return n styles that stay apart: the colours in turn, with another marker and line each time around."""
     rounds = [divmod(index, len(COLOURS)) for index in range(n)]
     return [GroupStyle(COLOURS[at], MARKERS[turn % len(MARKERS)], LINES[turn % len(LINES)]) for turn, at in rounds]
 
 
 def spans_a_decade(values: pd.DataFrame) -> bool:
-    """Whether a log axis suits the values: all positive and more than ten-fold apart."""
+    """Tell whether a log axis suits the values: all positive and more than ten-fold apart."""
     known = values.stack()
     return bool(len(known) and known.min() > 0 and known.max() > 10 * known.min())
 
 
 def marker(points: int) -> str | None:
-    """A dot where a line alone would hide how few points there are."""
+    """Return a dot where a line alone would hide how few points there are."""
     return "o" if points <= 15 else None
 
 
@@ -103,16 +97,14 @@ def log_ticks(axis: Axis, low: float, high: float) -> None:
 
 
 def power_of_ten(value: float) -> str:
-    """`2×10⁻⁵`, `10⁷`: in the letters of the font, since matplotlib's own way to set them takes 10 ms a label."""
+    """Write `2×10⁻⁵`, `10⁷` in the letters of the font, as matplotlib's own way to set them takes 10 ms a label."""
     digits, exponent = f"{value:.2e}".split("e")
     raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"10{raised}" if float(digits) == 1 else f"{float(digits):g}×10{raised}"
 
 
-# Where a label may stand: alignment, and offset from its point in points, the nearest first.
 AROUND = (("left", 7, 5), ("left", 7, -12), ("right", -7, 5), ("right", -7, -12), ("center", 0, 9), ("center", 0, -17))
-
-
+"""Where a label may stand: alignment, and offset from its point in points, the nearest first."""
 Point = tuple[float, float]
 
 
@@ -125,22 +117,22 @@ def label_points(
     with no label written, when one of them finds no place.
     """
     figure.draw_without_rendering()
-    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in axes.transData.transform(points)]
-    taken += [Bbox(np.sort(axes.transData.transform(line), axis=0)).padded(2) for line in lines]
+    occupied = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in axes.transData.transform(points)]
+    occupied += [Bbox(np.sort(axes.transData.transform(line), axis=0)).padded(2) for line in lines]
     notes: list[Annotation] = []
     for point, text in zip(points, texts, strict=True):
-        note = next((n for n in _candidates(axes, point, text) if _free(n, axes, taken)), None)
+        note = next((n for n in _candidates(axes, point, text) if _free(n, axes, occupied)), None)
         if note is None:
             for written in notes:
                 written.remove()
             return False
         notes.append(note)
-        taken.append(_extent(note))
+        occupied.append(_extent(note))
     return True
 
 
 def _candidates(axes: Axes, point: Point, text: str) -> Iterator[Annotation]:
-    """The label at each place in turn; one that is not taken is removed before the next is tried."""
+    """Yield the label at each place in turn; one that is not used is removed before the next is tried."""
     for distance in (1.0, 2.0, 3.0, 4.5):
         for side, dx, dy in AROUND:
             far = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7} if distance > 1 else None
@@ -152,20 +144,20 @@ def _candidates(axes: Axes, point: Point, text: str) -> Iterator[Annotation]:
             note.remove()
 
 
-def _free(note: Annotation, axes: Axes, taken: Sequence[Bbox]) -> bool:
+def _free(note: Annotation, axes: Axes, occupied: Sequence[Bbox]) -> bool:
     box, frame = _extent(note), axes.get_window_extent()
     inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-    return inside and not any(box.overlaps(other) for other in taken)
+    return inside and not any(box.overlaps(other) for other in occupied)
 
 
 def _extent(note: Annotation) -> Bbox:
-    """The box of the text alone, without the line to its point."""
+    """Return the box of the text alone, without the line to its point."""
     note.get_window_extent()  # moves the text to its place
     return Text.get_window_extent(note)
 
 
 def pareto_front(ratio: ArrayLike, accuracy: ArrayLike) -> list[int]:
-    """Positions of the points that no other point dominates, by rising ratio.
+    """Return the positions of the points that no other point dominates, by rising ratio.
 
     A point dominates another when its ratio is not larger, its accuracy not smaller, and one of the two strictly
     better. Equal points do not dominate each other; points with a NaN are left out.

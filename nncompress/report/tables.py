@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from nncompress.files import replace_bytes
+from nncompress.files import write_text
 from nncompress.report.text import UNKNOWN
 
 TEX = {
@@ -31,22 +31,22 @@ class Table:
 
 
 def write_table(table: Table, folder: Path) -> list[Path]:
-    """Write name.csv, name.md and name.tex into a folder, made when absent; their paths."""
+    """Write name.csv, name.md and name.tex into a folder, made when absent; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     forms: dict[str, Callable[[Table], str]] = {"csv": csv, "md": markdown, "tex": latex}
     paths = [folder / f"{table.name}.{ending}" for ending in forms]
     for path, form in zip(paths, forms.values(), strict=True):
-        replace_bytes(path, form(table).encode())
+        write_text(path, form(table))
     return paths
 
 
 def csv(table: Table) -> str:
-    """The raw numbers, full precision, empty where unknown."""
+    """Return the raw numbers, full precision, empty where unknown."""
     return table.raw.to_csv(index=False, lineterminator="\n")
 
 
 def markdown(table: Table) -> str:
-    """Title, table and notes in Markdown."""
+    """Return title, table and notes in Markdown."""
     shown = table.shown.map(lambda cell: str(cell).replace("|", r"\|").replace("\n", " "))
     align = ["left", *["right"] * (shown.shape[1] - 1)]
     body = shown.to_markdown(index=False, disable_numparse=True, colalign=align) if len(shown) else "Nothing to show."
@@ -55,7 +55,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A table environment that needs no package."""
+    """Return a table environment that needs no package."""
     notes = [rf"\par {escape(note)}" for note in table.notes]
     lines = [
         r"\begin{table}", r"\centering\footnotesize", rf"\caption{{{escape(table.title)}}}",
@@ -73,10 +73,10 @@ def _tabular(shown: pd.DataFrame) -> list[str]:
 
 
 def escape(text: Any) -> str:
-    """Text that LaTeX prints as it is."""
-    return re.sub("|".join(map(re.escape, TEX)), lambda found: TEX[found.group()], str(text))
+    """Return text that LaTeX prints as it is."""
+    return re.sub("|".join(map(re.escape, TEX)), lambda match: TEX[match.group()], str(text))
 
 
 def known(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns of a shown table that say anything."""
+    """Return the columns of a shown table that say anything."""
     return frame[[column for column in frame if (frame[column] != UNKNOWN).any()]]

@@ -1,14 +1,14 @@
 """Numbers as people read them, the same in every table and plot. Imports no pandas."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 UNKNOWN = "–"
 
 
 def number(value: Any) -> str:
-    """Four significant figures; whole numbers in full, their thousands separated."""
+    """Write four significant figures; whole numbers in full, their thousands separated."""
     if missing(value):
         return UNKNOWN
     value = float(value)
@@ -18,39 +18,43 @@ def number(value: Any) -> str:
 
 
 def signed(value: Any) -> str:
-    """Three decimals with a true minus sign: for slopes."""
+    """Write three decimals with a true minus sign: for slopes."""
     return UNKNOWN if missing(value) else f"{float(value):.3f}".replace("-", "−")
 
 
 def percent(value: Any) -> str:
-    """A share in [0, 1] as a percentage with two decimals, without the sign."""
+    """Write a share in [0, 1] as a percentage with two decimals, without the sign."""
     return UNKNOWN if missing(value) else f"{100 * float(value):.2f}"
 
 
 def times(ratio: Any) -> str:
-    """How many times smaller: 1/ratio."""
+    """Write how many times smaller: 1/ratio."""
     return UNKNOWN if missing(ratio) or float(ratio) <= 0 else f"{1 / float(ratio):.2f}×"
 
 
 def spread(mean: str, std: str) -> str:
-    """Mean ± standard deviation, both already as text; the mean alone when the deviation is not known or zero."""
+    """Write mean ± standard deviation, both already as text; the mean alone when the deviation is not known or zero."""
     return mean if UNKNOWN in (mean, std) or std == "0" else f"{mean} ± {std}"
 
 
 def yes_no(value: Any) -> str:
-    """A check's outcome."""
+    """Write a check's outcome."""
     return UNKNOWN if missing(value) else "yes" if value else "no"
 
 
+FORMS: dict[str, Callable[[Any], str]] = {"number": number, "percent": percent, "yes_no": yes_no}
+"""The forms of `solvers.base.Column`."""
+
+
 def setting(value: Any) -> str:
-    """A value of the config as it is typed on the command line."""
+    """Write a value of the config as it is typed on the command line."""
     if missing(value):
         return UNKNOWN
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def value_text(value: Any) -> str:
-    """Any value on record on one line, its number short; what a terminal would obey is written out."""
+    """Write any value on record on one line, its number short; what a terminal would obey is spelt out."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
@@ -60,13 +64,13 @@ def value_text(value: Any) -> str:
 
 
 def few(names: Sequence[str], most: int = 4) -> str:
-    """The first names, and how many more there are."""
+    """Write the first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def missing(value: Any) -> bool:
-    """Whether a value is None, NaN, pandas' NA or infinite."""
+    """Tell whether a value is None, NaN, pandas' NA or infinite."""
     if value is None or isinstance(value, float):
         return value is None or not math.isfinite(value)
     if isinstance(value, str | int):
@@ -77,12 +81,12 @@ def missing(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value on record is a number; a check (true, false) is none."""
+    """Tell whether a value on record is a number; a check (true, false) is none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> Iterator[str]:
-    """Lines of text with the cells of each column under each other, two spaces between; `right`: aligned there."""
+    """Yield lines with the cells of each column under each other, two spaces between; `right`: aligned there."""
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     for row in rows:
         cells = zip(row, widths, right, strict=True)

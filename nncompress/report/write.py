@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nncompress.files import replace_bytes
+from nncompress.files import write_text
 from nncompress.report.collect import aggregate, choice, failures, group_label, setting_of, summaries, varied
 from nncompress.report.html.page import run_page, sweep_page
 from nncompress.report.run.plots import run_plots
@@ -18,7 +18,7 @@ from nncompress.report.sweep.plots import accuracy_ratio_plot, objectives_plot, 
 from nncompress.report.sweep.searches import search_plot, search_table, trials_of
 from nncompress.report.sweep.studies import courses, outcomes, sensitivity, spread
 from nncompress.report.sweep.study_plots import courses_plot, sensitivity_plot, spread_plot
-from nncompress.report.sweep.tables import sensitivity_table, sweep_table, write_frame
+from nncompress.report.sweep.tables import measures_of, sensitivity_table, sweep_table, write_frame
 from nncompress.report.tables import Table, write_table
 from nncompress.results.query import GROUPS
 from nncompress.results.records import SUMMARY, Run, is_run, read_run, read_runs
@@ -39,22 +39,10 @@ class SweepReport:
     failed: pd.DataFrame
 
 
-@dataclass(frozen=True)
-class _Written:
-    """The tables of a report, and the files of its tables and plots."""
-
-    tables: list[Table]
-    paths: list[Path]
-
-    @property
-    def plots(self) -> list[Path]:
-        return [path for path in self.paths if path.parent.name == "plots"]
-
-
 def report(folders: Iterable[Path], html: bool = False) -> list[Path]:
     """Rebuild the report of each folder: a run's own; below any other folder, that of each run and their aggregate.
 
-    With `html` also write one page, report.html, into each folder.
+    With `html` also write one page, report.html, into each folder. Returns the files.
 
     Raises:
         ConfigError: a folder does not exist or holds no run.
@@ -63,39 +51,39 @@ def report(folders: Iterable[Path], html: bool = False) -> list[Path]:
     for folder in map(Path, folders):
         if is_run(folder):
             run = read_run(folder)
-            written = _write_run(run)
-            page = run_page(run, written.tables, written.plots) if html else None
+            tables, written = _write_run(run)
+            page = run_page(run, tables, _plots(written)) if html else None
         else:
             runs = read_runs([folder])
             for run in runs:
-                paths += _write_run(run).paths
-            written = _write_sweep(folder, runs, summaries(runs), failures(runs))
-            page = sweep_page(folder, runs, written.tables, written.plots) if html else None
-        paths += written.paths
+                paths += _write_run(run)[1]
+            tables, written = _write_sweep(folder, runs, summaries(runs), failures(runs))
+            page = sweep_page(folder, runs, tables, _plots(written)) if html else None
+        paths += written
         if page is not None:
-            replace_bytes(folder / PAGE, page.encode())
+            write_text(folder / PAGE, page)
             paths.append(folder / PAGE)
     return paths
 
 
 def write_run_report(folder: Path) -> list[Path]:
-    """Write a run's tables/ and plots/; nothing when it ended before its first record.
+    """Write a run's tables/ and plots/, nothing when it ended before its first record; return the files.
 
     Raises:
         ConfigError: the folder is not a run's.
     """
-    return _write_run(read_run(folder)).paths
+    return _write_run(read_run(folder))[1]
 
 
 def is_reported(folder: Path) -> bool:
-    """Whether a run's tables and plots are there, whole and of its present summary."""
+    """Tell whether a run's tables and plots are there, whole and of its present summary."""
     last, summary = folder / LAST, folder / SUMMARY
     return last.is_file() and (not summary.is_file() or last.stat().st_mtime_ns >= summary.stat().st_mtime_ns)
 
 
 def write_report_of(folder: Path, runs: Sequence[Run]) -> list[Path]:
-    """Write the tables/ and plots/ of some runs of the sweep in `folder`; their paths, none without a run."""
-    return _write_sweep(folder, runs, summaries(runs), failures(runs)).paths if runs else []
+    """Write the tables/ and plots/ of some runs of the sweep in `folder`; return the files, none without a run."""
+    return _write_sweep(folder, runs, summaries(runs), failures(runs))[1] if runs else []
 
 
 def write_sweep_report(folder: Path) -> SweepReport:
@@ -106,18 +94,21 @@ def write_sweep_report(folder: Path) -> SweepReport:
     """
     runs = read_runs([folder])
     done, failed = summaries(runs), failures(runs)
-    return SweepReport(_write_sweep(Path(folder), runs, done, failed).paths, len(done), failed)
+    return SweepReport(_write_sweep(Path(folder), runs, done, failed)[1], len(done), failed)
 
 
-def _write_sweep(folder: Path, runs: Sequence[Run], done: pd.DataFrame, failed: pd.DataFrame) -> _Written:
-    keys, title = varied(runs), _in_common(runs)
+def _write_sweep(
+    folder: Path, runs: Sequence[Run], done: pd.DataFrame, failed: pd.DataFrame
+) -> tuple[list[Table], list[Path]]:
+    """Return the tables of a sweep and the files of its tables and plots."""
+    keys, title, measures = varied(runs), _in_common(runs), measures_of(runs)
     groups = aggregate(done, keys)
     tables, studies = _studies(runs, keys, title)
-    found = trials_of(folder)
-    if found is not None:
-        tables.insert(0, search_table(*found, title))
-        studies["search"] = search_plot(*found, title)
-    tables.insert(0, sweep_table(groups, keys, failed, title))
+    search = trials_of(folder)
+    if search is not None:
+        tables.insert(0, search_table(*search, title))
+        studies["search"] = search_plot(*search, title)
+    tables.insert(0, sweep_table(groups, keys, failed, title, measures))
     paths = [path for table in tables for path in write_table(table, folder / "tables")]
     paths.append(write_frame(done, folder / "tables" / "runs.csv"))
     paths.append(write_frame(failed, folder / "tables" / "failures.csv"))
@@ -127,12 +118,13 @@ def _write_sweep(folder: Path, runs: Sequence[Run], done: pd.DataFrame, failed: 
         "objective": objectives_plot([(group_label(setting_of(run, keys), keys), run.rows) for run in runs], title),
     }
     paths += save_sweep_plots(figures | studies, folder / "plots")
-    tables[0] = sweep_table(groups, keys, failed.iloc[:0], title)  # a page has a table of the jobs that are not done
-    return _Written(tables, paths)
+    # a page has a table of the jobs that are not done
+    tables[0] = sweep_table(groups, keys, failed.iloc[:0], title, measures)
+    return tables, paths
 
 
 def _studies(runs: Sequence[Run], keys: Sequence[str], title: str) -> tuple[list[Table], dict[str, Figure | None]]:
-    """The tables and plots that depend on what the sweep varied."""
+    """Make the tables and plots that depend on what the sweep varied."""
     ends = outcomes(runs, keys)
     grid, points, course = sensitivity(ends, keys), spread(ends, keys), courses(runs, keys)
     step = "step (sweep or epoch)" if "solver" in keys else "step K"
@@ -145,18 +137,23 @@ def _studies(runs: Sequence[Run], keys: Sequence[str], title: str) -> tuple[list
     return tables if grid is None else [sensitivity_table(grid, title), *tables], figures | one_shot
 
 
-def _write_run(run: Run) -> _Written:
+def _write_run(run: Run) -> tuple[list[Table], list[Path]]:
+    """Return the tables of a run and the files of its tables and plots."""
     if run.rows.empty:
         log.warning("%s: no tables or plots, the run ended before its first record.", run.folder)
-        return _Written([], [])
+        return [], []
     more, figures = run_one_shot(run)
     tables = [*run_tables(run), *more]
     plots = run_plots(run, run.folder / "plots") + save_sweep_plots(figures, run.folder / "plots")
     written = [write_table(table, run.folder / "tables") for table in reversed(tables)]  # LAST at last: `is_reported`
-    return _Written(tables, [path for paths in reversed(written) for path in paths] + plots)
+    return tables, [path for paths in reversed(written) for path in paths] + plots
+
+
+def _plots(paths: Sequence[Path]) -> list[Path]:
+    return [path for path in paths if path.parent.name == "plots"]
 
 
 def _in_common(runs: Sequence[Run]) -> str:
-    """solver-model-dataset-compression, with every option for a group in which the runs differ."""
+    """Return solver-model-dataset-compression, with every option for a group in which the runs differ."""
     options = [dict.fromkeys(choice(run, group) for run in runs if choice(run, group)) for group in GROUPS]
     return "-".join("/".join(taken) if len(taken) <= 3 else "several" for taken in options if taken) or "several runs"

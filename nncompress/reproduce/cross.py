@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from nncompress.report.collect import final
 from nncompress.report.style import LINES, STYLE, group_styles, log_ticks, new_figure, pareto_front
 from nncompress.report.tables import Table, known
 from nncompress.report.text import UNKNOWN, number, percent, spread
-from nncompress.results.query import flatten
 from nncompress.results.records import SUMMARY, Run, read_status, run_folders
 
 LATENCIES = "latency.json"
@@ -119,7 +119,7 @@ def _times(names: pd.Series[str]) -> str:
 
 
 def _row(run: Run) -> dict[str, Any]:
-    settings, ends = flatten(run.config), final(run)
+    settings, ends = run.settings, final(run)
     return {
         "network": f"{settings.get('model')}-{settings.get('dataset')}", "solver": settings.get("solver"),
         "compression": settings.get("compression"), "size": str(settings.get("target.bits") or ""),
@@ -225,16 +225,16 @@ SECONDS = 0.2
 def measure_latencies(folder: Path) -> None:
     """Write latency.json into the folder of each finished run below `folder` that has none, on the run's own device."""
     from nncompress.artefact.model import open_artefact
-    from nncompress.experiment import evaluation
-    from nncompress.experiment.evaluation import composed
+    from nncompress.config.evaluation import read_settings
+    from nncompress.experiment.evaluation import measure
 
-    cfg = composed(["~dataset", f"batch_sizes=[1,{BATCH}]", f"seconds={SECONDS}"], None)
+    settings = read_settings(["~dataset", f"batch_sizes=[1,{BATCH}]", f"seconds={SECONDS}"], None)
     for run in run_folders([folder]):
         if read_status(run)["status"] != "done" or (run / LATENCIES).exists():
             continue
-        cfg.device = (read_json(run / SUMMARY) or {}).get("device", "auto")
+        device = (read_json(run / SUMMARY) or {}).get("device", "auto")
         try:
-            found = evaluation.measure(open_artefact(run, ()), cfg, required=False)
+            found = measure(open_artefact(run, ()), replace(settings, device=device), required=False)
         except NNCompressError as error:
             log.warning("%s: no latency, %s", run, error)
             continue

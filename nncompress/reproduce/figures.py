@@ -112,8 +112,7 @@ def _one_shot(run: Run, key: str) -> dict[float, float]:
 
 def _fine_tuned_from(run: Run) -> int | None:
     """The last step before fine-tuning; None for a run without it."""
-    solver = run.config.get("solver") or {}
-    steps, tuned = solver.get("num_steps"), solver.get("fine_tune", 0)
+    steps, tuned = run.settings.get("solver.num_steps"), run.settings.get("solver.fine_tune", 0)
     if steps is None or tuned == 0:
         return None
     return int(steps) - (int(steps) // 2 if tuned is None else int(tuned))

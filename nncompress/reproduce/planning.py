@@ -15,24 +15,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
 from nncompress.config.build import build
-from nncompress.config.overrides import quoted, sentence
-from nncompress.config.schema import CHOICES, register
-from nncompress.errors import ConfigError, DataError, NNCompressError
+from nncompress.config.overrides import quoted
+from nncompress.errors import DataError, NNCompressError
 from nncompress.experiment.reference import reference_of
 from nncompress.files import read_json
 from nncompress.reproduce.protocol import PaperStudy
 from nncompress.results.records import SUMMARY
-from nncompress.results.sweep_folder import ENDED, SWEEP, key_of, read_manifest, standing
+from nncompress.results.sweep_folder import ENDED, SWEEP, read_manifest, standing
+from nncompress.sweeps.combinations import ComposedJob, composed_jobs
 from nncompress.sweeps.launch import QUIET, train
-from nncompress.sweeps.sweeper import combinations, values_of
 
 ONE_STEP = {"num_steps": 1, "epochs": 1, "first_epochs": 1}
 """The keys of a solver that set how much it does, and their values when one step of it is measured."""
@@ -92,35 +86,6 @@ class Forecast:
         return [] if self.missing else [job for job in self.jobs if job.key not in self.ended]
 
 
-def jobs_of(words: Sequence[str]) -> list[PlannedRun]:
-    """The jobs of `nncompress train -m` with these words.
-
-    Raises:
-        ConfigError: a word is wrong.
-    """
-    register()
-    try:
-        with initialize_config_module("nncompress.conf", version_base="1.3"):
-            loader = GlobalHydra.instance().config_loader()
-            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(words))
-            swept = [word.input_line for word in parsed if word.is_sweep_override()]
-            whole = compose("config", [word for word in words if word not in swept])  # as Hydra does before the jobs
-            crossed = combinations(values_of(parsed), whole.sweep.zip)
-            return [_job(overrides, _composed(overrides)) for overrides in crossed]
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(sentence(error, words)) from error
-
-
-def _composed(overrides: Sequence[str]) -> DictConfig:
-    """The configuration of a job as `nncompress train` has it, after which its reference's folder is named."""
-    cfg = compose("config", list(overrides), return_hydra_config=True)
-    choices = cfg.hydra.runtime.choices
-    cfg.choices = {group: choices[group] for group in CHOICES if choices.get(group)}
-    with open_dict(cfg):
-        del cfg.hydra
-    return cfg
-
-
 def planned(study: PaperStudy, more: Sequence[str], folder: Path, before: Mapping[str, Any]) -> Forecast:
     """The plan of a study whose sweep is in `folder`, `more` being words that all studies get.
 
@@ -167,7 +132,8 @@ def size(plans: Sequence[Forecast]) -> int:
     return sum(len(plan.left()) * plan.cost.size for plan in plans if plan.cost is not None)
 
 
-def _job(overrides: Sequence[str], cfg: DictConfig) -> PlannedRun:
+def _planned_run(job: ComposedJob) -> PlannedRun:
+    cfg = job.cfg
     solver = cfg.solver
     steps = int(solver.get("num_steps") or 0)
     if solver.get("epochs") is not None:
@@ -179,13 +145,13 @@ def _job(overrides: Sequence[str], cfg: DictConfig) -> PlannedRun:
     words += [f"{key}=[{parts[0]}]" for key, parts in {"compress_at": shared, **own}.items() if parts]
     count = sum(len(parts or shared) for parts in own.values())
     data = json.dumps(OmegaConf.to_container(cfg.dataset, resolve=True))
-    return PlannedRun(key_of(cfg), tuple(overrides), steps, data, reference_of(cfg), count, tuple(words))
+    return PlannedRun(job.key, job.overrides, steps, data, reference_of(cfg), count, tuple(words))
 
 
 def _plan(
     study: PaperStudy, words: tuple[str, ...], folder: Path, before: Mapping[str, Any], instead: bool = False
 ) -> Forecast:
-    jobs = tuple(jobs_of(words))
+    jobs = tuple(_planned_run(job) for job in composed_jobs(words))
     stand = _standings(folder)
     ended = frozenset(job.key for job in jobs if stand.get(job.key) in ENDED)
     if len(ended) == len(jobs):

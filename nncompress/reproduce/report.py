@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nncompress.errors import ConfigError
-from nncompress.files import read_json, replace_bytes
+from nncompress.files import read_json, write_text
 from nncompress.report.html.page import reproduction_page
 from nncompress.report.style import COLOURS, STYLE, new_figure
 from nncompress.report.sweep.plots import save_sweep_plots
@@ -130,8 +130,8 @@ def write_reproduction(folder: Path) -> list[Path]:
     plots += [path for study in protocol.studies for path in _plots_of(folder / study.name, found[study.name])]
     title = f"{protocol.title}: scale {protocol.scale}"
     page = reproduction_page(title, _command(protocol), tables, plots, shut="not_measured")
-    replace_bytes(folder / PAGE, page.encode())
-    replace_bytes(folder / RESULTS, _results(protocol, tables).encode())
+    write_text(folder / PAGE, page)
+    write_text(folder / RESULTS, _results(protocol, tables))
     return [*of_studies, *paths, folder / PAGE, folder / RESULTS]
 
 

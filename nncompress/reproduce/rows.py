@@ -11,7 +11,6 @@ from nncompress.files import read_json
 from nncompress.report.collect import failures
 from nncompress.reproduce.figures import METRICS, UNCOMPARED, figure, measured, shared_parts
 from nncompress.reproduce.protocol import CLAIM, Claim, PaperStudy, Protocol, Published, Selection
-from nncompress.results.query import flatten
 from nncompress.results.records import STATUS, SUMMARY, Run
 
 PASS, FAIL, NOT_MEASURED, NOT_COMPARABLE = "PASS", "FAIL", "not measured", "not comparable"
@@ -31,8 +30,7 @@ def _chosen(found: Found, selection: Selection) -> list[Run]:
 
 
 def _matches(run: Run, selection: Selection) -> bool:
-    settings = flatten(run.config)
-    return all(_is(settings.get(key), value) for key, value in selection.where.items())
+    return all(_is(run.settings.get(key), value) for key, value in selection.where.items())
 
 
 def _is(value: Any, wanted: Any) -> bool:
@@ -73,7 +71,7 @@ def _row(protocol: Protocol, published: Published, found: Found, record: Mapping
     difference = None if published.number is None else ours - published.number
     row |= {
         "ours": ours, "std": float(numbers.std(ddof=1)) if len(numbers) > 1 else None, "n": len(numbers),
-        "seeds": " ".join(str(run.config.get("seed")) for run, _ in kept), "difference": difference,
+        "seeds": " ".join(str(run.settings.get("seed")) for run, _ in kept), "difference": difference,
         "tolerance": tolerance, "verdict": verdict(difference, metric.better, tolerance, study.judged),
         "deviations": JOIN.join([*deviations(study, record), *selection.deviations]),
         "command": command_of(record, study),

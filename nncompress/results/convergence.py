@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 TOLERANCE = 1e-9  # of |objective|: what rounding may take from an inequality that holds exactly
 TINY = 1e-300
@@ -34,7 +34,7 @@ class SlopeFit:
 
 
 def convergence(rows: pd.DataFrame) -> pd.DataFrame:
-    """The convergence figures of each record (arXiv 2303.06815, convergence analysis).
+    """Return the convergence figures of each record (arXiv 2303.06815, convergence analysis).
 
     Columns: step K; objective; step_sq ‖P^K - P^{K-1}‖²; step_sq_sum over all steps 1..K; step_sq_mean = sum / K;
     grad_sq ‖g^K‖²; grad_sq_mean over the records with step >= 1; slack, by how much the decrease since the record
@@ -71,13 +71,13 @@ def convergence(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def decrease_constant(rows: pd.DataFrame) -> float | None:
-    """The constant lambda of L(P^{k-1}) - L(P^k) >= lambda ‖P^k - P^{k-1}‖²; None without a positive one."""
+    """Return the constant lambda of L(P^{k-1}) - L(P^k) >= lambda ‖P^k - P^{k-1}‖²; None without a positive one."""
     lam = _column(rows, "decrease/lambda").min()
     return float(lam) if lam > 0 else None
 
 
 def fit_slope(k: ArrayLike, y: ArrayLike) -> SlopeFit:
-    """Least squares of log y against log k over the last decade, k in [kmax/10, kmax].
+    """Fit log y against log k by least squares over the last decade, k in [kmax/10, kmax].
 
     Only points with k > 0 and a finite y > 0 count; with fewer than 5 of them the slope is NaN.
     """
@@ -87,12 +87,14 @@ def fit_slope(k: ArrayLike, y: ArrayLike) -> SlopeFit:
     at, n = np.unique(points[0]), points.shape[1]
     if len(at) < MIN_POINTS:
         return SlopeFit(np.nan, None, None, n, np.nan)
-    slope, intercept = _line(np.log(points[0]), np.log(points[1]))
-    return SlopeFit(slope, int(at[0]), int(at[-1]), n, intercept)
+    x, log_y = np.log(points[0]), np.log(points[1])
+    centred = x - x.mean()
+    slope = float(centred @ log_y / (centred @ centred))
+    return SlopeFit(slope, int(at[0]), int(at[-1]), n, float(log_y.mean() - slope * x.mean()))
 
 
 def rate_summary(rows: pd.DataFrame) -> dict[str, float | int | bool | None]:
-    """The summary keys on convergence; a figure that the records do not allow is None.
+    """Return the summary keys on convergence; a figure that the records do not allow is None.
 
     `rate/slope` is of the running mean of step_sq, `rate/slope_grad` of that of grad_sq, and `objective/rises` counts
     the records whose objective exceeds that of the record before by more than rounding (1e-9 relative); not known where
@@ -103,6 +105,7 @@ def rate_summary(rows: pd.DataFrame) -> dict[str, float | int | bool | None]:
     grad_fit = fit_slope(table["step"], table["grad_sq_mean"])
     fit = step_fit if step_fit.first is not None else grad_fit
     slack = table["slack"].dropna()
+    changes = "term/multipliers" in rows or ("tau" in rows and rows["tau"].nunique() > 1)  # the objective itself
     return {
         "rate/slope": _known(step_fit.slope),
         "rate/slope_grad": _known(grad_fit.slope),
@@ -114,7 +117,7 @@ def rate_summary(rows: pd.DataFrame) -> dict[str, float | int | bool | None]:
         "rate/lambda": decrease_constant(rows),
         "rate/worst_slack": _known(slack.min()),
         "rate/decrease_ok": bool((slack >= -_rounding(table["objective"])[slack.index]).all()) if len(slack) else None,
-        "objective/rises": None if _objective_changes(rows) else _rises(table["objective"]),
+        "objective/rises": None if changes else _rises(table["objective"]),
     }
 
 
@@ -127,10 +130,6 @@ def _rises(objective: "pd.Series[float]") -> int | None:
     return int((known.diff() > _rounding(known)).sum()) if len(known) else None
 
 
-def _objective_changes(rows: pd.DataFrame) -> bool:
-    return "term/multipliers" in rows or ("tau" in rows and rows["tau"].nunique() > 1)
-
-
 def _all(checks: "pd.Series[bool]") -> bool | None:
     known = checks.dropna()
     return bool(known.all()) if len(known) else None
@@ -138,12 +137,6 @@ def _all(checks: "pd.Series[bool]") -> bool | None:
 
 def _known(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
-    centred = x - x.mean()
-    slope = float(centred @ y / (centred @ centred))
-    return slope, float(y.mean() - slope * x.mean())
 
 
 def _column(rows: pd.DataFrame, key: str) -> "pd.Series[float]":

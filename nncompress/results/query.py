@@ -1,11 +1,11 @@
-"""A run as it is listed and compared: status, figures and settings read when asked for, and filters over them."""
+"""A run as it is listed and compared: status, figures and settings, read at their first use; and filters over it."""
 
 from __future__ import annotations
 
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -14,28 +14,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from nncompress.errors import ConfigError
-from nncompress.files import read_json
-from nncompress.results.records import CONFIG, RECORDS, STATUS, SUMMARY, read_config, read_last_row, read_status
-from nncompress.results.run_folder import running
+from nncompress.errors import ConfigError, nearest
+from nncompress.files import is_held, read_json
+from nncompress.results.records import LOCK, RECORDS, STATUS, SUMMARY, read_last_row, read_settings, read_status
 
 GROUPS = ("solver", "model", "dataset", "compression")
-
-
-CHOICES = "choices"
-
-
-COPIES = ("solver.constraint",)
-"""Parts of a config that repeat others."""
-
-
 RECORDED = {"loss", "accuracy", "ratio", "sparsity", "gap"}
-
-
+"""How the keys of a record begin that a summary has under the same names."""
 FINAL_NAMES = {"step": "steps", "seconds": "seconds/total", "objective": "objective/final"}
-
-
-DETAILS = ("tasks", "channels", "factors", "one_shot", "round_to/changed")
+"""Keys of a record and their names in a summary."""
+DETAILS = ("tasks", "channels", "factors", "one_shot", "round_to/changed", "weights")
 """Keys of a summary that hold lists: for the tables of one run."""
 
 
@@ -48,8 +36,8 @@ class Outline:
     @cached_property
     def status(self) -> dict[str, Any]:
         """What `status.json` says, with the status `killed` for a run that never came to tell how it ended."""
-        found = read_status(self.folder)
-        return found | {"status": state(self.folder, found)}
+        status = read_status(self.folder)
+        return status | {"status": state(self.folder, status)}
 
     @cached_property
     def summary(self) -> dict[str, Any] | None:
@@ -64,13 +52,8 @@ class Outline:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Every dotted key of the configuration."""
-        return flatten(read_config(self.folder / CONFIG))
-
-    @cached_property
-    def choices(self) -> dict[str, Any]:
-        """The options taken from the groups, from the configuration; and the seed, which is asked for as often."""
-        return flatten(read_config(self.folder / CONFIG, CHOICES, "seed"))
+        """Every setting by its dotted key. Raises CheckpointError where an older version wrote the run."""
+        return read_settings(self.folder)
 
     @cached_property
     def date(self) -> str | None:
@@ -82,73 +65,44 @@ class Outline:
         return datetime.fromtimestamp(written).strftime("%Y-%m-%d %H:%M:%S")
 
     def knows(self, key: str) -> bool:
-        """Whether the run has the key at all, if only with the value null."""
-        return key in self._whole(key)
+        """Tell whether the run has the key at all, if only with the value null."""
+        return key in self._holder(key)
 
     def get(self, key: str) -> Any:
-        """The value of folder, date, a key of the status, a figure, a group or a dotted key; None where unknown."""
-        return self._whole(key).get(key)
+        """Return the value of folder, date, a key of the status, a figure or a setting; None where unknown."""
+        return self._holder(key).get(key)
 
-    def _whole(self, key: str) -> Mapping[str, Any]:
-        """What holds the key, looked for in the order of its cost: the long configuration last, in part."""
+    def _holder(self, key: str) -> Mapping[str, Any]:
+        """Return what holds the key: of equal names figures come before settings."""
         if key in ("folder", "date"):
             return {"folder": str(self.folder), "date": self.date}
         if key in self.status:
             return self.status
         if key in self.figures:
             return self.figures
-        return self.choices if "." not in key and key in self.choices else self._part(key)
-
-    def _part(self, key: str) -> dict[str, Any]:
-        if key not in self._parts:
-            self._parts[key] = flatten(read_config(self.folder / CONFIG, key))
-        return self._parts[key]
-
-    @cached_property
-    def _parts(self) -> dict[str, dict[str, Any]]:
-        return {}
+        return self.settings
 
 
 def state(folder: Path, status: Mapping[str, Any]) -> str:
-    """The status of a run, `killed` for one that is said to be running while nobody holds its folder."""
-    said = str(status["status"])
-    return "killed" if said == "running" and not running(folder) else said
+    """Return the status of a run, `killed` for one that is said to be running while nobody holds its folder."""
+    told = str(status["status"])
+    return "killed" if told == "running" and not is_held(folder / LOCK) else told
 
 
 def figures_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record knows of the keys of a summary, under their names there."""
+    """Return what a record knows of the keys of a summary, under their names there."""
     known = {key: value for key, value in row.items() if value is not None}
     kept = {key: value for key, value in known.items() if key.split("/")[0] in RECORDED}
     return kept | {ends: known[key] for key, ends in FINAL_NAMES.items() if key in known}
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of a config; lists become text, and the options taken stand under the bare name of their group."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if f"{prefix}{key}" in COPIES:
-            continue
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value) if isinstance(value, list) else value
-    chosen = {key.removeprefix("choices."): value for key, value in flat.items() if key.startswith("choices.")}
-    return {key: value for key, value in flat.items() if not key.startswith("choices.")} | chosen
-
-
 WORD = re.compile(r"(?P<key>[^=<>!]+)(?P<sign>!=|>=|<=|==|=|>|<)(?P<value>.*)", re.DOTALL)
-
-
 ORDERS: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le,
 }  # fmt: skip
-
-
 NULL = ("null", "none", "")
-
-
 LOOKED_AT = 50
-"""Runs whose configurations are read for the name that was meant."""
+"""Runs whose settings are read for the name that was meant."""
 
 
 @dataclass(frozen=True)
@@ -164,50 +118,44 @@ class Filter:
     value: str
 
     def accepts(self, run: Outline) -> bool:
-        """Whether the run is chosen. Raises ConfigError when a number is compared with text."""
-        found = run.get(self.key)
+        """Tell whether the run is chosen. Raises ConfigError when a number is compared with text."""
+        value = run.get(self.key)
         if self.sign in ORDERS:
-            return not absent(found) and self._ordered(found)
+            return not absent(value) and self._ordered(value)
         whole = self.value.startswith(("[", "(", "{"))
         alternatives = [self.value] if whole else self.value.split(",")
-        return any(_same(found, wanted.strip()) for wanted in alternatives) == (self.sign == "=")
+        return any(_same(value, wanted.strip()) for wanted in alternatives) == (self.sign == "=")
 
-    def _ordered(self, found: Any) -> bool:
-        left, right = as_number(found), as_number(self.value)
+    def _ordered(self, value: Any) -> bool:
+        left, right = as_number(value), as_number(self.value)
         if left is None:
-            return ORDERS[self.sign](str(found), self.value)
+            return ORDERS[self.sign](str(value), self.value)
         if right is None:
             raise ConfigError(f"{self.key} is a number (such as {left:g}), found '{self.key}{self.sign}{self.value}'")
         return ORDERS[self.sign](left, right)
 
 
 def read_filter(word: str) -> Filter | None:
-    """The filter that a word is; None for a word without a sign."""
-    found = WORD.fullmatch(word)
-    if found is None:
+    """Return the filter that a word is; None for a word without a sign."""
+    match = WORD.fullmatch(word)
+    if match is None:
         return None
-    sign = "=" if found["sign"] == "==" else found["sign"]
-    return Filter(found["key"].strip(), sign, found["value"].strip())
+    sign = "=" if match["sign"] == "==" else match["sign"]
+    return Filter(match["key"].strip(), sign, match["value"].strip())
 
 
 def require_key(key: str, runs: Sequence[Outline]) -> None:
     """Raise ConfigError, with the key that may have been meant, when none of the runs knows it."""
     if not runs or any(run.knows(key) for run in runs):
         return
-    from nncompress.errors import nearest
-
-    known = dict.fromkeys(chain.from_iterable(map(_keys, runs[:LOOKED_AT])))
+    parts = (("folder", "date", *run.status, *run.figures, *run.settings) for run in runs[:LOOKED_AT])
+    known = dict.fromkeys(chain.from_iterable(parts))
     hint = nearest(key, known) or "; keys are those of status.json, summary.json and config.yaml (solver.num_steps)"
     raise ConfigError(f"none of the {len(runs)} runs has the key '{key}'{hint}")
 
 
-def _keys(run: Outline) -> Iterator[str]:
-    yield from ("folder", "date")
-    yield from chain(run.status, run.figures, run.settings)
-
-
 def as_number(value: Any) -> float | None:
-    """A number, also one that is written as text; None for anything else."""
+    """Return a number, also one that is written as text; None for anything else."""
     if not isinstance(value, int | float | str):
         return None
     try:
@@ -218,16 +166,16 @@ def as_number(value: Any) -> float | None:
 
 
 def absent(value: Any) -> bool:
-    """Whether a value is null or not a number."""
+    """Tell whether a value is null or not a number."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _same(found: Any, wanted: str) -> bool:
-    if absent(found):
+def _same(value: Any, wanted: str) -> bool:
+    if absent(value):
         return wanted.lower() in NULL
-    if isinstance(found, bool):
-        return str(found).lower() == wanted.lower()
-    left, right = as_number(found), as_number(wanted)
+    if isinstance(value, bool):
+        return str(value).lower() == wanted.lower()
+    left, right = as_number(value), as_number(wanted)
     if left is not None and right is not None:
         return left == right
-    return str(found).replace(" ", "") == wanted.replace(" ", "") or fnmatchcase(str(found), wanted)
+    return str(value).replace(" ", "") == wanted.replace(" ", "") or fnmatchcase(str(value), wanted)

@@ -1,25 +1,25 @@
 """What a run leaves on disk: rows as they are observed, small JSON files, and reading them back. Imports no torch.
 
-A run folder holds `config.yaml`, `records.jsonl` (one flat JSON row per observation), `status.json` and, once the run
-has ended, `summary.json`. pandas is imported where all rows are read; what looks at many runs does without it.
+A run folder holds `config.yaml` (for people, `resume=` and `rerun`), its settings flat in `settings.json` (for lists
+and reports), `records.jsonl` (one flat JSON row per observation), `status.json` and, once the run has ended,
+`summary.json`. pandas is imported where all rows are read; what looks at many runs does without it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import yaml
-
 from nncompress.errors import CheckpointError, ConfigError
-from nncompress.files import finite_number, parse_json, read_json, replace_bytes
+from nncompress.files import finite_number, parse_json, read_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,16 +27,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-CONFIG, RECORDS, STATUS, SUMMARY = "config.yaml", "records.jsonl", "status.json", "summary.json"
-
-
+CONFIG, SETTINGS, RECORDS = "config.yaml", "settings.json", "records.jsonl"
+STATUS, SUMMARY = "status.json", "summary.json"
+COLUMNS = "columns.json"
+"""What the solver adds to reports, from the start of a run on."""
 SEARCH, LOCK = "search.json", "run.lock"
-
-
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""PyYAML may have been built without its C part."""
-
-
+FORMAT = 1
+"""Of `settings.json`."""
 TAIL = 1 << 16
 """Bytes at the end of the records in which the last row is looked for first."""
 
@@ -86,14 +83,15 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Run:
-    """One run as its folder tells it.
+    """One run as its folder shows it.
 
-    `rows` has one line per observation and a float column per key (null is NaN); `summary` is None when the run has
-    not ended; `status` always has the keys status, reason, traceback and step.
+    `settings` are by their dotted keys, as `flatten` makes them; `rows` has one line per observation and a float column
+    per key (null is NaN); `summary` is None when the run has not ended; `status` always has the keys status, reason,
+    traceback and step.
     """
 
     folder: Path
-    config: dict[str, Any]
+    settings: dict[str, Any]
     rows: pd.DataFrame
     summary: dict[str, Any] | None
     status: dict[str, Any]
@@ -104,29 +102,31 @@ def read_run(folder: Path) -> Run:
 
     Raises:
         ConfigError: the folder is not a run's.
+        CheckpointError: an older version wrote it.
     """
     folder = Path(folder)
     require_run(folder)
-    rows = _frame(_rows(folder / RECORDS))
-    return Run(folder, read_config(folder / CONFIG), rows, read_json(folder / SUMMARY), read_status(folder))
+    settings, rows = read_settings(folder), _frame(_rows(folder / RECORDS))
+    return Run(folder, settings, rows, read_json(folder / SUMMARY), read_status(folder))
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
-    """Every run in or below the given folders, as `run_folders` finds them.
+    """Return every run in or below the given folders, as `run_folders` finds them.
 
     Raises:
         ConfigError: a folder does not exist or has no run in it.
+        CheckpointError: an older version wrote one of them.
     """
     return [read_run(path) for path in run_folders(folders, required=True)]
 
 
 def run_folders(folders: Iterable[Path], required: bool = False) -> list[Path]:
-    """The run folders in or below the given ones, each once, in the natural order of their paths (job 2 before job 10).
+    """Return the run folders in or below the given ones, each once, in the natural order of paths (2 before 10).
 
     Raises:
         ConfigError: a folder does not exist, or has no run in it where one is `required`.
     """
-    found: dict[str, Path] = {}
+    distinct: dict[str, Path] = {}
     for folder in map(Path, folders):
         runs = sorted(_run_folders(folder), key=_natural)
         if not runs and (required or not folder.is_dir()):
@@ -136,8 +136,8 @@ def run_folders(folders: Iterable[Path], required: bool = False) -> list[Path]:
             )
         whole = os.path.realpath(folder)  # nothing below it is reached through a link
         for path in runs:
-            found.setdefault(os.path.join(whole, *path.parts[len(folder.parts) :]), path)
-    return list(found.values())
+            distinct.setdefault(os.path.join(whole, *path.parts[len(folder.parts) :]), path)
+    return list(distinct.values())
 
 
 def require_run(folder: Path) -> None:
@@ -150,37 +150,66 @@ def require_run(folder: Path) -> None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run."""
+    """Tell whether a folder holds a run."""
     return (folder / STATUS).is_file() or ((folder / CONFIG).is_file() and (folder / RECORDS).is_file())
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """How a run stands by its `status.json`: always with the keys status, reason, traceback and step."""
+    """Return how a run stands by its `status.json`: always with the keys status, reason, traceback and step."""
     status = {"status": "running", "reason": f"{STATUS} is missing", "traceback": None, "step": None}
     return status | (read_json(folder / STATUS) or {})
 
 
-def read_config(path: Path, *keys: str) -> dict[str, Any]:
-    """The mapping in a YAML file, empty without one or where it is damaged, which is told in the log.
+def is_older(folder: Path) -> bool:
+    """Tell whether an older version wrote the run: it left a configuration, and no `settings.json`."""
+    return (folder / CONFIG).is_file() and not (folder / SETTINGS).is_file()
 
-    With `keys`, one dotted key or several without dots, the rest of the file may be left out, which is far faster than
-    to parse all of it.
+
+def require_current(folder: Path) -> None:
+    """Raise CheckpointError when an older version wrote the run in a folder."""
+    if is_older(folder):
+        raise CheckpointError(
+            f"{folder} was written by an older version of nncompress (it has no {SETTINGS}); train it again with this "
+            "version: nncompress train ..., the words are in its environment.json"
+        )
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return every setting of a run by its dotted key, as `flatten` makes them; none where the file is damaged.
+
+    Raises:
+        CheckpointError: an older version wrote the run, or a newer one.
     """
-    try:
-        content = path.read_bytes()
-        found = yaml.load(_parts(content, keys) if keys else content, Loader=LOADER)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return {}
-    except (yaml.YAMLError, ValueError):  # the latter of a date that there is not
-        found = None
-    if isinstance(found, dict):
-        return found
-    log.warning("%s: ignored, it is damaged (no YAML mapping).", path)
-    return {}
+    require_current(folder)
+    content = read_json(folder / SETTINGS) or {}
+    if content.get("format", FORMAT) != FORMAT:
+        raise CheckpointError(
+            f"{folder / SETTINGS} has format {content['format']}, this version reads format {FORMAT}; train it again"
+        )
+    return content.get("settings") or {}
+
+
+def flatten(config: Mapping[str, Any], left_out: Collection[str] = (), prefix: str = "") -> dict[str, Any]:
+    """Return the dotted keys of a configuration, each with a value that JSON holds; lists and other values become text.
+
+    The options taken from the groups stand under the bare name of their group. left_out: keys of whole nodes.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if key not in left_out:
+            flat |= flatten(value, left_out, f"{key}.") if isinstance(value, Mapping) else {key: _plain(value)}
+    chosen = {key.removeprefix("choices."): value for key, value in flat.items() if key.startswith("choices.")}
+    return {key: value for key, value in flat.items() if not key.startswith("choices.")} | chosen
+
+
+def _plain(value: Any) -> Any:
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    return value if isinstance(value, bool | int | float | str | None) and not infinite else str(value)
 
 
 def read_last_row(path: Path) -> dict[str, Any]:
-    """The last whole row of a records file, from its end; empty without one."""
+    """Return the last whole row of a records file, from its end; empty without one."""
     if not path.is_file():
         return {}
     with path.open("rb") as file:
@@ -194,7 +223,7 @@ def read_last_row(path: Path) -> dict[str, Any]:
 
 
 def _truncate(path: Path, keep: int | None) -> int:
-    """Leave the first `keep` whole rows (None: all of them) in an existing file; the number of rows left."""
+    """Leave the first `keep` whole rows (None: all of them) in an existing file; return the number of rows left."""
     rows = list(_rows(path))
     lines = [(number, line) for number, line in enumerate(_lines(path)[:-1], start=1) if line]
     damaged = [number for number, line in lines[: keep or 0] if not isinstance(parse_json(line), dict)]
@@ -210,12 +239,12 @@ def _truncate(path: Path, keep: int | None) -> int:
         )
     rows = rows[:keep]
     if path.exists():
-        replace_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return len(rows)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole rows of a records file, none when it does not exist; each other line is named in the log."""
+    """Yield the whole rows of a records file, none when it does not exist; name each other line in the log."""
     lines = _lines(path)
     for number, line in enumerate(lines, start=1):
         row = parse_json(line)
@@ -228,7 +257,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The lines of a file, the last one without a line end."""
+    """Return the lines of a file, the last one without a line end."""
     return path.read_bytes().split(b"\n") if path.exists() else []
 
 
@@ -239,29 +268,6 @@ def _frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     if frame.empty:
         return pd.DataFrame({"step": [], "seconds": []}, dtype=float)
     return pd.DataFrame({key: pd.to_numeric(frame[key], errors="coerce").astype(float) for key in frame})
-
-
-def _parts(content: bytes, keys: Sequence[str]) -> bytes:
-    """The lines of these keys of a YAML mapping in block style; one in flow style (JSON) is left whole."""
-    if content.lstrip().startswith(b"{"):
-        return content
-    return b"".join(_part(content + b"\n", key) for key in keys) or b"{}"
-
-
-def _part(content: bytes, key: str) -> bytes:
-    """The lines of a dotted key behind the first of each parent; of a key that is not found those of its parent."""
-    parents, part = b"", content
-    for depth, word in enumerate(key.encode().split(b".")):
-        found = re.search(rb"^%b%b:(?: .*)?\n(?:(?:%b[ -].*)?\n)*" % _at(depth, word), part, re.MULTILINE)
-        if found is None:
-            return parents + part if depth else b""
-        parents, part = parents + part.partition(b"\n")[0] + b"\n" if depth else b"", found.group()
-    return parents + part
-
-
-def _at(depth: int, word: bytes) -> tuple[bytes, bytes, bytes]:
-    """The indentation of a word, the word, and what the lines below it begin with."""
-    return b"  " * depth, re.escape(word), b"  " * depth
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""A run's folder: held by one process at a time, with a status that tells how the run ended."""
+"""A run's folder: one process at a time works in it, and its status tells how the run ended. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,55 +6,46 @@ import errno
 import logging
 import os
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nncompress.errors import ConfigError, Diverged, NNCompressError, Pruned, Unsupported
-from nncompress.files import held, taken, write_json
-from nncompress.results.records import CONFIG, LOCK, RECORDS, STATUS, read_status
-
-if TYPE_CHECKING:
-    pass
+from nncompress.files import UNFINISHED, hold, remove_unfinished, write_json, write_text
+from nncompress.results.records import CONFIG, FORMAT, LOCK, RECORDS, SETTINGS, STATUS, flatten, read_status
 
 log = logging.getLogger(__name__)
 
-
 CHECKPOINT = Path("checkpoints") / "last.pt"
+KINDS: dict[type[BaseException], str] = {Unsupported: "unsupported", Diverged: "diverged", Pruned: "pruned"}
 
 
 @contextmanager
-def claimed(folder: Path, resumed: bool) -> Iterator[None]:
-    """Hold the folder: a second process that wants to run in it is refused. The claim ends with the process."""
-    with ExitStack() as claim:
-        try:
-            claim.enter_context(held(folder / LOCK))
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"a run needs a folder of its own, found another process running in {folder}; wait for it, or give "
-                "another hydra.run.dir"
-            ) from error
+def claim_run(folder: Path, resumed: bool) -> Iterator[None]:
+    """Hold the folder for a run; what killed processes left half written in it is removed.
+
+    Raises:
+        ConfigError: another process runs in it, or it holds another run's records.
+    """
+    busy = (
+        f"a run needs a folder of its own, found another process running in {folder}; wait for it, or give another "
+        "hydra.run.dir"
+    )
+    with hold(folder / LOCK, busy):
         if not resumed and (folder / RECORDS).exists():
             raise ConfigError(
                 f"a run needs a folder of its own, found the records of another run in {folder}; "
                 f"continue that one with resume={folder}, or give another hydra.run.dir"
             )
-        for left in folder.rglob(".*.tmp"):  # by a process that was killed while it wrote
-            if left.is_file():  # an export makes folders
-                left.unlink(missing_ok=True)
+        remove_unfinished(folder.rglob(UNFINISHED))
         yield
-
-
-def running(folder: Path) -> bool:
-    """Whether a process holds the folder, or may."""
-    return taken(folder / LOCK)
 
 
 @contextmanager
 def room(folder: Path) -> Iterator[None]:
-    """Within it a full disk is told in a sentence. Raises NNCompressError."""
+    """Turn the error of a full disk into a sentence. Raises NNCompressError."""
     try:
         yield
     except OSError as error:
@@ -78,15 +69,12 @@ def status_of(folder: Path, resumed: bool) -> Iterator[dict[str, Any]]:
     try:
         yield status
         status["status"] = "done"
-    except (SystemExit, KeyboardInterrupt) as stop:
+    except (SystemExit, KeyboardInterrupt):
         status |= {"status": "interrupted", "reason": "stopped by a signal; continue with resume=<this folder>"}
         log.warning("interrupted at step %s; continue with: nncompress train resume=%s", status["step"], folder)
-        raise stop
+        raise
     except BaseException as error:
-        kinds: dict[type[BaseException], str] = {Unsupported: "unsupported", Diverged: "diverged", Pruned: "pruned"}
-        name = kinds.get(type(error), "failed")
-        last_line = traceback.format_exception_only(error)[-1].strip()
-        status |= {"status": name, "reason": str(error) or last_line, "traceback": last_line}
+        status |= end_by(error)
         if before is not None and before["step"] is not None and status["step"] is None:
             status = before
         log.error("%s", error, exc_info=error)
@@ -96,6 +84,29 @@ def status_of(folder: Path, resumed: bool) -> Iterator[dict[str, Any]]:
             write_json(folder / STATUS, status)
 
 
+def end_by(error: BaseException) -> dict[str, Any]:
+    """Return what `status.json` says of an error that ended a run: status, reason, last line of the traceback."""
+    last_line = traceback.format_exception_only(error)[-1].strip()
+    reason = "; ".join(str(error).splitlines()) or last_line
+    return {"status": KINDS.get(type(error), "failed"), "reason": reason, "traceback": last_line}
+
+
+def write_settings(folder: Path, config: Mapping[str, Any], left_out: Collection[str] = ()) -> None:
+    """Write `settings.json`: every setting of a configuration in plain containers by its dotted key (`flatten`)."""
+    write_json(folder / SETTINGS, {"format": FORMAT, "settings": flatten(config, left_out)})
+
+
+def write_config(folder: Path, config: Mapping[str, Any], left_out: Collection[str] = ()) -> None:
+    """Write a configuration in plain containers as `settings.json`, then as `config.yaml`.
+
+    In this order, since a folder with `config.yaml` alone is one of an older version.
+    """
+    from omegaconf import OmegaConf
+
+    write_settings(folder, config, left_out)
+    write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+
+
 def stamp() -> str:
-    """`<date>_<time>-<6 hex>`: a folder's name that two runs of the same second do not share."""
+    """Return `<date>_<time>-<6 hex>`: a folder's name that two runs of the same second do not share."""
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{os.urandom(3).hex()}"

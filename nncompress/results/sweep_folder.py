@@ -5,31 +5,18 @@ How a job stands is told by the `status.json` in its own folder alone. Imports n
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from nncompress import files
 from nncompress.errors import ConfigError
-from nncompress.files import read_json, write_json
-from nncompress.results.records import STATUS, is_run
+from nncompress.files import hold, read_json, write_json
+from nncompress.results.records import STATUS, is_run, require_current
 
 SWEEP, LOCK, STOPPED = "sweep.json", "sweep.lock", "stopped.json"
 FORMAT = 1
-NOT_IN_KEY = (
-    "choices", "resume", "sweep", "search", "tracking", "allow", "data", "data_dir", "reference_dir",
-    "checkpoint_every",
-)  # fmt: skip
-"""Parts of a configuration that say how and where a job is run, not what it computes."""
-PLACES = ("root", "download")
-"""Keys of a data set that say where it is found."""
 ENDED = ("done", "pruned", "diverged", "unsupported")
 """What another try would not change."""
 
@@ -51,7 +38,7 @@ class Manifest:
     jobs: list[Job]
 
     def with_job(self, job: Job) -> Manifest:
-        """The manifest with one job more.
+        """Return the manifest with one job more.
 
         Raises:
             ConfigError: another job has its folder.
@@ -64,30 +51,32 @@ class Manifest:
         return Manifest(self.command, [*self.jobs, job])
 
     def find(self, key: str) -> Job | None:
-        """The job of this key."""
+        """Return the job of this key; None without one."""
         return next((job for job in self.jobs if job.key == key), None)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the sweep in `folder`.
+    """Return the manifest of the sweep in `folder`.
 
     Raises:
         ConfigError: there is none, or it is damaged.
+        CheckpointError: an older version wrote a job.
     """
     path = folder / SWEEP
     if not path.is_file():
         raise ConfigError(f"a sweep's folder holds {SWEEP}, found none in {folder}; check the path")
     try:
         content = json.loads(path.read_bytes())
-        found = content["format"]
+        format_ = content["format"]
         manifest = Manifest(content["command"], [Job(**job) for job in content["jobs"]])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); move its folder away and start the sweep again") from error
-    if found != FORMAT:
-        raise ConfigError(f"{path} has format {found}, this version reads format {FORMAT}; start the sweep again")
+    if format_ != FORMAT:
+        raise ConfigError(f"{path} has format {format_}, this version reads format {FORMAT}; start the sweep again")
     for job in manifest.jobs:
         if Path(job.folder).is_absolute() or ".." in Path(job.folder).parts:
             raise ConfigError(f"{path} must name folders of the sweep, found '{job.folder}'; start the sweep again")
+        require_current(folder / job.folder)
     return manifest
 
 
@@ -97,21 +86,18 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 @contextmanager
-def held(folder: Path, resumed: bool) -> Iterator[None]:
-    """Make and hold the folder of a sweep: nobody else starts or resumes a sweep there. The hold ends with the process.
+def claim_sweep(folder: Path, resumed: bool) -> Iterator[None]:
+    """Make and hold the folder of a sweep: nobody else starts or resumes a sweep there.
 
     Raises:
         ConfigError: another process holds it, or a new sweep would mix with what is there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as claim:
-        try:
-            claim.enter_context(files.held(folder / LOCK))
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"a sweep needs a folder of its own, found another process running one in {folder}; wait for it, or "
-                "give another hydra.sweep.dir"
-            ) from error
+    busy = (
+        f"a sweep needs a folder of its own, found another process running one in {folder}; wait for it, or give "
+        "another hydra.sweep.dir"
+    )
+    with hold(folder / LOCK, busy):
         if not resumed and ((folder / SWEEP).exists() or any(is_run(path) for path in folder.iterdir())):
             raise ConfigError(
                 f"a sweep needs a folder of its own, found the jobs of another one in {folder}; continue that one with "
@@ -120,29 +106,6 @@ def held(folder: Path, resumed: bool) -> Iterator[None]:
         yield
 
 
-def key_of(cfg: DictConfig) -> str:
-    """12 hexadecimal digits that follow from all settings on which a job's results depend, and from no place."""
-    tree = {key: value for key, value in settings_of(cfg).items() if key not in NOT_IN_KEY}
-    if isinstance(tree.get("dataset"), Mapping):
-        tree["dataset"] = {name: value for name, value in tree["dataset"].items() if name not in PLACES}
-    text = json.dumps(tree, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def settings_of(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration without Hydra's part as plain containers, unresolved where the job will say what is missing."""
-    return {str(key): _plain(cfg, str(key)) for key in cfg if key != "hydra"}
-
-
 def standing(folder: Path) -> str:
-    """The status of the job in `folder`; `pending` before its first."""
+    """Return the status of the job in `folder`; `pending` before its first."""
     return str((read_json(folder / STATUS) or {}).get("status", "pending"))
-
-
-def _plain(cfg: DictConfig, key: str) -> Any:
-    """A part of the configuration as plain containers; unresolved where the job itself will say what is missing."""
-    try:
-        value = cfg[key]
-        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    except OmegaConfBaseException:
-        return OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, key))

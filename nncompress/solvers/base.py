@@ -4,30 +4,88 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, final
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nncompress.problem import Problem
+from nncompress.problem import Problem, with_weights
 
 State = TypeVar("State", bound=Any)
 
 
 class Observation(NamedTuple):
-    """What a state amounts to: the dense network w, its compressed parameters Θ, and figures for the record."""
+    """What a state amounts to: the dense network w, its compressed parameters Θ, and figures for the record.
+
+    deployed: the network that a run would end with now, with Δ(Θ) in it or without its dead channels. details: what
+    goes into `summary.json` alone (lists, histograms). notes: sentences that the user is told once.
+    """
 
     model: nn.Module
     theta: tuple[Any, ...]
     terms: dict[str, float]
+    deployed: nn.Module
+    details: Mapping[str, Any] = {}
+    notes: tuple[str, ...] = ()
 
 
-class Slimmed(NamedTuple):
-    """A network with its dead channels masked, and what they were chosen by, by the names of their batch norms."""
+def observation_of(
+    problem: Problem, model: nn.Module, theta: tuple[Any, ...], terms: Mapping[str, float]
+) -> Observation:
+    """Return the observation whose deployed network is `model` with Δ(Θ) in it (itself when the plan is empty)."""
+    deployed = with_weights(model, problem.plan.decompress(theta)) if problem.plan.tasks else model
+    return Observation(model, theta, dict(terms), deployed)
 
-    network: nn.Module
-    factors: Mapping[str, Tensor]
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of a solver's own records that reports show beside those that every solver has.
+
+    - key: of the record.
+    - label: heading of the column, or name of the line; without one the column is in the .csv alone.
+    - table: "convergence", of records; "compression", to whose lines the key of the summary is added; "summary", of
+      sweeps; or "objective", the plot to whose lines it is added.
+    - form: how its values are written.
+    - dense: in the table "compression", the key of the same for the dense network.
+    - above: a factor and another key; the column then tells whether the value is above factor times the other's.
+    - note: the sentences under the table "convergence" that explain it.
+    """
+
+    key: str
+    label: str = ""
+    table: Literal["convergence", "compression", "summary", "objective"] = "convergence"
+    form: Literal["number", "percent", "yes_no"] = "number"
+    dense: str | None = None
+    above: tuple[float, str] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Records against the step, one pair of axes of a plot.
+
+    - label: of the vertical axis.
+    - lines: what each line is, by the key of the record.
+    - log: whether a vertical axis is logarithmic where the values span a decade, and begins at 0 where they do not.
+    - parts: a prefix and a word, ("eta/", "sets"); each key that begins so is a thin line behind the others.
+    """
+
+    label: str
+    lines: Mapping[str, str]
+    log: bool = True
+    parts: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot of a solver's own records from the step `first` on, drawn when each of its panels has something to show."""
+
+    name: str
+    title: str
+    panels: Sequence[Panel]
+    first: int = 0
 
 
 class Iterate(NamedTuple):
@@ -49,45 +107,37 @@ class Solver(ABC, Generic[State]):
     A state is a NamedTuple of tensors, modules, optimisers and generators with the step number `k` first.
     `precision` is the floating-point type the method is meant for (used by precision=auto); `parallel` says whether
     it shares the samples out between the processes of torchrun, `from_reference` whether it starts from a trained
-    network, `removes_channels` whether it takes the problem's target itself.
+    network, `removes_channels` whether it takes the problem's target itself. `columns` and `plots` are what reports show
+    of the records that it alone has.
     """
 
     precision: ClassVar[str] = "float32"
     parallel: ClassVar[bool] = False
     from_reference: ClassVar[bool] = False
     removes_channels: ClassVar[bool] = False
+    columns: ClassVar[Sequence[Column]] = ()
+    plots: ClassVar[Sequence[Plot]] = ()
     num_steps: int
     tolerance: float
 
     @abstractmethod
     def init(self, problem: Problem) -> State:
-        """The state before the first step. Raises Unsupported, naming the layer, for a network it cannot treat."""
+        """Return the state before the first step. Raises Unsupported, naming the layer, for a network it cannot treat."""
 
     @abstractmethod
     def step(self, problem: Problem, state: State) -> State:
-        """The next state. Takes over the tensors of `state`: use the returned one from here on."""
+        """Return the next state. Takes over the tensors of `state`: use the returned one from here on."""
 
     @abstractmethod
     def observe(self, problem: Problem, state: State) -> Observation:
-        """The networks and figures of a state, which it leaves unchanged."""
+        """Return the networks and figures of a state, which it leaves unchanged."""
 
     def result(self, problem: Problem, state: State, observation: Observation) -> Observation:
-        """What the run ends with, `observation` being that of its last state. Default: that observation."""
+        """Return what the run ends with, `observation` being that of its last state. Default: that observation."""
         return observation
 
-    def slimmed(self, problem: Problem, state: State) -> Slimmed | None:
-        """What a solver that removes channels leaves of the network. Default: None, it is `model` with Δ(Θ) in it."""
-        return None
-
-    def unrounded(self, problem: Problem, state: State) -> nn.Module | None:
-        """The network `slimmed` would give if its channels were not to be multiples of the problem's `round_to`.
-
-        Only its dead channels count: what the others hold may be of another step. Default: None, as for `slimmed`.
-        """
-        return None
-
     def finished(self, previous: float | None, terms: Mapping[str, float]) -> bool:
-        """Whether to stop, given the objective last observed and the figures observed now.
+        """Return whether to stop, given the objective last observed and the figures observed now.
 
         Default: when the objective fell by less than `tolerance`, relatively.
         """
@@ -136,6 +186,11 @@ class Solver(ABC, Generic[State]):
                 return
             if seen is not None:
                 previous = seen.terms.get("objective")
+
+
+def declared(solver: Solver[Any]) -> dict[str, Any]:
+    """Return the columns and plots that a solver adds to reports as plain values, for `columns.json`."""
+    return {"columns": [asdict(each) for each in solver.columns], "plots": [asdict(each) for each in solver.plots]}
 
 
 class Clock:

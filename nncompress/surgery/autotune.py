@@ -22,29 +22,27 @@ TIE = 1.03
 class Choice(NamedTuple):
     """The way that is taken, and of each way the seconds of a call (if measured) and the multiply-accumulates."""
 
-    plan: str
+    way: str
     seconds: dict[str, float]
     macs: dict[str, int]
 
+    def __str__(self) -> str:
+        times = [f"{name} {1e3 * seconds:.3g} ms" for name, seconds in self.seconds.items() if seconds]
+        hopeless = [f"{name} not measured" for name in self.macs if name not in self.seconds]
+        return f"{self.way} ({', '.join([*times, *hopeless]) or 'the only one'})"
+
 
 def fastest(ways: Mapping[str, Callable[[], object]], macs: Mapping[str, int], device: torch.device) -> Choice:
-    """The way to take; `macs` of one call of each, in the order of preference where they are equally fast."""
+    """Choose the way to take; `macs` of one call of each, in the order of preference where they are equally fast."""
     least = max(1, min(macs.values()))
     seconds = measured({name: way for name, way in ways.items() if macs[name] <= max(CHEAP, HOPELESS * least)}, device)
     best = min(seconds.values())
-    plan = next(name for name in ways if seconds.get(name, float("inf")) <= TIE * best)
-    return Choice(plan, seconds, dict(macs))
-
-
-def said(choice: Choice) -> str:
-    """What was chosen and why, in words."""
-    times = [f"{name} {1e3 * seconds:.3g} ms" for name, seconds in choice.seconds.items() if seconds]
-    hopeless = [f"{name} not measured" for name in choice.macs if name not in choice.seconds]
-    return f"{choice.plan} ({', '.join([*times, *hopeless]) or 'the only one'})"
+    taken = next(name for name in ways if seconds.get(name, float("inf")) <= TIE * best)
+    return Choice(taken, seconds, dict(macs))
 
 
 def measured(ways: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """Seconds of a call of each way: the median over blocks of calls, in turn."""
+    """Measure the seconds of a call of each way: the median over blocks of calls, in turn."""
     if len(ways) == 1:
         return dict.fromkeys(ways, 0.0)
     first = {}
@@ -56,16 +54,13 @@ def measured(ways: Mapping[str, Callable[[], object]], device: torch.device) -> 
     blocks: dict[str, list[float]] = {name: [] for name in close}
     for _ in range(BLOCKS if len(close) > 1 else 0):
         for name in close:
-            blocks[name].append(_seconds(ways[name], _calls(first[name]), device))
+            calls = max(1, min(MOST_CALLS, round(BLOCK_SECONDS / max(first[name], 1e-9))))
+            blocks[name].append(_seconds(ways[name], calls, device))
     return first | {name: statistics.median(times) for name, times in blocks.items() if times}
 
 
-def _calls(seconds: float) -> int:
-    return max(1, min(MOST_CALLS, round(BLOCK_SECONDS / max(seconds, 1e-9))))
-
-
 def _seconds(way: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Of one call, the mean of several; the device is waited for."""
+    """Measure one call, the mean of several; the device is waited for."""
     _synchronise(device)
     start = time.perf_counter()
     for _ in range(calls):

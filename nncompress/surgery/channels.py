@@ -1,4 +1,4 @@
-"""The channels that batch norms scale: which layers make and read them, masks over them, and the masked network.
+"""Channels that batch norms scale: which layers make and read them, masks over them, and the masked network.
 
 A network says what can be removed by a method `scales()` that returns a list of `Scale`; of any other network every
 batch norm is a scale of which nothing more is known.
@@ -27,11 +27,13 @@ Keep = Mapping[str, Tensor]
 class Scale:
     """A batch norm whose channels can be removed, with the layers around it; modules by their dotted names.
 
-    norm: the batch norm. producer: the convolution whose output it alone reads, so that dead channels are not made at
-    all; None where others read it too (a residual stream, a concatenation), so that they are selected before the norm.
-    consumers: all convolutions and linear layers that read the norm's output, by way of ReLU and of functions that keep
-    constants channel by channel (pooling). branch: the part of a residual sum that the norm lies in and is taken
-    out when no channel of the norm is left; None: one channel has to stay.
+    - norm: the batch norm.
+    - producer: the convolution whose output it alone reads, so that dead channels are not made at all; None where
+      others read it too (a residual stream, a concatenation), so that they are selected before the norm.
+    - consumers: all convolutions and linear layers that read the norm's output, by way of ReLU and of functions that
+      keep constants channel by channel (pooling).
+    - branch: the part of a residual sum that the norm lies in and that is taken out when no channel of the norm is
+      left; None, the default: one channel has to stay.
     """
 
     norm: str
@@ -41,7 +43,7 @@ class Scale:
 
 
 def scales_of(model: nn.Module) -> list[Scale]:
-    """The scales a network declares and still has, in forward order; of another network its affine batch norms."""
+    """Return the scales a network declares and still has, in forward order; of another its affine batch norms."""
     declared = _declared(model)
     if declared is not None:
         modules = dict(model.named_modules())
@@ -51,57 +53,54 @@ def scales_of(model: nn.Module) -> list[Scale]:
 
 
 def declares_scales(model: nn.Module) -> bool:
-    """Whether a network says which of its channels can be removed."""
+    """Return whether a network says which of its channels can be removed."""
     return _declared(model) is not None
 
 
 def _declared(model: nn.Module) -> list[Scale] | None:
-    """What its method `scales()` returns; none of another method of that name."""
+    """Return what its method `scales()` returns; None of another method of that name."""
     method = getattr(model, "scales", None)
     if not callable(method) or signature(method).parameters:
         return None
-    found = method()
-    return found if isinstance(found, list) and all(isinstance(scale, Scale) for scale in found) else None
+    scales = method()
+    return scales if isinstance(scales, list) and all(isinstance(scale, Scale) for scale in scales) else None
 
 
 def own_weights(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
-    """The layers of some kinds by the names of their weights, each once.
+    """Return the layers of some kinds by the names of their weights, each once.
 
-    Left out: weights that several layers share, or that are computed from other parameters.
+    Left out are weights that several layers share, or that are computed from other parameters.
     """
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-    found = {}
+    layers = {}
     for name, module in model.named_modules():
         weight = module._parameters.get("weight") if isinstance(module, kinds) else None
         if weight is not None and uses[id(weight)] == 1:
-            found[f"{name}.weight".lstrip(".")] = module
-    return found
+            layers[f"{name}.weight".lstrip(".")] = module
+    return layers
 
 
 def norm_of(model: nn.Module, scale: Scale) -> BatchNorm:
-    """The batch norm of a scale, which may have come to lie behind a selection of channels."""
+    """Return the batch norm of a scale, which may have come to lie behind a selection of channels."""
     module = model.get_submodule(scale.norm)
     return cast(BatchNorm, module if isinstance(module, BatchNorm) else module.norm)
 
 
 def kept_in(model: nn.Module) -> dict[str, Tensor]:
-    """The channels whose scale and shift are not both zero, of every scale."""
-    found = {}
-    for scale in scales_of(model):
-        norm = norm_of(model, scale)
-        found[scale.norm] = (norm.weight != 0) | (norm.bias != 0)
-    return found
+    """Return the channels whose scale and shift are not both zero, of every scale."""
+    norms = {scale.norm: norm_of(model, scale) for scale in scales_of(model)}
+    return {name: (norm.weight != 0) | (norm.bias != 0) for name, norm in norms.items()}
 
 
 def guarded(
     model: nn.Module, keep: Keep, scores: Keep, *, branches: bool = True
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """`keep` so completed that every layer works, and what that changed, in words.
+    """Return `keep` so completed that every layer works, and what that changed, in words.
 
     Where no channel of a scale is left, the whole residual branch it lies in goes (with `branches`), else the channel
     with the largest of the `scores` stays.
     """
-    scales, result, words = scales_of(model), dict(keep), []
+    scales, result, notes = scales_of(model), dict(keep), []
     without = {scale.branch for scale in scales if branches and scale.branch and not bool(keep[scale.norm].any())}
     alone = []
     for scale in scales:
@@ -111,23 +110,23 @@ def guarded(
         elif not bool(mask.any()):
             result[scale.norm] = torch.zeros_like(mask).index_fill_(0, scores[scale.norm].argmax(), True)
             alone.append(scale.norm)
-    if without - {None}:
-        found = sorted(name for name in without if name)
-        words.append(f"a layer has no channel left in {_few(found)}: the block is its shortcut alone")
+    if without:
+        gone = _few(sorted(str(name) for name in without))
+        notes.append(f"a layer has no channel left in {gone}: the block is its shortcut alone")
     if alone:
-        words.append(f"no channel is left in {_few(alone)}: the one with the largest scale stays")
-    return result, words
+        notes.append(f"no channel is left in {_few(alone)}: the one with the largest scale stays")
+    return result, notes
 
 
 def _few(names: list[str]) -> str:
-    """The first names, and how many more there are."""
+    """List the first names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
 @torch.no_grad()
 def masked(model: nn.Module, keep: Keep, *, fold: bool = False) -> nn.Module:
-    """A copy in which the channels that are not kept have scale and shift 0.
+    """Return a copy in which the channels that are not kept have scale and shift 0.
 
     `fold`: what such a channel then no longer gives, ReLU of its shift, is given to its consumers: added to their bias
     (one is made where there is none), or subtracted from the running mean of the batch norm behind them. The network
@@ -149,7 +148,7 @@ def mark_reshaped(network: nn.Module) -> None:
 
 
 def is_reshaped(network: nn.Module) -> bool:
-    """Whether channels have been taken out of a network or biases put in."""
+    """Return whether channels have been taken out of a network or biases put in."""
     return bool(getattr(network, "_reshaped", False))
 
 

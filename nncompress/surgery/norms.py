@@ -17,9 +17,9 @@ from nncompress.surgery.uses import watch
 
 @torch.no_grad()
 def recalibrated(model: nn.Module, x: Tensor, batch_size: int = 128) -> nn.Module:
-    """A copy in evaluation mode, the statistics of its batch norms averaged over the batches of samples x, in order.
+    """Return a copy in evaluation mode, the statistics of its batch norms averaged over the batches of samples x.
 
-    Every batch counts the same; one sample left over goes with the batch before. Nothing else changes; a
+    Every batch counts the same, in order; one sample left over goes with the batch before. Nothing else changes; a
     network without batch norms is copied as it is.
     """
     network = copy.deepcopy(model).eval()
@@ -33,7 +33,10 @@ def recalibrated(model: nn.Module, x: Tensor, batch_size: int = 128) -> nn.Modul
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
         norm.train()
-    for batch in _batches(x, batch_size):
+    batches = list(torch.split(x, batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    for batch in batches:
         network(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -41,7 +44,7 @@ def recalibrated(model: nn.Module, x: Tensor, batch_size: int = 128) -> nn.Modul
 
 
 def norms_behind(model: nn.Module, x: Tensor) -> dict[str, list[BatchNorm]]:
-    """For the names of convolutions the batch norms with scale and shift that read nothing but what it returns.
+    """Return by the names of convolutions the batch norms with scale and shift that read nothing but their output.
 
     x (n, *input_shape): some samples, on which the network is watched.
     """
@@ -57,30 +60,24 @@ def norms_behind(model: nn.Module, x: Tensor) -> dict[str, list[BatchNorm]]:
             made[id(output)] = (output, output._version, names[module])  # the version rises with changes in place
 
     watch(model, x, hook, (nn.Conv2d, BatchNorm))
-    found: dict[str, list[BatchNorm]] = {}
+    behind: dict[str, list[BatchNorm]] = {}
     for norm, makers in read.items():
         name = next(iter(makers))
         if len(makers) == 1 and name is not None and norm.affine:
-            found.setdefault(name, []).append(norm)
-    return found
+            behind.setdefault(name, []).append(norm)
+    return behind
 
 
 def with_statistics(network: nn.Module) -> list[BatchNorm]:
-    """The batch norms that have running statistics."""
+    """Return the batch norms that have running statistics."""
     return [m for m in network.modules() if isinstance(m, BatchNorm) and m.running_mean is not None]
 
 
-def _batches(x: Tensor, size: int) -> list[Tensor]:
-    batches = list(torch.split(x, size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
-
-
 def shared_norms(model: nn.Module) -> nn.Module:
-    """The network with its batch norms normalising over all processes in training; itself in a single one.
+    """Make the batch norms of a network normalise over all processes in training; a single one changes nothing.
 
-    Raises Unsupported for a batch norm without running statistics, or with their plain average.
+    Raises:
+        Unsupported: a batch norm has no running statistics, or their plain average.
     """
     if parallel.size() == 1:
         return model
@@ -114,7 +111,7 @@ class SharedNorm(nn.BatchNorm2d):
             raise ValueError(f"batch norm needs (n, channels, ...), found {input.dim()} dimensions")
 
     def forward(self, input: Tensor) -> Tensor:
-        """The normalised input, of its shape."""
+        """Return the normalised input, of its shape."""
         if not (self.training and self.together):
             return super().forward(input)
         y: Tensor
@@ -127,10 +124,9 @@ class SharedNorm(nn.BatchNorm2d):
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         """Take the statistics of a batch (the unbiased variance) into the running ones."""
-        running = ((self.running_mean, mean), (self.running_var, variance))
-        for own, found in running:
-            if own is not None and self.momentum is not None:
-                own.lerp_(found.to(own.dtype), self.momentum)
+        for running, statistic in ((self.running_mean, mean), (self.running_var, variance)):
+            if running is not None and self.momentum is not None:
+                running.lerp_(statistic.to(running.dtype), self.momentum)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
 
@@ -172,5 +168,5 @@ class _Normalised(torch.autograd.Function):
 
 
 def _spread(values: Tensor, x: Tensor) -> Tensor:
-    """A number for each channel, shaped to go with x and of its type."""
+    """Return a number for each channel, shaped to go with x and of its type."""
     return values.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2))

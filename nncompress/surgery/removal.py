@@ -1,4 +1,4 @@
-"""Channels taken out of a network: smaller convolutions, batch norms and linear layers, the same outputs."""
+"""Take channels out of a network: smaller convolutions, batch norms and linear layers, the same outputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SelectedNorm(nn.Module):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """The selected channels, normalised."""
+        """Return the selected channels, normalised."""
         normalised: Tensor = self.norm(x.index_select(1, self.indices))
         return normalised
 
@@ -37,13 +37,13 @@ class NoBranch(nn.Module):
     """In place of a residual branch that gives nothing: 0."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """A 0-dimensional zero."""
+        """Return a 0-dimensional zero."""
         return x.new_zeros(())
 
 
 @torch.no_grad()
 def removed(model: nn.Module) -> nn.Module:
-    """A copy without the channels whose scale and shift are zero; in evaluation mode it computes the same.
+    """Return a copy without the channels whose scale and shift are zero; in evaluation mode it computes the same.
 
     A residual branch none of whose layers has a channel is taken out; any other layer keeps one. Source of the scheme:
     Liu et al., "Learning efficient convolutional networks through network slimming", ICCV 2017. Where the residual
@@ -65,15 +65,15 @@ def removed(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def check_equal(network: nn.Module, found: nn.Module, x: Tensor) -> None:
-    """Raise Unsupported unless a smaller network `found` gives the outputs of the masked one for samples x.
+def check_equal(network: nn.Module, smaller: nn.Module, x: Tensor) -> None:
+    """Raise Unsupported unless a smaller network gives the outputs of the masked one for samples x.
 
     In float64: on a GPU convolutions of float32 may be rounded more than the tolerance.
     """
     x = x.double()
     expected = copy.deepcopy(network).double().eval()(x)
     try:
-        outputs = copy.deepcopy(found).double().eval()(x)
+        outputs = copy.deepcopy(smaller).double().eval()(x)
     except Exception as error:  # a forward of which the number of channels is a part
         raise Unsupported(
             f"the network must work with fewer channels, found {kind_of(error)}; the masked network is kept"
@@ -88,12 +88,12 @@ def check_equal(network: nn.Module, found: nn.Module, x: Tensor) -> None:
 
 
 def kind_of(error: Exception) -> str:
-    """The first line of an error and its kind."""
+    """Return an error's class and the first line of its message."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def structure(network: nn.Module) -> dict[str, Any]:
-    """What `reshape` has to know besides the tensors: selections, branches that are gone, groups of convolutions."""
+    """Return what `reshape` has to know besides the tensors: selections, missing branches, groups of convolutions."""
     modules = dict(network.named_modules())
     return {
         "selected": [name for name, module in modules.items() if isinstance(module, SelectedNorm)],
@@ -106,8 +106,12 @@ def structure(network: nn.Module) -> dict[str, Any]:
 def reshape(network: nn.Module, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Give a network, as its constructor makes it, the structure and shapes of another from which channels were taken.
 
-    tensors: the other's state by name, of which the shapes are read; about: its `structure`. Raises AttributeError or
-    KeyError where the two are not the same network.
+    Args:
+        tensors: the other's state by name, of which the shapes are read.
+        about: its `structure`.
+
+    Raises:
+        AttributeError, KeyError: the two are not the same network.
     """
     for name in about["without"]:
         network.set_submodule(name, NoBranch())
@@ -140,7 +144,7 @@ def _remove(network: nn.Module, scale: Scale, kept: Tensor) -> None:
 
 
 def _select(module: nn.Module, kept: Tensor, dim: int) -> None:
-    """Outputs (dim 0: of all its tensors) or inputs (dim 1: of its weight) of a layer, those `kept` alone."""
+    """Leave the outputs (dim 0: of all its tensors) or inputs (dim 1: of its weight) `kept` of a layer."""
     for field, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
         if tensor.dim() > dim:
             _put(module, field, tensor.detach().index_select(dim, kept))

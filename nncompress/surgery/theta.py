@@ -1,15 +1,21 @@
-"""Θ as a module: its free tensors are parameters, all else in it are buffers."""
+"""Θ as a module, whose parameters are its free tensors and whose buffers are all else; layers whose weight it is."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from operator import attrgetter, is_
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from nncompress.compressions.base import Compression, map_leaves
+from nncompress.compressions.views import View
+
+VERSION = attrgetter("_version")
+"""How often a tensor was changed in place."""
 
 
 class HeldTheta(nn.Module):
@@ -33,35 +39,35 @@ class HeldTheta(nn.Module):
 
     @property
     def value(self) -> Any:
-        """Θ in the form that the compression gives it, with gradients to what is free."""
+        """Return Θ in the form that the compression gives it, with gradients to what is free."""
         fixed = map_leaves(self.template, _Place, lambda place: self.get_buffer(place.name))
         free: list[Tensor] = list(self.free)
         if self.scales:
             free = [tensor / self.get_buffer(scale) for tensor, scale in zip(free, self.scales, strict=True)]
-        found = iter(free)
-        return self.compression.map_free(fixed, lambda _: next(found))
+        tensors = iter(free)
+        return self.compression.map_free(fixed, lambda _: next(tensors))
 
     def delta(self) -> Tensor:
-        """Δ(Θ)."""
+        """Return Δ(Θ)."""
         return self.compression.decompress(self.value)
 
     def tensors(self) -> list[Tensor]:
-        """All that Θ is made of, as it is now."""
+        """Return all that Θ is made of, as it is now."""
         free = cast(nn.Module, self._modules["free"])  # by its name it would take longer, a loop over it far longer
         return cast(list[Tensor], [*free._parameters.values(), *self._buffers.values()])
 
     def _free(self, theta: Any) -> list[Tensor]:
-        found: list[Tensor] = []
+        free: list[Tensor] = []
 
         def keep(tensor: Tensor) -> Tensor:
-            found.append(tensor)
+            free.append(tensor)
             return tensor
 
         self.compression.map_free(theta, keep)
-        return found
+        return free
 
     def _stored(self, tensor: Tensor) -> str:
-        """The name of a new buffer.
+        """Register a buffer and return its name.
 
         A buffer is part of a checkpoint: where Π breaks ties otherwise, on another machine, its Θ would not fit.
         """
@@ -77,7 +83,91 @@ class _Place:
     name: str
 
 
+class Kept(NamedTuple):
+    """What was made of a layer's tensors, of which ones, and how often these had been changed."""
+
+    value: Any
+    tensors: list[Tensor]
+    version: int
+
+
+class ThetaLayer(nn.Module):
+    """A layer of torch whose weight is Δ(Θ), seen through a view; all else of it is as it was."""
+
+    theta: HeldTheta
+    view: View
+    shape: torch.Size
+    name: str
+    _kept: dict[str, Kept]
+
+    def hold(self, theta: HeldTheta, view: View, shape: torch.Size) -> None:
+        """Take Θ as the weight, which has this shape."""
+        self.theta, self.view, self.shape, self.name = theta, view, shape, ""
+        self._forget()
+
+    @property
+    def weight(self) -> Tensor:
+        """Return Δ(Θ), shaped as the layer's weight."""
+        return self.view.split(self.theta.delta(), [self.shape])[0]
+
+    def is_recorded(self, x: Tensor) -> bool:
+        """Whether gradients are needed or the network is exported, compiled or traced: nothing is kept or measured."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return True
+        return torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in self._tensors()))
+
+    def kept(self, key: str, make: Callable[[], Any]) -> Any:
+        """Return what `make` makes of Θ, without gradients; made anew when Θ or the bias has changed."""
+        tensors, kept = self._tensors(), self._kept.get(key)
+        if kept is None or not all(map(is_, kept.tensors, tensors)) or sum(map(VERSION, tensors)) != kept.version:
+            device = tensors[0].device.type if tensors else "cpu"
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+                value = make()
+            if any(tensor.is_inference() for tensor in tensors):  # these do not tell when they change
+                return value
+            kept = self._kept[key] = Kept(value, tensors, sum(map(VERSION, tensors)))
+        return kept.value
+
+    def _tensors(self) -> list[Tensor]:
+        """Return all that the layer is made of, as it is now."""
+        return [*self.theta.tensors(), *(p for p in self._parameters.values() if p is not None)]
+
+    def _forget(self) -> None:
+        """Drop all that was made for the tensors as they were."""
+        self._kept = {}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._forget()  # another device or type
+        return cast(Self, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": {}}
+
+    def extra_repr(self) -> str:
+        return f"{' x '.join(map(str, self.shape))}, {self.theta.compression}"
+
+
+class OwnLayer(ThetaLayer):
+    """A layer that computes with what its compression makes of Θ (`Compression.layer`), which is kept until Θ changes.
+
+    Where gradients are needed, and when the network is exported, that is made at every pass; if it then has parameters
+    of its own, which would take the gradients in place of Θ, the layer multiplies with the rebuilt weight.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        recorded = self.is_recorded(x)
+        layer: nn.Module | None = self._made() if recorded else self.kept("layer", self._made)
+        if layer is None or (recorded and any(all(p is not t for t in self._tensors()) for p in layer.parameters())):
+            rebuilt: Tensor = super().forward(x)
+            return rebuilt
+        computed: Tensor = layer.train(self.training)(x)
+        return computed
+
+    def _made(self) -> nn.Module | None:
+        return self.theta.compression.layer(self.theta.value, self)
+
+
 def power_of_two(sizes: Tensor) -> Tensor:
-    """The powers of two within a factor of sqrt 2 of positive numbers; 1 for 0. Products with them are exact."""
+    """Return the powers of two within a factor of sqrt 2 of positive numbers; 1 for 0. Products with them are exact."""
     x = torch.where(sizes > 0, sizes, 1) / math.sqrt(2)
     return x / torch.frexp(x).mantissa

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nncompress.compressions.products import Use
+from nncompress.errors import ConfigError, one_line
 
 
 class Layer(NamedTuple):
@@ -24,15 +25,25 @@ class Layer(NamedTuple):
 
 
 def layers_of(model: nn.Module, x: Tensor) -> list[Layer]:
-    """The uses of Linear and Conv2d weights on one sample x (1 x input_shape), in their order."""
+    """Return the uses of Linear and Conv2d weights on one sample x (1 x input_shape), in their order.
+
+    Raises:
+        ConfigError: the network does not take the sample.
+    """
     names = {id(p): name for name, p in model.named_parameters()}
-    found: list[Layer] = []
+    layers: list[Layer] = []
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        found.append(_layer(module, args[0].shape, output.shape, names))
+        layers.append(_layer(module, args[0].shape, output.shape, names))
 
-    watch(model, x, hook, (nn.Linear, nn.Conv2d))
-    return found
+    try:
+        watch(model, x, hook, (nn.Linear, nn.Conv2d))
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ConfigError(
+            f"model: the network must take samples of shape {tuple(x.shape[1:])}, found that its forward pass fails "
+            f"({one_line(error)}); choose another model or data set (dataset.flatten=...)"
+        ) from error
+    return layers
 
 
 @torch.no_grad()
@@ -52,7 +63,7 @@ def watch(model: nn.Module, x: Tensor, hook: Callable[..., None], kinds: tuple[t
 
 
 def _layer(module: Any, given: torch.Size, made: torch.Size, names: Mapping[int, str]) -> Layer:
-    """The layer of a Linear or Conv2d that made a tensor of shape `made` of one of shape `given`."""
+    """Return the use of a Linear or Conv2d that made a tensor of shape `made` of one of shape `given`."""
     weight: Tensor = module.weight
     convolution = isinstance(module, nn.Conv2d)
     inputs, outputs = (given[-2:], made[-2:]) if convolution else (given[1:-1], made[1:-1])
@@ -62,7 +73,7 @@ def _layer(module: Any, given: torch.Size, made: torch.Size, names: Mapping[int,
 
 
 def uses_of(layers: Iterable[Layer]) -> dict[str, Use]:
-    """The uses by the names of the weights, for recipes (the first, where a weight is used more than once)."""
+    """Return uses by the names of the weights, for recipes (the first, where a weight is used more than once)."""
     uses: dict[str, Use] = {}
     for layer in layers:
         if layer.name is not None and layer.use is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nncompress import parallel
 from nncompress.config.build import validate
+from nncompress.config.schema import COPIES
 from nncompress.errors import ConfigError, NNCompressError, one_line
-from nncompress.files import held, replace_bytes, write_json
+from nncompress.files import hold, write_json
 from nncompress.results.records import CONFIG, LOCK, RECORDS, STATUS, run_folders
+from nncompress.results.run_folder import end_by, write_config
 from nncompress.results.sweep_folder import ENDED, STOPPED, standing
+from nncompress.sweeps.trial import watch_of
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +98,7 @@ def write_report(folder: Path) -> None:
         try:
             from nncompress.report import write_run_report
 
-            with held(folder / LOCK):
+            with hold(folder / LOCK):
                 write_run_report(folder)
         except Exception as error:
             where = ""
@@ -137,35 +141,44 @@ def _may_begin(folder: Path, sweep: Path) -> bool:
     if (sweep / STOPPED).exists():
         log.info("job %s is not started, another one failed and sweep.on_error is stop", short(folder))
         return False
-    with held(folder / LOCK, lambda: log.info("waiting for the process that still runs job %s", short(folder))):
+    with hold(folder / LOCK, waiting=f"waiting for the process that still runs job {short(folder)}"):
         return standing(folder) not in ENDED
 
 
+def prepare(cfg: DictConfig, folder: Path) -> Callable[[], Any]:
+    """Return the run, once the reference that it starts from is trained and all that it needs is built."""
+    from nncompress.experiment.reference import with_reference
+    from nncompress.experiment.run import run
+    from nncompress.experiment.setup import setup
+
+    watch = watch_of(cfg.search) if parallel.first() else None
+    return partial(run, replace(setup(with_reference(cfg)), watch=watch), folder)
+
+
 def _prepared(cfg: DictConfig, folder: Path) -> Callable[[], Any]:
-    """The run, once the configuration is checked and its reference there; what goes wrong before is recorded here."""
+    """Return the run of a configuration that is in order; what goes wrong before it starts is recorded here."""
     try:
         validate(cfg)
-        from nncompress.experiment.reference import with_reference
-        from nncompress.experiment.run import run
-
-        return partial(run, with_reference(cfg), folder)
-    except SystemExit:
-        _not_started(cfg, folder, "interrupted", "stopped while its reference was trained; give the same command again")
+        return prepare(cfg, folder)
+    except (SystemExit, KeyboardInterrupt):
+        ended = {"status": "interrupted", "reason": "stopped before its first step; give the same command again"}
+        _leave_status(cfg, folder, ended | {"traceback": None})
         raise
     except Exception as error:
         log.error("the run did not start", exc_info=error)
-        _not_started(cfg, folder, "failed", "; ".join(str(error).splitlines()))
+        _leave_status(cfg, folder, end_by(error))
         raise
 
 
-def _not_started(cfg: DictConfig, folder: Path, status: str, reason: str) -> None:
-    """Leave the configuration and why there is no run; one that has records has its own."""
-    if not ((folder / STATUS).exists() and (folder / RECORDS).exists()):
-        saved = cfg.copy()
-        with suppress(OmegaConfBaseException):  # else it stays as it was written
-            OmegaConf.resolve(saved)
-        replace_bytes(folder / CONFIG, OmegaConf.to_yaml(saved).encode())
-        write_json(folder / STATUS, {"status": status, "reason": reason, "traceback": None, "step": None})
+def _leave_status(cfg: DictConfig, folder: Path, ended: Mapping[str, Any]) -> None:
+    """Leave the configuration and why there is no run, unless there is one."""
+    with suppress(ConfigError), hold(folder / LOCK):  # another process runs there
+        if parallel.first() and not ((folder / STATUS).exists() and (folder / RECORDS).exists()):
+            saved = cfg.copy()
+            with suppress(OmegaConfBaseException):  # else it stays as it was given
+                OmegaConf.resolve(saved)
+            write_config(folder, OmegaConf.to_container(saved), COPIES)  # type: ignore[arg-type]
+            write_json(folder / STATUS, {**ended, "step": None})
 
 
 def _as_told(error: Exception, folder: Path) -> NNCompressError:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -24,11 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nncompress import parallel
-from nncompress.config.overrides import sentence
-from nncompress.config.schema import AUGMENTATION, CHOICES, GROUPS, register
-from nncompress.config.signatures import Callee, locate
+from nncompress.config.overrides import retarget, sentence
+from nncompress.config.schema import CHOICES, register
 from nncompress.errors import ConfigError, NNCompressError
-from nncompress.experiment.trial import missing
+from nncompress.files import exit_on_sigterm
 from nncompress.results.records import SEARCH, run_folders
 from nncompress.results.run_folder import stamp
 from nncompress.results.sweep_folder import ENDED, read_manifest, standing
@@ -37,6 +34,7 @@ from nncompress.sweeps.jobs import short
 from nncompress.sweeps.saved import resumed
 from nncompress.sweeps.search import Search
 from nncompress.sweeps.sweeper import SWEPT, Jobs, resumed_sweep
+from nncompress.sweeps.trial import require_optuna
 
 if TYPE_CHECKING:
     from nncompress.report import SweepReport
@@ -73,7 +71,7 @@ def search(arguments: list[str]) -> int:
     Raises:
         NNCompressError: Optuna is not installed, or as with `under_hydra`.
     """
-    missing()
+    require_optuna()
     if any(word.startswith("sweep.resume=") for word in arguments):  # the rest is on record
         return train(arguments)
     return train(["-m", "hydra/sweeper=nncompress_search", "validation=0.1", *arguments])
@@ -137,33 +135,6 @@ def job(cfg: DictConfig) -> None:
         jobs.single(cfg, folder)
 
 
-def retarget(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """With `model._target_=my_nets.Net` on the command line the keys of the option it replaces no longer count.
-
-    Further in, as with `solver.schedule._target_`, those that the new class does not take.
-    """
-    given = [override.partition("=")[0].lstrip("+") for override in overrides]
-    for place in (key.removesuffix("._target_") for key in given if key.count(".") > 1 and key.endswith("._target_")):
-        OmegaConf.update(cfg, place, _taken(OmegaConf.select(cfg, place), place, given), merge=False)
-    for group in (*GROUPS, AUGMENTATION):
-        if f"{group}._target_" in given:
-            keys = {key.split(".")[1] for key in given if key.startswith(f"{group}.")}
-            cfg[group] = {key: value for key, value in cfg[group].items() if key in keys}
-            if group in cfg.choices:
-                cfg.choices[group] = str(cfg[group]["_target_"]).rpartition(".")[2]
-
-
-def _taken(node: DictConfig, place: str, given: Sequence[str]) -> dict[str, Any]:
-    """The keys of a node that are given, or that its class takes."""
-    try:
-        target = Callee(str(node["_target_"]), locate(str(node["_target_"])))
-    except ConfigError:  # told when the configuration is checked
-        return dict(node)
-    values = {str(key): value for key, value in node.items()}
-    kept = {key for key in values if key.startswith("_") or f"{place}.{key}" in given or target.takes(key)}
-    return values if target.open and target.parameters else {key: values[key] for key in values if key in kept}
-
-
 def _finish_sweep(folder: Path, code: int) -> int:
     """Write the aggregated tables and plots of whatever the sweep has left; the sweep's exit code."""
     if not run_folders([folder]):
@@ -202,22 +173,18 @@ def _unwritable(error: OSError) -> NNCompressError:
 @contextmanager
 def _hydra_process(arguments: list[str]) -> Iterator[None]:
     """What Hydra takes from the process: the command line, whether errors are raised; and SIGTERM as an exit."""
-    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR"), signal.signal(signal.SIGTERM, _terminate)
+    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     # A run whose console has gone (`| head`) goes on without complaining about every line.
     logging.raiseExceptions = False
     sys.argv = ["nncompress", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        yield
+        with exit_on_sigterm():
+            yield
     finally:
         GlobalHydra.instance().clear()
         logging.raiseExceptions = True
-        sys.argv, full_error, handler = before
-        signal.signal(signal.SIGTERM, handler)
+        sys.argv, full_error = before
         del os.environ["HYDRA_FULL_ERROR"]
         if full_error is not None:
             os.environ["HYDRA_FULL_ERROR"] = full_error
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)

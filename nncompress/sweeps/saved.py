@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from nncompress.config.allow import check, targets
-from nncompress.config.overrides import named_folder, quoted
-from nncompress.config.schema import Config
+from nncompress.config.options import OF_RUN
+from nncompress.config.overrides import named_folder, quoted, retarget, sentence
+from nncompress.config.schema import CHOICES, FOLLOWED, LATER, Config, is_below
 from nncompress.errors import CheckpointError, ConfigError, nearest, one_line
-from nncompress.results.records import CONFIG
+from nncompress.results.records import CONFIG, require_current
+from nncompress.results.run_folder import stamp
 
 
 def read_saved(folder: Path) -> DictConfig:
-    """The configuration in the folder of a run, typed by the shell. What it allows does not count.
+    """Return the configuration in the folder of a run, with the types of `schema.Config`.
+
+    What it allows does not count. Keys that had the value of the key they follow (`schema.FOLLOWED`) follow it again.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is none, it is damaged, or an older version wrote it.
     """
     path = folder / CONFIG
     for needed in (folder, path):
@@ -30,17 +37,22 @@ def read_saved(folder: Path) -> DictConfig:
                 f"the folder of a run with its {CONFIG} is needed, but {needed} does not exist: check the path, or "
                 "start the run again"
             )
+    require_current(folder)
     try:
         cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path), {"allow": [], "resume": None})
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read: {one_line(error)}; start the run again") from error
     if not isinstance(cfg, DictConfig):
         raise CheckpointError(f"{path} holds no configuration; start the run again")
+    for follower, key in FOLLOWED.items():
+        value = OmegaConf.select(cfg, follower)
+        if value is not None and value == OmegaConf.select(cfg, key):
+            OmegaConf.update(cfg, follower, f"${{{key}}}", merge=False)
     return cfg
 
 
 def changed(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
-    """The configuration with the changes of the words KEY=VALUE.
+    """Return the configuration with the changes of overrides KEY=VALUE.
 
     Raises:
         ConfigError: no such key of the shell, a value of the wrong type, or a word that cannot be read.
@@ -60,7 +72,7 @@ def changed(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
 
 
 def approved(cfg: DictConfig, words: Sequence[str], folder: Path) -> DictConfig:
-    """The configuration, once every class that it names is known, allowed or named by the words themselves.
+    """Return the configuration, once every class that it names is known, allowed or named by the overrides themselves.
 
     Raises:
         ConfigError: with the names that are refused (`allow.check`).
@@ -70,11 +82,8 @@ def approved(cfg: DictConfig, words: Sequence[str], folder: Path) -> DictConfig:
     return cfg
 
 
-ALLOWED = ("solver.num_steps", "eval_every", "checkpoint_every", "device", "compress_at", "recalibrate", "allow")
-
-
 def resumed(arguments: list[str], run: Callable[[DictConfig, Path], None]) -> tuple[TaskFunction, list[str]] | None:
-    """The task that takes a run up again and Hydra's words for it; None when the words hold no `resume=`.
+    """Return the task that takes a run up again and Hydra's words for it; None when the words hold no `resume=`.
 
     Raises:
         ConfigError: something beside `resume` that may not change, or a class is named that is not allowed.
@@ -84,9 +93,9 @@ def resumed(arguments: list[str], run: Callable[[DictConfig, Path], None]) -> tu
     if folder is None:
         return None
     changes = [word for word in arguments if not word.startswith("resume=")]
-    refused = [word for word in changes if word.partition("=")[0] not in ALLOWED]
+    refused = [word for word in changes if not is_below(word.partition("=")[0].lstrip("+~"), LATER)]
     if refused:
-        raise ConfigError(f"beside resume= only {', '.join(ALLOWED)} may be given, found {', '.join(refused)}")
+        raise ConfigError(f"beside resume= only {', '.join(LATER)} may be given, found {', '.join(refused)}")
     cfg = approved(changed(read_saved(folder), [*changes, f"resume={folder}"]), changes, folder)
 
     def resume_job(_: DictConfig) -> None:
@@ -94,3 +103,72 @@ def resumed(arguments: list[str], run: Callable[[DictConfig, Path], None]) -> tu
 
     # Hydra's own record of the first command stays: no output_subdir.
     return resume_job, [f"hydra.run.dir={quoted(str(folder))}", "hydra.output_subdir=null"]
+
+
+def rerun_task(
+    folder: Path, words: Sequence[str], run: Callable[[DictConfig, Path], None]
+) -> tuple[TaskFunction, list[str]]:
+    """Return the task that runs the configuration of a run anew in a new folder, and Hydra's words for it.
+
+    Raises:
+        CheckpointError, ConfigError: as `changed_run`.
+    """
+    of_hydra = [word for word in words if word.startswith("hydra.")]
+    cfg = changed_run(folder, [word for word in words if word not in of_hydra])
+
+    def run_anew(_: DictConfig) -> None:
+        run(cfg, Path(HydraConfig.get().runtime.output_dir))
+
+    options = "-".join(str(cfg.choices.get(group, "own")) for group in ("solver", "model", "dataset"))
+    place = "hydra.run.dir=" + quoted(f"outputs/{options}/{stamp()}")
+    # Hydra's own record would be that of the defaults: no output_subdir.
+    return run_anew, [place, *of_hydra, "hydra.output_subdir=null"]
+
+
+def changed_run(folder: Path, words: Sequence[str]) -> DictConfig:
+    """Return the configuration of a run with the changes of words, and nothing of the sweep that it was a job of.
+
+    A word GROUP=OPTION takes an option of `nncompress train` as it is now.
+
+    Raises:
+        CheckpointError: the folder is not that of a run.
+        ConfigError: a word is wrong, or a class is named that is not allowed.
+    """
+    cfg = read_saved(folder)
+    if cfg.reference is not None and Path(cfg.reference).parent == Path(cfg.reference_dir).absolute():
+        cfg.reference = None  # it was trained for the run, and is found anew
+    cfg.sweep = OmegaConf.structured(Config).sweep
+    cfg.search.trial = cfg.search.store = None
+    chosen = {word.partition("=")[0]: word for word in words if word.partition("=")[0] in OF_RUN and _is_option(word)}
+    if chosen:
+        cfg = _with_options(cfg, chosen)
+    changes = [word for word in words if word not in chosen.values()]
+    cfg = changed(cfg, changes)
+    retarget(cfg, changes)
+    return approved(cfg, changes, folder)
+
+
+def _is_option(word: str) -> bool:
+    """Return whether a word GROUP=VALUE names an option, or [several]."""
+    value = word.partition("=")[2]
+    return value != "null" and value.strip("[]").replace("_", "").replace(",", "").isalnum()
+
+
+def _with_options(cfg: DictConfig, chosen: Mapping[str, str]) -> DictConfig:
+    """Return the configuration with options of groups, and those that they choose (`model=tt_mlp` its compression)."""
+    try:
+        with initialize_config_module("nncompress.conf", version_base="1.3"):
+            new = compose("config", list(chosen.values()), return_hydra_config=True)
+            usual = compose("config", return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(sentence(error, list(chosen.values()))) from error
+    options, defaults = new.hydra.runtime.choices, usual.hydra.runtime.choices
+    for group in OF_RUN:
+        # A constraint belongs to one solver.
+        if group in chosen or options[group] != defaults[group] or (group == "constraint" and "solver" in chosen):
+            node = new[group]
+            cfg[group] = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+            cfg.choices.pop(group, None)
+            if group in CHOICES and options[group]:
+                cfg.choices[group] = options[group]
+    return cfg

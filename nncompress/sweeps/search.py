@@ -19,11 +19,11 @@ from nncompress.config.build import build
 from nncompress.config.overrides import quoted
 from nncompress.config.schema import SEARCHER
 from nncompress.errors import ConfigError, NNCompressError, nearest
-from nncompress.experiment.trial import NAME, STORE, missing, storage
 from nncompress.files import write_json
 from nncompress.results.records import SEARCH, SUMMARY
 from nncompress.results.sweep_folder import ENDED, Job, Manifest, standing, write_manifest
 from nncompress.sweeps.sweeper import SweepOfJobs
+from nncompress.sweeps.trial import NAME, STORE, require_optuna, storage
 
 if TYPE_CHECKING:
     import optuna
@@ -47,7 +47,7 @@ class Search(SweepOfJobs):
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Try settings until there are enough trials; raises ConfigError also where another study is in the folder."""
-        missing()
+        require_optuna()
         if parallel.several():
             raise ConfigError("search runs in one process, found several (torchrun); start it without torchrun")
         parsed = self.parsed(arguments)
@@ -69,7 +69,7 @@ class Search(SweepOfJobs):
         while batch := study.batch():
             jobs: dict[str, Job] = {}
             for number, chosen in batch.items():
-                manifest, job = self.with_job(manifest, [*fixed, *chosen])
+                manifest, job = self.with_job(manifest, [*fixed, *chosen], list(study.space))
                 study.place(number, job.folder)
                 if standing(self.folder / job.folder) not in ENDED:
                     own = [f"search.trial={number}", f"search.store={quoted(str(self.folder / STORE))}"]

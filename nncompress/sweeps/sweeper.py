@@ -20,26 +20,24 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nncompress import parallel
 from nncompress.config.allow import check
 from nncompress.config.overrides import named_folder, quoted
 from nncompress.config.schema import SWEEPER
-from nncompress.errors import ConfigError
 from nncompress.results.sweep_folder import (
     ENDED,
     STOPPED,
     SWEEP,
     Job,
     Manifest,
-    held,
-    key_of,
+    claim_sweep,
     read_manifest,
-    settings_of,
     standing,
     write_manifest,
 )
+from nncompress.sweeps.combinations import combinations, key_of, settings_of, values_of, varied_in
 
 log = logging.getLogger(__name__)
 
@@ -94,15 +92,17 @@ class SweepOfJobs(Sweeper):
             ConfigError: the folder is not free.
         """
         resumed = self.config.sweep.resume is not None
-        claim.enter_context(held(self.folder, resumed))
+        claim.enter_context(claim_sweep(self.folder, resumed))
         SWEPT.append(self.folder)
         (self.folder / STOPPED).unlink(missing_ok=True)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
         manifest = read_manifest(self.folder) if resumed else Manifest([], [])
         return replace(manifest, command=sys.argv[1:])
 
-    def with_job(self, manifest: Manifest, overrides: Sequence[str]) -> tuple[Manifest, Job]:
-        """The manifest with the job of these overrides, which keeps its folder if it was there; and that job.
+    def with_job(self, manifest: Manifest, overrides: Sequence[str], varied: Sequence[str]) -> tuple[Manifest, Job]:
+        """Return the manifest with the job of these overrides, which keeps its folder if it was there; and that job.
+
+        varied: the keys that take several values.
 
         Raises:
             ConfigError: another job has the same folder, or a resumed sweep names a class that is not allowed.
@@ -110,7 +110,7 @@ class SweepOfJobs(Sweeper):
         cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         if self.config.sweep.resume is not None:
             check(settings_of(cfg), list(cfg.allow), str(self.folder / SWEEP))
-        key = key_of(cfg)
+        key = key_of(cfg, varied)
         job = manifest.find(key)
         if job is None:
             own = [word for word in overrides if not word.startswith(("sweep.", "search.", "launcher="))]
@@ -202,19 +202,22 @@ class Jobs(SweepOfJobs):
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Run every job that has not ended; raises ConfigError as `SweepOfJobs.sweep` says."""
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        crossed = combinations(values_of(self.parsed(words)), self.config.sweep.zip)
+        values = values_of(self.parsed(words))
+        crossed = combinations(values, self.config.sweep.zip)
         with ExitStack() as claim:
-            waiting, manifest = parallel.decide(lambda: self._waiting(crossed, claim))
+            waiting, manifest = parallel.decide(lambda: self._waiting(crossed, varied_in(values), claim))
             size = self.max_batch_size or max(1, len(waiting))
             batches = [waiting[start : start + size] for start in range(0, len(waiting), size)]
             return [self.launched(batch, manifest) for batch in batches]
 
-    def _waiting(self, crossed: Sequence[list[str]], claim: ExitStack) -> tuple[list[Job], Manifest]:
+    def _waiting(
+        self, crossed: Sequence[list[str]], varied: Sequence[str], claim: ExitStack
+    ) -> tuple[list[Job], Manifest]:
         """The jobs to run, once the folder is claimed and its manifest written; and that."""
         manifest = self.begun(claim)
         asked: dict[str, Job] = {}
         for overrides in crossed:
-            manifest, job = self.with_job(manifest, overrides)
+            manifest, job = self.with_job(manifest, overrides, varied)
             if job.key in asked:
                 log.warning("%s is the same job as %s, it is run once", " ".join(overrides), job.folder)
             asked[job.key] = job
@@ -223,57 +226,3 @@ class Jobs(SweepOfJobs):
         if self.config.sweep.resume is not None:
             log.info("%d of %d jobs have ended, %d are to run", len(asked) - len(waiting), len(asked), len(waiting))
         return waiting, manifest
-
-
-def combinations(values: Mapping[str, list[str]], zipped: Sequence[Any]) -> list[list[str]]:
-    """Every combination of the keys' values as overrides, in the order of the keys and of their values.
-
-    zipped: keys, or lists of keys, of which the first values belong together, the second ones, and so on.
-
-    Raises:
-        ConfigError: a zipped key is not swept, stands in two groups, or has another number of values than its group.
-    """
-    groups = _groups(zipped, values)
-    grouped = {key for group in groups for key in group}
-    axes = [*groups, *([key] for key in values if key not in grouped)]
-    axes.sort(key=lambda keys: min(map(list(values).index, keys)))
-    columns = [[[f"{key}={values[key][i]}" for key in keys] for i in range(len(values[keys[0]]))] for keys in axes]
-    return [list(itertools.chain(*words)) for words in itertools.product(*columns)]
-
-
-def _groups(zipped: Sequence[Any], values: Mapping[str, list[str]]) -> list[list[str]]:
-    """The lists of keys whose values belong together."""
-    several = any(isinstance(part, ListConfig | list) for part in zipped)
-    groups = [list(part) for part in zipped] if several else [list(zipped)] if zipped else []
-    named = [key for group in groups for key in group]
-    for group in groups:
-        for key in group:
-            if key not in values or named.count(key) > 1:
-                wrong = "twice" if key in values else "no values of it"
-                raise ConfigError(f"sweep.zip: must name keys of this sweep, each once, found '{key}' and {wrong}")
-        counts = {key: len(values[key]) for key in group}
-        if len(set(counts.values())) > 1:
-            found = ", ".join(f"{count} of {key}" for key, count in counts.items())
-            raise ConfigError(f"sweep.zip: must have as many values of each of its keys, found {found}")
-    return groups
-
-
-def values_of(overrides: Sequence[Override]) -> dict[str, list[str]]:
-    """Each key with the values it takes, as they are typed; a key that is given twice takes those given last.
-
-    Raises:
-        ConfigError: a key takes an interval.
-    """
-    values: dict[str, list[str]] = {}
-    for override in overrides:
-        if not override.is_sweep_override():
-            found = [override.get_value_element_as_str()]
-        elif override.is_discrete_sweep():
-            found = list(override.sweep_string_iterator())
-        else:
-            raise ConfigError(
-                f"{override.key_or_group}: a sweep needs single values (a,b,c or range(1,10)), found an interval; "
-                "`nncompress search` takes those"
-            )
-        values[override.get_key_element()] = found
-    return values

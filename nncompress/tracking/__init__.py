@@ -1,4 +1,4 @@
-"""Where a run tells its records beside its own folder: TensorBoard, MLflow, Weights & Biases, or a place of yours."""
+"""Where records go beside the run's own folder: TensorBoard, MLflow, Weights & Biases, or a place of yours."""
 
 from nncompress.tracking.base import About, Tracker
 from nncompress.tracking.mlflow import MLflow

@@ -1,4 +1,4 @@
-"""What a place is that a run tells its records."""
+"""What a tracker is: a place outside the run folder that hears of a run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class About:
-    """What a tracker is told of a run at its start.
+    """What a tracker hears of a run at its start.
 
-    folder: that of the run, absolute. config: every setting by its dotted key, the options taken under the names of
-    their groups. tags: solver, model, dataset, compression, seed, folder and, in a sweep, sweep (its folder).
-    known: what `start` returned when the run was begun; empty for a new run.
+    - folder: of the run, absolute.
+    - config: every setting by its dotted key, the options taken under the names of their groups.
+    - tags: solver, model, dataset, compression, seed, folder and, in a sweep, sweep (its folder).
+    - known: what `start` returned when the run was begun; empty for a new run.
     """
 
     folder: Path
@@ -25,7 +26,7 @@ class About:
 
     @property
     def name(self) -> str:
-        """The run's folder with that above it: `nnbcd-tt_mlp-digits/2026-01-31_12-00-00-a1b2c3`, in a sweep `.../3`."""
+        """Return the run's folder with that above it: `nnbcd-tt_mlp-digits/2026-01-31_12-00-00-a1b2c3` or `SWEEP/3`."""
         return "/".join(self.folder.parts[-2:])
 
 
@@ -40,18 +41,17 @@ class Tracker(ABC):
 
     @abstractmethod
     def start(self, about: About) -> Mapping[str, Any]:
-        """Begin, or go on with what `about.known` names; what a resumed run needs to find it again, as JSON has it."""
+        """Begin, or go on with what `about.known` names; return what a resumed run needs to find it again, for JSON."""
 
     @abstractmethod
     def row(self, step: int, figures: Mapping[str, float]) -> None:
-        """One row of `records.jsonl`, finite numbers alone; a resumed run first gives those that it kept again."""
+        """Take a row of `records.jsonl`, finite numbers alone; a resumed run first gives those that it kept again."""
 
     @abstractmethod
     def end(self, status: Mapping[str, Any], summary: Mapping[str, Any] | None) -> None:
-        """The run has ended: the content of `status.json` and, for one that is done, of `summary.json`."""
+        """Take the end of the run: the content of `status.json` and, for one that is done, of `summary.json`."""
 
 
 def final(summary: Mapping[str, Any] | None) -> dict[str, float]:
-    """The numbers of a summary, each as `final/<key>`."""
-    numbers = {key: value for key, value in (summary or {}).items() if isinstance(value, int | float)}
-    return {f"final/{key}": float(value) for key, value in numbers.items()}
+    """Return the numbers of a summary, each as `final/<key>`."""
+    return {f"final/{key}": float(value) for key, value in (summary or {}).items() if isinstance(value, int | float)}

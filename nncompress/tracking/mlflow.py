@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nncompress.files import held
+from nncompress.files import hold
 from nncompress.tracking.base import About, Tracker, final
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class MLflow(Tracker):
         from mlflow.tracking import MlflowClient
 
         uri = str(about.known.get("uri") or _absolute(self._uri))
-        with _alone(uri):  # two processes that make the same store at a time leave half of it
+        with _hold_store(uri):  # two processes that make the same store at a time leave half of it
             self._client = MlflowClient(tracking_uri=uri)
             run = _known(self._client, about.known.get("run"))
             if run is None:
@@ -115,45 +115,47 @@ def _parts(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
 
 
 def _name(key: str) -> str:
-    """The key with what MLflow does not take in a name replaced."""
+    """Return the key with what MLflow does not take in a name replaced."""
     return re.sub(r"[^\w\-./ :]", "_", key)
 
 
 def _absolute(uri: str) -> str:
-    """The address of a sqlite file from any folder; others as they are."""
+    """Return the address of a sqlite file from any folder; others as they are."""
     path = uri.removeprefix(SQLITE)
     return uri if path == uri else f"{SQLITE}{Path(path).expanduser().absolute()}"
 
 
 @contextmanager
-def _alone(uri: str) -> Iterator[None]:
+def _hold_store(uri: str) -> Iterator[None]:
     """Make the folder of a sqlite file and hold the file: whoever else wants to open it waits."""
     if not uri.startswith(SQLITE):
         yield
         return
     path = Path(uri.removeprefix(SQLITE).partition("?")[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with held(path.with_name(f"{path.name}.lock"), lambda: None):
+    with hold(path.with_name(f"{path.name}.lock"), waiting=""):
         yield
 
 
 def _known(client: MlflowClient, run: str | None) -> Run | None:
-    """The run of this id, if the store still has it."""
+    """Return the run of this id, if the store still has it."""
     from mlflow.exceptions import MlflowException
 
+    if run is None:
+        return None
     try:
-        found = None if run is None else client.get_run(run)
+        kept = client.get_run(run)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
-    return None if found is None or found.info.lifecycle_stage == "deleted" else found
+    return None if kept.info.lifecycle_stage == "deleted" else kept
 
 
 def _experiment(client: MlflowClient, name: str, uri: str) -> str:
-    """The experiment's id; a new one beside a sqlite file keeps what may be added to its runs there too."""
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
+    """Return the experiment's id; a new one beside a sqlite file keeps what may be added to its runs there too."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
     beside = Path(uri.removeprefix(SQLITE)).parent / "mlflow-artifacts" if uri.startswith(SQLITE) else None
     return str(client.create_experiment(name, artifact_location=None if beside is None else beside.as_uri()))

@@ -57,7 +57,7 @@ class TensorBoard(Tracker):
         self._writer.close()
 
     def _open(self, forget_from: int | None) -> None:
-        """A new event file; what earlier ones hold of the step `forget_from` and later is not shown any more."""
+        """Open a new event file; what earlier ones hold of the step `forget_from` and later is not shown any more."""
         self._writer = self._tensorboard.SummaryWriter(self._path, purge_step=forget_from, flush_secs=FLUSH)
         lines = (f"    {key}: {value}" for key, value in self._config.items())
         self._writer.add_text("config", "\n".join(lines))

@@ -1,4 +1,4 @@
-"""The trackers of a run: told what it observes, and dropped when they fail."""
+"""The trackers of a run: each hears what the run observes, and is dropped when it fails."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 
-from nncompress.config.build import build, resolve
 from nncompress.errors import one_line
 from nncompress.files import read_json, write_json
-from nncompress.results.query import flatten
 from nncompress.results.records import STATUS, SUMMARY
+from nncompress.results.sweep_folder import SWEEP
 from nncompress.tracking.base import About, Tracker
 
 log = logging.getLogger(__name__)
@@ -29,20 +27,24 @@ log = logging.getLogger(__name__)
 KNOWN = "tracking.json"
 """The file of a run folder with what each tracker needs to go on with a run."""
 TAGS = ("solver", "model", "dataset", "compression", "experiment", "seed")
-NOT_TOLD = ("tracking", "sweep", "search", "resume", "allow")
-"""Parts of a configuration that do not describe what is computed."""
-SWEEP = "sweep.json"
 
 
 class Tracking:
-    """What a run tells the trackers of its configuration; within it, their end follows from what the run leaves.
+    """Passes on to its trackers what a run observes; at the end of the block, how the run ended by what it left.
 
     None of them changes the run: an Exception of a tracker is one warning and drops it, and the global random
     generators are as before after every call.
+
+    Args:
+        trackers: by their names, functions that build them: building may fail too.
+        settings: of the run by their dotted keys, those that describe what is computed.
+        folder: of the run.
     """
 
-    def __init__(self, cfg: DictConfig, folder: Path) -> None:
-        self._cfg, self._folder = cfg, folder.absolute()
+    def __init__(
+        self, trackers: Mapping[str, Callable[[], Tracker]], settings: Mapping[str, Any], folder: Path
+    ) -> None:
+        self._builders, self._settings, self._folder = trackers, settings, folder.absolute()
         self._trackers: dict[str, Tracker] = {}
 
     def __enter__(self) -> Self:
@@ -52,24 +54,20 @@ class Tracking:
         self._all(self._end)
 
     def start(self) -> None:
-        """Begin with every tracker that the configuration names, or go on where `tracking.json` says."""
-        if not self._cfg.tracking:
-            return
-        tree = {key: value for key, value in resolve(self._cfg).items() if key not in NOT_TOLD}
-        flat = flatten(tree)
+        """Begin with every tracker, or go on where `tracking.json` says."""
         known = read_json(self._folder / KNOWN) or {}
-        for name, node in self._cfg.tracking.items():
-            with self._spared(str(name)):
-                tracker = build(node)
+        for name, build in self._builders.items():
+            with self._guard(name):
+                tracker = build()
                 if not isinstance(tracker, Tracker):
                     raise TypeError(f"must be an nncompress.tracking.Tracker, found {type(tracker).__name__}")
-                self._trackers[str(name)] = tracker
-                about = About(self._folder, flat, _tags(flat, self._folder), known.get(str(name)) or {})
-                known[str(name)] = dict(tracker.start(about))
+                self._trackers[name] = tracker
+                tags = _tags(self._settings, self._folder)
+                known[name] = dict(tracker.start(About(self._folder, self._settings, tags, known.get(name) or {})))
                 write_json(self._folder / KNOWN, known)
 
     def row(self, row: Mapping[Any, Any]) -> None:
-        """Tell a row of the records."""
+        """Pass on a row of the records."""
         figures = {str(key): float(value) for key, value in row.items() if _finite(value) and key != "step"}
         self._all(lambda tracker: tracker.row(int(row["step"]), figures))
 
@@ -77,38 +75,37 @@ class Tracking:
         status = read_json(self._folder / STATUS) or {"status": "failed", "reason": None}
         tracker.end(status, read_json(self._folder / SUMMARY) if status["status"] == "done" else None)
 
-    def _all(self, told: Callable[[Tracker], None]) -> None:
+    def _all(self, call: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._trackers.items()):
-            with self._spared(name):
-                told(tracker)
+            with self._guard(name):
+                call(tracker)
 
     @contextmanager
-    def _spared(self, name: str) -> Iterator[None]:
-        """Within it a failure ends the tracker `name`, not the run, and nothing global is changed."""
-        drawn, numpy_drawn = random.getstate(), np.random.get_state()
+    def _guard(self, name: str) -> Iterator[None]:
+        """Let a failure end the tracker `name`, not the run, and leave everything global as it was."""
+        state, numpy_state = random.getstate(), np.random.get_state()
         gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
         try:
             with torch.random.fork_rng(gpus), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of libraries about themselves
                 yield
         except Exception as error:
-            log.warning(
-                "tracking.%s is left out from here on: %s", name, _reason(error, self._trackers.pop(name, None))
-            )
+            reason = _reason(error, self._trackers.pop(name, None))
+            log.warning("tracking.%s is left out from here on: %s", name, reason)
         finally:
-            random.setstate(drawn)
-            np.random.set_state(numpy_drawn)
+            random.setstate(state)
+            np.random.set_state(numpy_state)
 
 
 def _reason(error: Exception, tracker: Tracker | None) -> str:
-    said = f"{type(error).__name__}: {one_line(error)}"
+    reason = f"{type(error).__name__}: {one_line(error)}"
     if isinstance(error, ImportError) and tracker is not None and tracker.extra is not None:
-        return f"it needs what the extra {tracker.extra} installs ({said}); pip install 'nncompress[{tracker.extra}]'"
-    return said
+        return f"it needs what the extra {tracker.extra} installs ({reason}); pip install 'nncompress[{tracker.extra}]'"
+    return reason
 
 
-def _tags(flat: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    tags = {key: str(flat[key]) for key in TAGS if flat.get(key) is not None} | {"folder": str(folder)}
+def _tags(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    tags = {key: str(settings[key]) for key in TAGS if settings.get(key) is not None} | {"folder": str(folder)}
     sweep = next((above for above in folder.parents if (above / SWEEP).is_file()), None)
     return tags if sweep is None else tags | {"sweep": str(sweep)}
 

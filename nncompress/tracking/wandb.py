@@ -35,7 +35,7 @@ class WandB(Tracker):
         import wandb
 
         sweep = about.tags.get("sweep")
-        with _exits_kept():
+        with _keep_exits():
             self._run: Any = wandb.init(
                 project=self._project,
                 entity=self._entity,
@@ -63,8 +63,8 @@ class WandB(Tracker):
 
 
 @contextmanager
-def _exits_kept() -> Iterator[None]:
-    """W&B puts functions of its own in place of these two, and leaves them there."""
+def _keep_exits() -> Iterator[None]:
+    """Put back two functions in whose place W&B puts, and leaves, its own."""
     kept = sys.exit, sys.excepthook
     try:
         yield

@@ -1,4 +1,4 @@
-"""Compact networks beside dense ones, and the plans of factorised layers beside the one that is chosen.
+"""Compact networks beside dense ones, and the ways of factorised layers beside the one that is chosen.
 
 python -m scripts.benchmarks.compact_layers
 """
@@ -29,7 +29,7 @@ from nncompress.models.mlp import MLP
 from nncompress.models.vgg import VGG
 from nncompress.problem import weights_of, with_weights
 from nncompress.surgery.channels import kept_in, masked
-from nncompress.surgery.compact_layers import PLANS, compact_layer, compacted
+from nncompress.surgery.compact_layers import WAYS, compact_layer, compacted
 from nncompress.surgery.removal import removed
 from nncompress.surgery.theta import HeldTheta
 from scripts.benchmarks.timing import compare
@@ -63,10 +63,10 @@ def main() -> None:
         sparse_perceptron(batch)
     for batch in (1, 32):
         half_the_channels(batch)
-    columns = "".join(f"{name:>16}" for name in (*[f"{plan} ms" for plan in PLANS], "chosen ms"))
+    columns = "".join(f"{name:>16}" for name in (*[f"{way} ms" for way in WAYS], "chosen ms"))
     write(f"\n{'layer, samples':<38}{columns}   chosen / best\n")
     for name, shape, compression, view in LAYERS:
-        plans(name, shape, compression, view)
+        compare_ways(name, shape, compression, view)
 
 
 def sparse_perceptron(batch: int) -> None:
@@ -91,17 +91,17 @@ def half_the_channels(batch: int) -> None:
     compare(f"VGG-16, half, batch {batch}", partial(dense, x), partial(compact, x), 5)
 
 
-def plans(name: str, shape: tuple[int, ...], compression: Compression[Any], view: View) -> None:
-    """Every plan and the chosen one, in turn: medians, and the median of the ratios round by round."""
+def compare_ways(name: str, shape: tuple[int, ...], compression: Compression[Any], view: View) -> None:
+    """Every way and the chosen one, in turn: medians, and the median of the ratios round by round."""
     theta = compression.compress(view.join([torch.randn(shape) / math.prod(shape[1:]) ** 0.5]))
     dense: nn.Module = nn.Linear(shape[1], shape[0])
     if len(shape) == 4:
         dense = nn.Conv2d(shape[1], shape[0], (shape[2], shape[3]), padding=1)
     layers = {
-        key: compact_layer(copy.deepcopy(dense), view, HeldTheta(compression, theta), plans=allowed).requires_grad_(
+        key: compact_layer(copy.deepcopy(dense), view, HeldTheta(compression, theta), ways=allowed).requires_grad_(
             False
         )
-        for key, allowed in [*((plan, (plan,)) for plan in PLANS), ("chosen", PLANS)]
+        for key, allowed in [*((way, (way,)) for way in WAYS), ("chosen", WAYS)]
     }
     for batch in BATCHES if len(shape) == 2 else IMAGES:
         x = torch.randn(batch, shape[1], *[SIDE] * (len(shape) - 2))
@@ -110,11 +110,11 @@ def plans(name: str, shape: tuple[int, ...], compression: Compression[Any], view
             way()
         rounds = [{key: block(ways[key]) for key in rotated([*ways], k)} for k in range(ROUNDS)]
         ms = {key: 1e3 * statistics.median(times[key] for times in rounds) for key in ways}
-        best = min(PLANS, key=lambda plan: ms[plan])
+        best = min(WAYS, key=lambda way: ms[way])
         ratio = statistics.median(times["chosen"] / times[best] for times in rounds)
-        (plan,) = {choice.plan for key, choice in layers["chosen"].choices.items() if key[0] == batch.bit_length()}
-        shown = "".join(f"{ms[key]:>16.3f}" for key in PLANS)
-        write(f"{f'{name}, {batch}':<38}{shown}{ms['chosen']:>16.3f}   {ratio:.2f} of {best} ({plan} chosen)\n")
+        (way,) = {choice.way for key, choice in layers["chosen"].choices.items() if key[0] == batch.bit_length()}
+        shown = "".join(f"{ms[key]:>16.3f}" for key in WAYS)
+        write(f"{f'{name}, {batch}':<38}{shown}{ms['chosen']:>16.3f}   {ratio:.2f} of {best} ({way} chosen)\n")
 
 
 def rotated(keys: list[str], k: int) -> list[str]:

@@ -22,7 +22,8 @@ from torch import Tensor
 from nncompress.compressions.base import Compression
 from nncompress.compressions.decomposition.cp import CP
 from nncompress.compressions.decomposition.low_rank import LowRank
-from nncompress.compressions.decomposition.tensor_train import TensorTrain, tt_ranks
+from nncompress.compressions.decomposition.tensor_train import TensorTrain
+from nncompress.compressions.decomposition.trains import tt_ranks
 from nncompress.compressions.decomposition.tt_matrix import TTMatrix
 from nncompress.compressions.decomposition.tucker import Tucker
 from nncompress.compressions.quantization.codebook import Codebook

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from runs import save_config
 
 from nncompress.errors import Unsupported
 from nncompress.sweeps import jobs
@@ -20,7 +21,7 @@ from nncompress.sweeps import jobs
 
 def stand_in_run(cfg: DictConfig, folder: Path) -> None:
     """A run that is done at once; some seeds end otherwise."""
-    OmegaConf.save(cfg, folder / "config.yaml")
+    save_config(cfg, folder)
     status = {"status": "done", "reason": None, "traceback": None, "step": cfg.solver.num_steps}
     try:
         if cfg.seed == 1:

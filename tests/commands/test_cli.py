@@ -6,6 +6,7 @@ What a run does is tested elsewhere: `stand_in.py` runs here.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 import yaml
 from cases import case
 
-from nncompress.cli.main import main
+from nncompress.cli.main import COMMANDS, main
+from nncompress.results.run_folder import write_settings
 
 pytestmark = pytest.mark.usefixtures("stand_in")
 
@@ -170,55 +172,190 @@ def test_report_without_a_folder_of_runs_exits_with_2(capsys: Capture) -> None:
             assert len(said(capsys).splitlines()) == 1
 
 
+# Help
+
+
+def test_help_of_every_command_has_one_form(capsys: Capture) -> None:
+    for command in COMMANDS:
+        for words in ([command, "--help"], [command, "nonsense", "-h"]):
+            with case(words=words):
+                assert main(words) == 0
+                out, err = capsys.readouterr()
+                assert err == ""
+                usage, _, about, *rest = out.splitlines()
+                assert usage.startswith(f"usage: nncompress {command} ")
+                assert about
+                titles = [line for line in rest if line.endswith(":") and not line.startswith(" ")]
+                in_order = ["arguments:", "options:", "keys (KEY=VALUE):", "groups (GROUP=OPTION):", "examples:"]
+                assert titles[:2] == in_order[:2]
+                assert [title for title in in_order if title in titles] == [
+                    title for title in titles if title in in_order
+                ]
+
+
+def test_help_of_train_tells_its_groups_keys_and_where_hydras_own_help_is(capsys: Capture) -> None:
+    for command in ("train", "search"):
+        assert main([command, "--help"]) == 0
+        out = capsys.readouterr().out
+        for word in (
+            "--config-dir",
+            "--cfg",
+            "--hydra-help",
+            "tt_mlp",
+            "frank_wolfe",
+            "experiment=lc/...",
+            f"{command} solver=",
+        ):
+            with case(command=command, word=word):
+                assert word in out
+    assert main(["train", "--hydra-help"]) == 0
+    assert "Hydra" in capsys.readouterr().out
+
+
 # Completion
 
 
-def test_tab_completes(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def offered(line: str, capsys: Capture, breaks: str = "") -> set[str]:
+    """What the function of a shell is told may stand at the end of a line."""
+    assert main(["--complete", line, breaks]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return set(out.splitlines())
+
+
+def test_tab_completes_commands_options_groups_and_keys(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "mine/model").mkdir(parents=True)
+    (tmp_path / "mine/model/own.yaml").touch()
     for line, expected in (
-        ("nncompress ", {"train", "report"}),
-        ("nncompress rep", {"report"}),
-        ("nncompress train sol", {"solver.", "solver="}),
+        ("nncompress ", {*COMMANDS, "--help", "--version"}),
+        ("nncompress repo", {"report"}),
+        ("nncompress train sol", {"solver.", "solver=", "solver.num_steps="}),
         ("nncompress train solver.num", {"solver.num_steps="}),
+        ("nncompress train solver=nnbcd solver.tau_", {"solver.tau_growth=", "solver.tau_max="}),
+        ("nncompress train experiment=nnbcd/har5 solver.tau_", {"solver.tau_growth=", "solver.tau_max="}),
+        ("nncompress train model=tt_mlp compression.mo", {"compression.modes="}),
+        ("nncompress train +solver.optimizer.mom", {"+solver.optimizer.momentum="}),
+        ("nncompress train solver=nnbcd solver.plain=", {"solver.plain=true", "solver.plain=false"}),
         ("nncompress train -m checkpoint", {"checkpoint_every="}),
         ("nncompress train model=tt", {"model=tt_mlp"}),
+        ("nncompress train --config-dir mine model=o", {"model=own"}),
+        ("nncompress train -m compression=l0,l1", {"compression=l0,l1", "compression=l0,l1_penalty"}),
+        ("nncompress search 'model=tt", {"model=tt_mlp"}),
+        ("nncompress search device=c", {"device=cpu", "device=cuda"}),
+        ("nncompress train ~constr", {"~constraint"}),
+        ("nncompress train --cf", {"--cfg"}),
+        ("nncompress train --cfg j", {"job"}),
+        ("nncompress export --format o", {"onnx"}),
+        ("nncompress export --format=o", {"--format=onnx"}),
+        ("nncompress ls --sort acc", {"accuracy/test"}),
+        ("nncompress ls --show seed,ratio/p", {"seed,ratio/params"}),
+        ("nncompress ls status=k", {"status=killed"}),
+        ("nncompress reproduce spa", {"sparsefw"}),
+        ("nncompress reproduce lc --scale ", {"smoke", "cpu", "gpu"}),
+        ("nncompress eval RUN dataset=dig", {"dataset=digits"}),
+        ("nncompress complete ", {"bash", "zsh"}),
         ("nncompress train --zzz", set()),
-        ("nncompress report ", set()),
-    ):
-        with case(line=line):  # the shell's function calls the program without its command
-            monkeypatch.setenv("COMP_LINE", line)
-            monkeypatch.setenv("COMP_POINT", str(len(line)))
-            assert main(["-sc", "query=bash"]) == 0
-            out, err = capsys.readouterr()
-            assert err == ""
-            assert set(out.split()) >= expected
+        ("nncompress nothing ", set()),
+    ):  # fmt: skip
+        with case(line=line):
+            assert offered(line, capsys) == expected
 
 
-def test_the_completion_function_is_for_the_program(capsys: Capture) -> None:
-    assert main(["train", "-sc", "install=bash"]) == 0
-    assert capsys.readouterr().out.rstrip().endswith("hydra_bash_completion nncompress")
+def test_tab_completes_the_folders_of_runs(tmp_path: Path, capsys: Capture) -> None:
+    runs = (tmp_path / "outputs/sgd-mlp-digits/one run", tmp_path / "outputs/sweeps/a/0")
+    for run in runs:
+        (run / "model").mkdir(parents=True)
+        (run / "status.json").write_text('{"status": "done"}')
+        write_settings(run, {"solver": {"_target_": "x", "tau": 1.0, "plain": False}, "choices": {"solver": "nnbcd"}})
+    (tmp_path / "outputs/sweeps/a/sweep.json").touch()
+    for words in ("eval ", "export ", "rerun ", "compare outputs/x ", "train resume=", "train reference="):
+        start = words.rpartition(" ")[2]
+        for typed, expected in (
+            ("out", "outputs/"), ("outputs/sg", "outputs/sgd-mlp-digits/"),
+            ("outputs/sgd-mlp-digits/", "outputs/sgd-mlp-digits/one run"),
+            ("outputs/sweeps/a/", "outputs/sweeps/a/0"),
+        ):  # fmt: skip
+            with case(words=words, typed=typed):
+                assert f"{start}{expected}" in offered(f"nncompress {words}{typed}", capsys)
+    assert offered("nncompress train sweep.resume=outputs/sweeps/", capsys) == {"sweep.resume=outputs/sweeps/a"}
+    assert offered("nncompress report outputs/sweeps/a", capsys) == {"outputs/sweeps/a/"}
+    assert offered("nncompress rerun outputs/sweeps/a/0 solver.ta", capsys) == {"solver.tau="}
+    assert offered("nncompress rerun outputs/sweeps/a/0 solver.plain=t", capsys) == {"solver.plain=true"}
+
+
+BASH = """
+PATH="$1:$PATH"
+eval "$(nncompress complete bash)"
+complete -p nncompress
+ask() {
+    COMP_LINE=$1 COMP_POINT=${#1} COMP_WORDS=($2) COMP_CWORD=$(($3))
+    _nncompress nncompress "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
+    printf '<%s>' "${COMPREPLY[@]}"
+    echo
+}
+ask "nncompress exp" "nncompress exp" 1
+ask "nncompress train model=tt" "nncompress train model = tt" 4
+ask "nncompress train model=tt_mlp sol" "nncompress train model = tt_mlp sol" 5
+ask "nncompress eval outputs/o" "nncompress eval outputs/o" 2
+ask "nncompress train resume=outputs/o" "nncompress train resume = outputs/o" 4
+"""
+
+
+def test_bash_gets_what_stands_behind_its_own_breaks_and_quotes_what_needs_it(tmp_path: Path) -> None:
+    (tmp_path / "outputs/one run").mkdir(parents=True)
+    (tmp_path / "outputs/one run/status.json").write_text("{}")
+    words = ["bash", "--norc", "-c", BASH, "bash", str(Path(sys.executable).parent)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=True)
+    function, *answers = done.stdout.splitlines()
+    assert function == "complete -F _nncompress nncompress"
+    assert answers == [
+        "<export>", "<tt_mlp>", "<solver=><solver.num_steps=><solver.>", r"<outputs/one\ run>", r"<outputs/one\ run>",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+def test_zsh_takes_its_function(capsys: Capture) -> None:
+    assert main(["complete", "zsh"]) == 0
+    subprocess.run(["zsh", "-n"], input=capsys.readouterr().out, text=True, check=True)
+
+
+def test_each_shell_has_its_function_and_hydras_own_is_refused(capsys: Capture) -> None:
+    for shell, line in (("bash", "complete -F _nncompress nncompress"), ("zsh", "compdef _nncompress nncompress")):
+        assert main(["complete", shell]) == 0
+        out = capsys.readouterr().out
+        assert out.rstrip().endswith(line)
+        assert "--complete" in out
+    assert main(["complete", "fish"]) == 2
+    assert "invalid choice: 'fish'" in said(capsys)
+    assert main(["train", "-sc", "install=bash"]) == 2
+    assert 'eval "$(nncompress complete bash)"' in said(capsys)
 
 
 # A process of its own
 
 LOADED = """
 import sys
-from nncompress.cli.main import main
+from nncompress.cli.main import COMMANDS, main
 
 def told(*words):
     code = main(words)
-    heavy = sorted({"torch", "sklearn", "matplotlib", "pandas"} & set(sys.modules))
+    heavy = sorted({"torch", "sklearn", "matplotlib", "pandas", "hydra", "omegaconf"} & set(sys.modules))
     sys.stderr.write(f"{code} {heavy}\\n")
 
-for words in (["--help"], ["train", "--cfg", "job"], ["train", "--help"], ["-sc", "query=bash"], ["report", "nowhere"]):
-    told(*words)
+for command in COMMANDS:
+    told(command, "--help")
+told("--complete", "nncompress train solver.num", "")
+told("--help")
+told("train", "--cfg", "job")
+told("report", "nowhere")
 """
 
 
 def test_asking_loads_nothing_heavy_and_a_report_no_torch(tmp_path: Path) -> None:
-    env = {**os.environ, "COMP_LINE": "nncompress train solver.num"}
-    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, cwd=tmp_path, env=env)
-    *asked, refused, report = done.stderr.splitlines()
-    assert asked == ["0 []"] * 4
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, cwd=tmp_path)
+    *asked, configuration, refused, report = done.stderr.splitlines()
+    assert asked == ["0 []"] * (len(COMMANDS) + 2)
+    assert configuration == "0 ['hydra', 'omegaconf']"
     assert refused.startswith("nncompress: ")
     assert report.startswith("2 [")
     assert "torch" not in report

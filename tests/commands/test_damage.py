@@ -16,10 +16,10 @@ from runs import resume, rows, run, status, summary, train
 
 from nncompress.cli.main import main
 from nncompress.errors import CheckpointError, NNCompressError
-from nncompress.files import replace_bytes, whole
+from nncompress.files import create, hold, write_bytes
 from nncompress.results import records
 from nncompress.results.records import Recorder, read_run
-from nncompress.results.run_folder import claimed
+from nncompress.results.run_folder import claim_run
 
 NNBCD = [*WORDS["nnbcd"], *DIGITS, "seed=3"]
 LC = [
@@ -53,7 +53,7 @@ def test_a_second_process_is_refused_and_changes_nothing(
 ) -> None:
     folder = golden.copied("nnbcd", tmp_path / "run")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.log"}
-    with claimed(folder, resumed=True):
+    with claim_run(folder, resumed=True):
         assert main(["train", f"resume={folder}", "solver.num_steps=8"]) == 2
     assert "found another process running in" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
@@ -109,16 +109,21 @@ def test_a_run_that_ended_by_its_tolerance_stays_so_when_it_is_resumed(tmp_path:
 
 def test_what_killed_processes_left_is_taken_away(golden: Golden, tmp_path: Path) -> None:
     folder = golden.copied("sgd", tmp_path / "run")
-    for name in (".config.yaml.1.tmp", "tables/.accuracy.csv.2.tmp", "export/.onnx.3.tmp/onnx/half"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("half")
-    resume(folder)
-    assert [path.name for path in folder.rglob(".*.tmp")] == [".onnx.3.tmp"]  # an export may be at work there
+    def leave(*names: str) -> None:
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("half")
+
+    leave(".config.yaml.1.tmp", "tables/.accuracy.csv.2.tmp", "export/.onnx.3.tmp/onnx/half", "export/.a.4.tmp/half")
+    with hold(folder / "export/.onnx.3.tmp"):  # an export is at work there
+        resume(folder)
+        assert [path.name for path in folder.rglob(".*.tmp")] == [".onnx.3.tmp"]
+    leave("export/.a.4.tmp/half")
     assert main(["export", str(folder), "--output", str(folder / "export/safetensors")]) == 0
     assert not list(folder.rglob(".*.tmp"))
-    with whole(folder / "export/a", "") as one:
+    with create(folder / "export/a", "") as one:
         one.write_text("")
-        with whole(folder / "export/b", "") as other:
+        with create(folder / "export/b", "") as other:
             other.write_text("")
     assert {path.name for path in (folder / "export").iterdir()} == {"safetensors", "a", "b"}
 
@@ -130,11 +135,11 @@ def test_a_file_that_is_written_while_a_run_begins_beside_it_is_there(
 
     def begins(file: int) -> None:
         sync(file)
-        with claimed(tmp_path, resumed=True):
+        with claim_run(tmp_path, resumed=True):
             pass
 
     monkeypatch.setattr(os, "fsync", begins)
-    replace_bytes(tmp_path / "table.csv", b"1,2")
+    write_bytes(tmp_path / "table.csv", b"1,2")
     assert (tmp_path / "table.csv").read_bytes() == b"1,2"
     assert {path.name for path in tmp_path.iterdir()} == {"table.csv", "run.lock"}
 

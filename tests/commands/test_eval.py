@@ -17,10 +17,10 @@ from runs import run as done
 from torch import nn
 
 from nncompress.cli.main import main
+from nncompress.config.evaluation import read_settings
 from nncompress.data.digits import digits
 from nncompress.errors import ConfigError
 from nncompress.experiment import evaluation, latency
-from nncompress.experiment.evaluation import composed
 from nncompress.report.evaluation import latency_table
 
 QUICK = ["batch_sizes=[2]", "seconds=0.001"]
@@ -28,7 +28,7 @@ KEYS = {
     "artefact", "architecture", "accuracy/test", "loss/test", "data", "params/dense", "params/compressed", "bits/dense",
     "bits/compressed", "bytes/dense", "bytes/theoretical", "bytes/disk", "bytes/gzip", "bytes/zstd", "macs/dense",
     "macs/compressed", "ratio/params", "ratio/bits", "ratio/tasks", "ratio/macs", "difference/rebuilt", "latency",
-    "plans", "environment", "notes",
+    "ways", "environment", "notes",
 }  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("apart")
@@ -93,9 +93,9 @@ def test_a_run_is_measured_with_its_own_data(run: Path, capsys: pytest.CaptureFi
     assert found["notes"] == []
     assert [row["network"] for row in found["latency"]] == ["dense", "rebuilt", "compact"]
     assert all(row["seconds/lower"] <= row["seconds/median"] <= row["seconds/upper"] for row in found["latency"])
-    assert [row["layer"] for row in found["plans"]] == ["fc1.weight"]
+    assert [row["layer"] for row in found["ways"]] == ["fc1.weight"]
     out = capsys.readouterr().out
-    for title in ("# Evaluation: ", "# Latency: ", "# Plans of the compact layers: "):
+    for title in ("# Evaluation: ", "# Latency: ", "# Ways of the compact layers: "):
         assert title in out
     for words in ("accuracy on the test data (%)", "bytes (theoretical)", "Theoretical speed-up (MACs)", "torch 2."):
         assert words in out
@@ -103,7 +103,7 @@ def test_a_run_is_measured_with_its_own_data(run: Path, capsys: pytest.CaptureFi
 
 def test_it_leaves_tables_in_three_forms(run: Path) -> None:
     found = measured(str(run / "model"))
-    names = {f"{name}.{form}" for name in ("evaluation", "latency", "plans") for form in ("csv", "md", "tex")}
+    names = {f"{name}.{form}" for name in ("evaluation", "latency", "ways") for form in ("csv", "md", "tex")}
     assert {path.name for path in Path("found/tables").iterdir()} == names
     table = pd.read_csv("found/tables/evaluation.csv").set_index("quantity")
     assert table["compact"]["bytes on disk"] == found["bytes/disk"]
@@ -153,7 +153,7 @@ def test_no_data_set_means_no_accuracy(run: Path) -> None:
 def test_a_network_of_plain_layers_is_its_own_rebuilt_one(golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
     found = measured(str(golden.kept("slimming")))
     assert [row["network"] for row in found["latency"]] == ["dense", "compact"]
-    assert found["plans"] == []
+    assert found["ways"] == []
     out = capsys.readouterr().out
     assert "rebuilt (ms)" not in out
     assert "made of plain layers" in out
@@ -175,7 +175,7 @@ def test_a_wrong_word_is_one_sentence() -> None:
     ):
         with case(word=word):
             with pytest.raises(ConfigError) as refusal:
-                composed([word], {"test_size": 10})
+                read_settings([word], {"test_size": 10})
             assert expected in str(refusal.value)
             assert "\n" not in str(refusal.value)
 
@@ -184,7 +184,7 @@ def test_all_values_that_are_wrong_are_told_at_once() -> None:
     Path("taken").mkdir()
     Path("taken/by").touch()
     with pytest.raises(ConfigError) as refusal:
-        composed(["batch_sizes=[0]", "seconds=0", "seed=-1", "precision=bf16", "device=gpu", "output=taken"], {})
+        read_settings(["batch_sizes=[0]", "seconds=0", "seed=-1", "precision=bf16", "device=gpu", "output=taken"], {})
     assert str(refusal.value).splitlines() == [
         "device: must be auto, cpu, cuda or cuda:N, found 'gpu'",
         "precision: must be one of auto, float32, float64, found 'bf16'",
@@ -193,6 +193,19 @@ def test_all_values_that_are_wrong_are_told_at_once() -> None:
         "seed: must be at least 0, found -1",
         "nothing is overwritten, found taken; give another place with output=FOLDER",
     ]
+
+
+def test_settings_are_plain_values_with_the_data_of_the_artefact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NNCOMPRESS_DATA", "/somewhere")
+    own = {"_target_": "own.data", "root": "${data_dir}", "size": 3}
+    settings = read_settings(["dataset.size=4", "batch_sizes=[5]", "device=cpu"], own)
+    assert (settings.batch_sizes, settings.device, settings.seed) == ([5], "cpu", 0)
+    assert settings.dataset == {"_target_": "own.data", "root": "/somewhere", "size": 4}
+    assert type(settings.dataset) is dict
+    assert type(settings.batch_sizes) is list
+    settings = read_settings(["dataset._target_=my.data", "dataset.size=4"], own)
+    assert settings.dataset == {"_target_": "my.data", "size": 4}
+    assert not read_settings(["~dataset"], own).dataset
 
 
 def test_what_does_not_fit_the_network_or_the_machine_is_one_sentence_and_exit_code_2(
@@ -204,15 +217,19 @@ def test_what_does_not_fit_the_network_or_the_machine_is_one_sentence_and_exit_c
         (["+dataset.nothing=1"], "dataset.nothing: "),
         (["device=cuda:99"], "device=cuda:99 needs that GPU"),
         (["dataset=digits", "dataset.flatten=true"], "the network takes samples of shape (1, 8, 8)"),
-        (["-m"], "eval needs one folder of a run and then KEY=VALUE, found -m"),
-        (["elsewhere"], "found elsewhere"),
+        (["-m"], "unrecognized arguments: -m; usage: nncompress eval RUN [KEY=VALUE ...]"),
+        (["elsewhere"], "eval needs one folder of a run, found elsewhere and "),
     ):
         with case(words=words):
             assert expected in refused([*words, str(run)], 2, capsys)
 
 
 def test_without_a_folder_it_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "found none: nncompress eval RUN [KEY=VALUE]" in refused([], 2, capsys)
+    for words, found in (([], "found none;"), (["seed=1", "~dataset"], "found no folder among seed=1, ~dataset;")):
+        with case(words=words):
+            assert f"eval needs one folder of a run, {found} usage: nncompress eval RUN [KEY=VALUE ...]" in refused(
+                words, 2, capsys
+            )
 
 
 def test_a_folder_without_a_network_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

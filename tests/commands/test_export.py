@@ -19,7 +19,7 @@ from torch import nn
 import nncompress
 from nncompress.artefact import export
 from nncompress.artefact import export as formats
-from nncompress.artefact.model import open_artefact, samples
+from nncompress.artefact.model import open_artefact
 from nncompress.cli.main import main
 from nncompress.metrics import dense_bits
 
@@ -57,7 +57,7 @@ def refused(words: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> 
 def test_the_artefact_is_copied_after_a_check(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run)]) == 0
     assert {path.name for path in (run / "export/safetensors").iterdir()} == {"model.safetensors", "model.json"}
-    x = samples(open_artefact(run), 3)
+    x = open_artefact(run).samples(3)
     assert torch.equal(nncompress.load(run / "export/safetensors")(x), nncompress.load(run)(x))
     out = capsys.readouterr().out
     assert "wrote run/export/safetensors" in out
@@ -72,7 +72,7 @@ def test_dense_tensors_need_nothing_of_this_package(run: Path) -> None:
     places = {"fc1": "0", "fc2": "2", "fc3": "4"}
     tensors = {places[name[:3]] + name[3:]: tensor for name, tensor in load_file("plain.safetensors").items()}
     network.load_state_dict(tensors)
-    x = samples(open_artefact(run), 3)
+    x = open_artefact(run).samples(3)
     torch.testing.assert_close(network(x.flatten(1)), nncompress.load(run)(x))
 
 
@@ -84,7 +84,7 @@ def test_an_onnx_file_takes_any_batch_and_holds_codes_not_weights(run: Path) -> 
     artefact = open_artefact(run)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for size in (1, 7):
-        x = samples(artefact, size)
+        x = artefact.samples(size)
         (found,) = session.run(["logits"], {"input": x.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), artefact.network()(x), atol=1e-5, rtol=1e-4)
     model = onnx.load(path)
@@ -100,7 +100,7 @@ def test_a_program_of_torch_export_takes_any_batch(run: Path) -> None:
     assert main(["export", str(run), "--format", "torch_export", "--output", "somewhere"]) == 0
     told = {"model.json": ""}
     program = torch.export.load("somewhere/model.pt2", extra_files=told)
-    x = samples(open_artefact(run), 7)
+    x = open_artefact(run).samples(7)
     torch.testing.assert_close(program.module()(x), nncompress.load(run)(x), atol=1e-5, rtol=1e-4)
     assert json.loads(told["model.json"])["input_shape"] == [1, 8, 8]
 
@@ -143,7 +143,7 @@ def test_a_network_that_cannot_be_exported_is_refused(
 def test_other_outputs_are_an_error_and_the_file_stays(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(formats, "_compared", lambda *arguments: (0.5, 2.0))
+    monkeypatch.setattr(formats, "_compare", lambda *arguments: (0.5, 2.0))
     assert main(["export", str(run)]) == 1
     err = capsys.readouterr().err
     assert "the outputs of run/export/safetensors must be those of the network within 0.0001 of the largest" in err
@@ -183,7 +183,9 @@ def test_without_onnxruntime_it_is_written_but_not_compared(
 def test_wrong_usage_is_one_sentence_and_exit_code_2(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "model.safetensors").touch()
     wrong: list[tuple[list[str], str]] = [
-        ([], "the following arguments are required: RUN; usage: nncompress export RUN"),
+        ([], "export needs one folder of a run, found none; usage: nncompress export RUN"),
+        (["run", "run"], "export needs one folder of a run, found run and run"),
+        (["run", "seed=1"], "export takes no KEY=VALUE but allow=[MODULE,...], found seed=1"),
         (["run", "--format", "tflite"], "argument --format: invalid choice: 'tflite'"),
         (["run", "--fast"], "unrecognized arguments: --fast"),
         (["run", "--format", "onnx", "--batch", "0"], "--batch must be a number of samples, at least 1, found 0"),

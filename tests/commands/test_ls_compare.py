@@ -12,14 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from cases import case
 from fake_runs import config, fake_run
 
 from nncompress.cli.main import main
-from nncompress.files import write_json
-from nncompress.results.query import Outline, flatten
-from nncompress.results.records import read_config, read_last_row
+from nncompress.results.query import Outline
+from nncompress.results.records import flatten, read_last_row
+from nncompress.results.run_folder import write_config
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +125,7 @@ def test_keys_that_are_used_are_shown_and_unknown_columns_are_not(
 
 
 def test_machines_read_json_and_csv(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_json(runs / "a/1/config.yaml", config(0, 4) | {"high": None})
-    (runs / "a/1/config.yaml").write_text("seed: 0\nhigh: .inf\nchoices:\n  solver: nnbcd\n")
+    write_config(runs / "a/1", {"seed": 0, "high": None, "choices": {"solver": "nnbcd"}})
     assert main(["ls", "--json", "--show", "high", "--reverse"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["folder"] for row in rows] == [f"outputs/{name}" for name in ("a/1", "a/2", "b", "c", "d")]
@@ -188,27 +186,30 @@ def test_no_folder_is_a_mistake_and_no_run_is_none(
 
 
 def test_a_damaged_run_is_listed_with_what_is_left(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("config.yaml", "summary.json", "status.json", "records.jsonl"):
+    for name in ("settings.json", "summary.json", "status.json", "records.jsonl"):
         (runs / "b" / name).write_bytes(b"{\x00 half")
     assert main(["ls", "outputs/b"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["outputs/b", "killed"]
 
 
-def test_a_part_of_a_configuration_is_what_all_of_it_says(tmp_path: Path) -> None:
-    content = {
-        "seed": 1, "names": ["a", "b: c"], "note": "two\nlines: of\n\ntext " + 60 * "long ", "empty": {}, "none": None,
-        "solver": {"tau": 0.5, "modes": [1, [2, 3]], "inner": {"tau": 2, "deep": {"x": "y"}}, "after": True},
-        "solver.like": 3, "choices": {"solver": "nnbcd"},
-    }  # fmt: skip
-    path = tmp_path / "config.yaml"
-    for text in (yaml.safe_dump(content, sort_keys=False), json.dumps(content, indent=2)):
-        path.write_text(text)
-        whole = flatten(content)
-        assert flatten(read_config(path)) == whole
-        for key in set(whole) - {"solver", "solver.like"}:
-            assert flatten(read_config(path, key))[key] == whole[key]
-        assert "solver.inner.none" not in flatten(read_config(path, "solver.inner.none"))
-        assert "tau" not in flatten(read_config(path, "tau"))
+def test_runs_of_an_older_version_are_left_out_and_counted(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("b", "c"):
+        (runs / name / "settings.json").unlink()
+    assert main(["ls"]) == 0
+    *_, told, last = capsys.readouterr().out.splitlines()
+    assert told == "3 runs below outputs: 2 done, 1 interrupted"
+    assert last == "left out: 2 runs that an older version of nncompress wrote, without settings.json; " + (
+        "train again what is still needed"
+    )
+    assert main(["ls", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert out.split() == ["outputs/d", "outputs/a/2", "outputs/a/1"]
+    assert err.startswith("left out: 2 runs")
+    for words in (["compare", "outputs/a/1", "outputs/b"], ["report", "outputs"]):
+        with case(words=words):
+            assert main(words) == 1
+            out, err = capsys.readouterr()
+            assert (out, "outputs/b was written by an older version of nncompress" in err) == ("", True)
 
 
 def test_the_last_row_is_found_behind_what_is_half_written(tmp_path: Path) -> None:
@@ -259,7 +260,7 @@ def test_compare_marks_a_run_that_has_not_ended(runs: Path, capsys: pytest.Captu
 
 def test_compare_distinguishes_null_absent_and_checks(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, own in (("a/1", {"x": None, "y": True}), ("a/2", {"x": 0.1, "z": "\x1b[0m"})):
-        write_json(runs / name / "config.yaml", config(0, 4) | own)
+        write_config(runs / name, config(0, 4) | own)
     assert main(["compare", "outputs/a/1", "outputs/a/2"]) == 0
     cells = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}
     assert (cells["x"], cells["y"], cells["z"]) == (["null", "0.1"], ["true", "–"], ["–", "\\x1b[0m"])
@@ -269,7 +270,7 @@ def test_compare_refuses_what_are_not_runs(runs: Path, capsys: pytest.CaptureFix
     wrong: list[tuple[list[str], str]] = [
         ([], "compare needs the folders of 2 to 26 runs, found 0"),
         (["outputs/b"], "found 1"),
-        (["outputs/b", "--json"], "found --json"),
+        (["outputs/b", "--json"], "unrecognized arguments: --json; usage: nncompress compare RUN RUN"),
         (["outputs/b", "outputs/a"], "outputs/a holds none of them"),
         (["outputs/b", "outputs/x"], "outputs/x does not exist"),
     ]
@@ -290,21 +291,6 @@ def test_what_is_asked_often_imports_nothing_heavy(runs: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=runs.parent, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_the_commands_are_completed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for typed, expected in (("nncompress l", "ls"), ("nncompress comp", "compare")):
-        monkeypatch.setenv("COMP_LINE", typed)
-        with case(typed=typed):
-            assert main(["-sc", "query=bash"]) == 0
-            assert capsys.readouterr().out.split() == [expected]
-
-
-def test_the_commands_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("ls", "compare"):
-        with case(command=command):
-            assert main([command, "--help"]) == 0
-            assert capsys.readouterr().out.startswith(f"usage: nncompress {command} ")
 
 
 def test_an_outline_reads_what_it_is_asked_for(runs: Path) -> None:

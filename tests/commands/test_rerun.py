@@ -7,10 +7,10 @@ import yaml
 from cases import case
 from golden import DIGITS, WORDS, Golden
 from omegaconf import DictConfig, OmegaConf
-from runs import configuration, rows, run, status, summary
+from runs import configuration, rows, run, save_config, status, summary
 
 from nncompress.cli.main import main
-from nncompress.cli.rerun import _configuration
+from nncompress.sweeps.saved import changed_run
 
 NNBCD = ["solver=nnbcd", "model=tt_mlp", "model.widths=[16]", "solver.num_steps=2", "dataset.train_size=200"]
 LC = [
@@ -35,7 +35,7 @@ def saved(*words: str, **changes: object) -> Path:
     for key, value in changes.items():
         OmegaConf.update(cfg, key, value)
     Path("saved").mkdir(exist_ok=True)
-    OmegaConf.save(cfg, "saved/config.yaml", resolve=True)
+    save_config(cfg, Path("saved"))
     return Path("saved")
 
 
@@ -60,7 +60,7 @@ def test_the_same_configuration_gives_the_same_summary(golden: Golden, capsys: p
 def test_changes_are_those_of_a_command_that_had_them(golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (NNBCD, LC, FRANK_WOLFE):
         with case(words=words):
-            assert resolved(_configuration(saved(*words), CHANGES)) == resolved(configuration(*words, *CHANGES))
+            assert resolved(changed_run(saved(*words), CHANGES)) == resolved(configuration(*words, *CHANGES))
     kept = golden.kept("nnbcd")
     assert main(["rerun", str(kept), "hydra.run.dir=b", *CHANGES]) == 0
     references = f"reference_dir={kept.parent / 'references'}"
@@ -73,7 +73,7 @@ def test_changes_are_those_of_a_command_that_had_them(golden: Golden, capsys: py
 
 
 def test_a_linked_key_follows_also_when_it_is_not_named() -> None:
-    new = _configuration(saved(*FRANK_WOLFE), ["constraint.size.w=20"])
+    new = changed_run(saved(*FRANK_WOLFE), ["constraint.size.w=20"])
     assert new.constraint == new.solver.constraint
     assert new.constraint.rest.size.w == 20
 
@@ -91,19 +91,19 @@ def test_options_of_groups_can_be_changed() -> None:
         kept = [word for word in words if word.partition("=")[0].partition(".")[0] not in groups]
         kept = kept if "solver" not in groups else [word for word in kept if not word.startswith("constraint")]
         with case(words=words, options=options):
-            assert resolved(_configuration(saved(*words), options)) == resolved(configuration(*kept, *options))
+            assert resolved(changed_run(saved(*words), options)) == resolved(configuration(*kept, *options))
 
 
 def test_a_class_of_ones_own_takes_the_place_of_the_old_one() -> None:
     changes = ["model._target_=nncompress.models.MLP", "model.widths=[12]", "model.bias=false"]
-    new = _configuration(saved(*NNBCD), changes)
+    new = changed_run(saved(*NNBCD), changes)
     assert new.model == {"_target_": "nncompress.models.MLP", "widths": [12], "bias": False}
     assert new.choices.model == "MLP"
 
 
 def test_a_job_of_a_sweep_is_rerun_alone() -> None:
     sweep = {"sweep.on_error": "stop", "search.trial": 3, "search.store": "study.db"}
-    new = _configuration(saved(*NNBCD, "seed=1", **sweep), [])
+    new = changed_run(saved(*NNBCD, "seed=1", **sweep), [])
     assert resolved(new) == resolved(configuration(*NNBCD, "seed=1"))
     assert (new.sweep.on_error, new.search.trial, new.search.store) == ("continue", None, None)
 
@@ -131,7 +131,7 @@ WRONG = {
     "experiment=nnbcd/har4": "rerun runs the configuration of one run, found experiment=nnbcd/har4",
     "resume=a": "found resume=a",
     "more": "found saved and more",
-    "-m": "found saved and -m",
+    "-m": "unrecognized arguments: -m; usage: nncompress rerun RUN",
 }
 
 
@@ -153,9 +153,12 @@ def test_a_folder_without_a_configuration_is_told(capsys: pytest.CaptureFixture[
     assert main(["rerun", "a"]) == 1
     Path("a/config.yaml").write_text("[1, 2")
     assert main(["rerun", "a"]) == 1
+    Path("a/settings.json").write_text("{}")
+    assert main(["rerun", "a"]) == 1
     first, *others = capsys.readouterr().err.splitlines()
     assert "rerun needs one folder of a run" in first
-    assert ["does not exist" in line for line in others] == [True, True, False]
+    assert ["does not exist" in line for line in others] == [True, True, False, False]
+    assert "a was written by an older version of nncompress (it has no settings.json); train it again" in others[-2]
     assert "config.yaml cannot be read" in others[-1]
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from cases import case
-from omegaconf import OmegaConf
-from runs import configuration, finish, rows, status, summary
+from runs import configuration, finish, rows, save_config, status, summary
 
 from nncompress.cli.main import main
 
@@ -73,7 +72,7 @@ def test_resume_goes_on_in_the_folder_with_its_own_configuration(tmp_path: Path)
 def test_what_cannot_be_resumed_is_told_in_a_sentence(tmp_path: Path, capsys: Capture) -> None:
     stopped = tmp_path / "a run, stopped"
     stopped.mkdir()
-    OmegaConf.save(configuration("seed=7", "model=tt_mlp"), stopped / "config.yaml")
+    save_config(configuration("seed=7", "model=tt_mlp"), stopped)
 
     def told(code: int, *words: str) -> str:
         assert main(["train", f"resume={stopped}", *words]) == code
@@ -88,9 +87,11 @@ def test_what_cannot_be_resumed_is_told_in_a_sentence(tmp_path: Path, capsys: Ca
     # a wrong change of what may be changed
     assert "'often'" in told(2, "eval_every=often")
     assert "solver.num_steps: must be at least 0, found -2" in told(2, "solver.num_steps=-2")
-    # a configuration that is damaged or missing, or no folder
+    # a configuration that is damaged, of an older version or missing, or no folder
     (stopped / "config.yaml").write_text("seed: [")
     assert "config.yaml cannot be read" in told(1)
+    (stopped / "settings.json").unlink()
+    assert "was written by an older version of nncompress (it has no settings.json); train it again" in told(1)
     (stopped / "config.yaml").unlink()
     assert f"{stopped / 'config.yaml'} does not exist" in told(1)
     shutil.rmtree(stopped)

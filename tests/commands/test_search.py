@@ -5,24 +5,24 @@ Most trials here are no runs: their accuracy is a function of their learning rat
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 from cases import case
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
-from runs import resume, rows, run, status
+from omegaconf import DictConfig
+from runs import resume, rows, run, save_config, status
 
 from nncompress.cli.main import main
 from nncompress.errors import ConfigError, Pruned
-from nncompress.experiment import run as experiment
-from nncompress.experiment.trial import NAME, STORE, storage, watch
 from nncompress.files import write_json
 from nncompress.report import write
 from nncompress.results.records import SEARCH
 from nncompress.results.run_folder import status_of
 from nncompress.sweeps import jobs
 from nncompress.sweeps.search import distribution
+from nncompress.sweeps.trial import NAME, STORE, storage, watch_of
 
 optuna = pytest.importorskip("optuna")
 
@@ -53,16 +53,18 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     def run(cfg: DictConfig, folder: Path) -> None:
         rates.append(cfg.solver.lr)
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        save_config(cfg, folder)
         with status_of(folder, False):
             if cfg.solver.lr < 1e-6:
                 raise Pruned("the trials before this one were better")
             accuracy = 1 / (1 + abs(math.log10(cfg.solver.lr) + 1))
-            watch(cfg)({"step": 0, "accuracy/validation": accuracy})
+            look = watch_of(cfg.search)
+            if look is not None:
+                look({"step": 0, "accuracy/validation": accuracy})
             figures = {f"accuracy/{part}": accuracy for part in ("train", "test", "validation")}
             write_json(folder / "summary.json", figures)
 
-    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(jobs, "prepare", lambda cfg, folder: partial(run, cfg, folder))
     return rates
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,20 +13,17 @@ from cases import case
 from composing import composing
 from golden import Golden
 from hydra import compose
-from omegaconf import DictConfig, OmegaConf
-from runs import status
+from omegaconf import DictConfig
+from runs import save_config, status
 
-from nncompress import files
 from nncompress.cli.main import main
 from nncompress.errors import ConfigError, Diverged
-from nncompress.experiment import run as experiment
-from nncompress.experiment import run as experiment_run
-from nncompress.files import GLANCE, taken
+from nncompress.files import GLANCE, hold, is_held
 from nncompress.report import write
 from nncompress.results.run_folder import stamp, status_of
-from nncompress.results.sweep_folder import STOPPED, held, key_of, read_manifest
+from nncompress.results.sweep_folder import STOPPED, claim_sweep, read_manifest
 from nncompress.sweeps import jobs
-from nncompress.sweeps.sweeper import combinations
+from nncompress.sweeps.combinations import combinations, key_of
 
 QUICK = ["solver=sgd", "model=mlp", "model.widths=[8]", "solver.num_steps=1"]
 SMALL = ["dataset.train_size=60", "dataset.test_size=20"]
@@ -55,14 +53,14 @@ def failing(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> dict[int, list[E
     done = golden.kept("sgd")
 
     def run(cfg: DictConfig, folder: Path) -> None:
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        save_config(cfg, folder)
         with status_of(folder, cfg.resume is not None):
             if errors.get(cfg.seed):
                 raise errors[cfg.seed].pop(0)
-            kept = shutil.ignore_patterns("config.yaml", "status.json")
+            kept = shutil.ignore_patterns("config.yaml", "settings.json", "status.json")
             shutil.copytree(done, folder, dirs_exist_ok=True, ignore=kept)
 
-    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(jobs, "prepare", lambda cfg, folder: partial(run, cfg, folder))
     return errors
 
 
@@ -118,13 +116,14 @@ def test_keys_that_cannot_be_zipped_are_refused() -> None:
             combinations({"a": ["1", "2"], "b": ["3", "4"], "c": ["5", "6", "7"]}, zipped)
 
 
-def test_a_key_follows_the_settings_and_no_place() -> None:
+def test_a_key_follows_what_changes_results_and_neither_a_place_nor_how_a_job_is_run() -> None:
     def key(*words: str) -> str:
         return key_of(compose("config", list(words)))
 
     with composing():
         plain = key("model=mlp", "seed=1")
-        assert plain == key("seed=1", "model=mlp", "data_dir=elsewhere", "sweep.retries=3", "checkpoint_every=2")
+        other = ["checkpoint_every=2", "eval_every=5", "device=cpu", "tracking=tensorboard", "reference_dir=elsewhere"]
+        assert plain == key("seed=1", "model=mlp", "data_dir=elsewhere", "sweep.retries=3", *other)
         assert plain != key("model=mlp", "seed=2")
         assert plain != key("model=mlp", "seed=1", "model.widths=[8]")
         assert key("dataset=mnist", "data_dir=a") == key("dataset=mnist", "data_dir=b")
@@ -156,18 +155,18 @@ def test_a_folder_for_each_job_is_required(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.usefixtures("tables")
 def test_a_sweep_of_real_runs_that_was_interrupted_is_resumed_and_can_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = experiment_run.run
+    prepare = jobs.prepare
 
     def stopped(cfg: DictConfig, folder: Path) -> object:
         if cfg.seed == 1:
             raise SystemExit(143)
-        return run(cfg, folder)
+        return prepare(cfg, folder)
 
-    monkeypatch.setattr(experiment, "run", stopped)
+    monkeypatch.setattr(jobs, "prepare", stopped)
     assert sweep(*QUICK, *SMALL, "seed=0,1") == 143
-    assert standings() == {"0": "done"}
+    assert standings() == {"0": "done", "1": "interrupted"}
     assert [job.folder for job in read_manifest(Path("sweep")).jobs] == ["0", "1"]
-    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(jobs, "prepare", prepare)
     before = Path("sweep/0/records.jsonl").stat().st_mtime_ns
     assert again("seed=5,1,0") == 0  # its other words are on record
     assert standings() == {"0": "done", "1": "done", "2": "done"}
@@ -186,7 +185,7 @@ def test_a_finished_sweep_is_not_mixed_with_another_nor_resumed_by_two_nor_by_a_
     assert sweep(*QUICK, "seed=0") == 0
     assert sweep(*QUICK, "seed=1") == 2
     assert "sweep.resume=" in capsys.readouterr().err
-    with held(Path("sweep").absolute(), resumed=True):
+    with claim_sweep(Path("sweep").absolute(), resumed=True):
         assert sweep("sweep.resume=sweep", "seed=0,1") == 2
     assert "another process running one" in capsys.readouterr().err
     assert standings() == {"0": "done"}
@@ -325,7 +324,7 @@ def test_a_glance_does_not_refuse_who_comes_next(tmp_path: Path) -> None:
     asker = threading.Timer(GLANCE / 2, let_go)
     fcntl.flock(place, fcntl.LOCK_SH)
     asker.start()
-    with files.held(path):
-        assert taken(path)
-    assert not taken(path)
+    with hold(path):
+        assert is_held(path)
+    assert not is_held(path)
     asker.join()

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from artefact_cases import about
 from cases import case
 from problems import ARCHITECTURE, OPTIONS, problem_of
 
 from nncompress import metrics
-from nncompress.artefact.model import load, save_compact
+from nncompress.artefact.model import load
+from nncompress.artefact.save import save
 from nncompress.errors import Unsupported
 from nncompress.experiment import checkpoint
 from nncompress.problem import weights_of, with_weights
@@ -94,7 +96,7 @@ def test_the_stored_network_computes_what_the_deployed_one_does(options, tmp_pat
             folder.mkdir()
             *_, last = SGD(num_steps=1).run(problem, 1)
             observation = last.observation
-            save_compact(folder, problem, observation, ARCHITECTURE)
+            save(folder, observation.model, problem.plan, observation.theta, about(problem.data, ARCHITECTURE))
             deployed = with_weights(observation.model, problem.plan.decompress(observation.theta)).float()
             x = problem.data.test.x.float()
             torch.testing.assert_close(load(folder)(x), deployed(x), rtol=1e-4, atol=1e-4)

@@ -23,7 +23,6 @@ from nncompress.constraints.spectral import SpectralKSupport
 from nncompress.errors import CheckpointError, Unsupported
 from nncompress.experiment import checkpoint
 from nncompress.metrics import evaluate
-from nncompress.problem import with_weights
 from nncompress.solvers.base import Solver
 from nncompress.solvers.frank_wolfe.frank_wolfe import FrankWolfe, LossFeedback
 from nncompress.solvers.frank_wolfe.sfw import FastGradientRescaling
@@ -183,9 +182,9 @@ def test_the_deployed_network_learns_digits(name):
     start = reference(bias, norms) if solver.from_reference else network(data, bias, norms=norms, widths=(48, 48))
     p = problem(data, start, recipe, **settings)
     *_, last = solver.run(p, steps, every=100)
-    model, theta, _ = last.observation
-    slimmed = solver.slimmed(p, last.state)
-    deployed = with_weights(model, p.plan.decompress(theta)) if slimmed is None else slimmed.network
+    model, theta, _, deployed, *_ = last.observation
+    weights = dict(deployed.named_parameters())
+    assert all(torch.equal(weights[name], tensor) for name, tensor in p.plan.decompress(theta).items())
     assert evaluate(deployed, data.train, p.loss).accuracy > 0.5
     assert evaluate(model, data.train, p.loss).accuracy > 0.85
 

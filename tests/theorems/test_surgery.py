@@ -291,7 +291,7 @@ def test_with_round_to_every_selection_is_a_multiple_and_the_smaller_network_com
 
     def left(multiple: int) -> tuple[Network, list[int]]:
         p = Problem(network, data, none({}), round_to=multiple)
-        found = method.slimmed(p, method.init(p)._replace(xi=xi)).network
+        found = method.masked_network(p, method.init(p)._replace(xi=xi))
         return found, [int(mask.sum()) for mask in kept_in(found).values()]
 
     (found, counts), (_, own) = left(MULTIPLE), left(1)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,11 @@ from problems import ROOT
 
 import nncompress.cli.eval
 import nncompress.cli.export
-import nncompress.cli.ls
 import nncompress.cli.reproduce
-import nncompress.experiment.evaluation
 from nncompress.cli.main import COMMANDS
 from nncompress.config.build import validate
-from nncompress.sweeps.saved import ALLOWED
+from nncompress.config.evaluation import read_settings
+from nncompress.config.schema import LATER
 
 RUNS = {name: words for name, words in CALLS.items() if words[0] in ("train", "search")}
 OTHERS = {name: words for name, words in CALLS.items() if name not in RUNS}
@@ -58,7 +58,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def check(words: Sequence[str]) -> int:
     """Compose and bind the jobs of the words of a run: how many; none for a run that is resumed."""
     if any(word.startswith("resume=") for word in words):
-        assert {key_of(word) for word in words[1:]} <= {"resume", *ALLOWED}
+        assert {key_of(word) for word in words[1:]} <= {"resume", *LATER}
         return 0
     left = [word for word in words[1:] if not word.startswith("sweep.resume=")]
     made = jobs(left)
@@ -93,18 +93,16 @@ def test_every_documented_run_composes_and_binds(here: Path) -> None:
 
 def check_eval(words: Sequence[str]) -> None:
     digits = {"_target_": "nncompress.data.digits.digits", "train_size": None, "test_size": None}
-    path, rest = nncompress.cli.eval._read(words)
+    parser = nncompress.cli.eval.parser()
+    path, overrides = parser.run_and_overrides(parser.parse(words).words)
     assert path.parts[0] == "outputs"
-    nncompress.experiment.evaluation.composed(rest, digits)
+    read_settings(overrides, digits)
 
 
 def check_export(words: Sequence[str]) -> None:
-    parsed = nncompress.cli.export._parser().parse_args([word for word in words if not word.startswith("allow=")])
-    nncompress.cli.export._check(parsed)
-
-
-def check_ls(words: Sequence[str]) -> None:
-    nncompress.cli.ls._parser().parse_intermixed_args(words)
+    parser = nncompress.cli.export.parser()
+    parsed = parser.parse(words)
+    nncompress.cli.export._check(parsed, parser.run_and_overrides(parsed.words)[1])
 
 
 def check_rerun(words: Sequence[str]) -> None:
@@ -118,22 +116,27 @@ def check_folders(words: Sequence[str]) -> None:
 
 
 def check_reproduce(words: Sequence[str]) -> None:
-    asked = nncompress.cli.reproduce._read(words)
-    assert asked.papers
+    parsed = nncompress.cli.reproduce.parser().parse(words)
+    nncompress.cli.reproduce._check(
+        [word for word in parsed.words if "=" not in word], [word for word in parsed.words if "=" in word]
+    )
 
 
 CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
-    "eval": check_eval, "export": check_export, "ls": check_ls, "rerun": check_rerun, "compare": check_folders,
+    "eval": check_eval, "export": check_export, "rerun": check_rerun, "compare": check_folders,
     "report": check_folders, "reproduce": check_reproduce,
 }  # fmt: skip
+"""What is checked of the words of a command beyond its own parser."""
 
 
 def test_the_options_of_every_documented_command_are_known(here: Path) -> None:
     for name, words in OTHERS.items():
         with case(command=name):
-            assert words[0] in COMMANDS
+            command = COMMANDS[words[0]]
             if words[1:] != ["--help"]:
-                CHECKS[words[0]](words[1:])
+                getattr(import_module(f"nncompress.cli.{command.module}"), command.parser)().parse(words[1:])
+                if words[0] in CHECKS:
+                    CHECKS[words[0]](words[1:])
 
 
 def test_what_a_documented_line_of_the_shell_names_is_there() -> None:
@@ -174,10 +177,6 @@ def test_every_command_of_a_script_composes_and_binds(here: Path) -> None:
     stand_in.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done >> calls\necho >> calls\n')
     stand_in.chmod(0o755)
     environment = os.environ | {"PATH": f"{here / 'bin'}:{os.environ['PATH']}"}
-    finished = here / "outputs/FOLDER/lc/cpu"
-    finished.mkdir(parents=True)
-    for name in ("reproduce.json", "results.md"):
-        (finished / name).touch()
     for script in sorted((ROOT / "scripts").glob("*.sh")):
         with case(script=script.name):
             Path("calls").write_text("")

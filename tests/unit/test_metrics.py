@@ -1,5 +1,7 @@
 """Sizes of whole networks, by hand."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from problems import gaussian, mlp, problem
@@ -49,3 +51,39 @@ def test_loss_accuracy_and_gap_by_hand() -> None:
     assert found == Evaluation(pytest.approx(expected, rel=1e-12), pytest.approx(2 / 3))
     w = Params({"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])})
     assert gap(w, Params({"a": torch.tensor([0.0, 0.0]), "b": torch.tensor([4.0])})) == pytest.approx(3 / 5)
+
+
+class Parts(NamedTuple):
+    """A Θ with tensors of every kind."""
+
+    values: torch.Tensor
+    codes: torch.Tensor
+    constant: torch.Tensor
+    pair: tuple[torch.Tensor, torch.Tensor]
+
+
+def test_weight_histograms_count_the_real_numbers_of_each_tensor_of_theta_and_of_all_else_but_zeros() -> None:
+    p = problem(DATA, network(), low_rank, rank=2)
+    values = torch.tensor([[0.0, -1.0, 3.0], [0.0, 3.0, 1.0]], dtype=torch.bfloat16)
+    theta = Parts(values, torch.arange(5), torch.ones(3), (torch.tensor(2.0), torch.tensor([1.0, 2.0])))
+    weights = metrics.weight_histograms(p.plan, (theta,), p.model)
+    name = p.plan.tasks[0].params[0]
+    assert weights["tensors"] == 3
+    assert [each["name"] for each in weights["largest"]] == [f"{name} values", f"{name} pair.1", metrics.REST]
+    first, _, rest = weights["largest"]
+    assert (first["shape"], first["zeros"], first["low"], first["high"]) == ([2, 3], pytest.approx(1 / 3), -1.0, 3.0)
+    assert [(at, n) for at, n in enumerate(first["counts"]) if n] == [(0, 1), (20, 1), (39, 2)]
+    assert (rest["shape"], sum(rest["counts"])) == ([16 + 48 + 3], 67)
+
+
+def test_weight_histograms_are_of_the_largest_tensors_and_count_tied_weights_once() -> None:
+    p = problem(DATA, network(), none)
+    assert metrics.weight_histograms(p.plan, (), p.model)["largest"][0]["shape"] == [259]
+    tied = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    assert metrics.weight_histograms(p.plan, (), tied)["largest"][0]["shape"] == [9 + 3 + 3]
+    plan = problem(DATA, network(), low_rank, rank=2).plan
+    parts = [torch.linspace(0, 1, n) for n in range(2, 10)]
+    weights = metrics.weight_histograms(plan, ((parts,),), torch.nn.Identity())
+    assert weights["tensors"] == 8
+    assert [each["shape"] for each in weights["largest"]] == [[n] for n in range(4, 10)]

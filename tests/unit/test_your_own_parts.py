@@ -133,7 +133,7 @@ def test_the_solver_takes_any_compression_and_stays_in_its_set() -> None:
             before = {name: tensor.clone() for name, tensor in p.model.state_dict().items()}
             solver = ProjectedSGD(num_steps=5, lr=0.02, batch_size=50, every=3)  # of four the last is projected too
             found = [iterate.observation for iterate in solver.run(p, 5) if iterate.observation]
-            for model, theta, terms in found:
+            for model, theta, terms, *_ in found:
                 assert metrics.gap(p.plan.select(weights_of(model)), p.plan.decompress(theta)) == 0
                 loss = metrics.evaluate(model, p.data.train, p.loss).loss
                 assert terms["objective"] == pytest.approx(loss + p.plan.penalty(theta))

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nncompress.compressions.base import Factorised
 from nncompress.compressions.plan import Plan, Task, choose
@@ -51,6 +51,13 @@ class Circulant(Factorised[Diagonals]):
     def decompress(self, theta: Diagonals) -> Tensor:
         return theta.values[labels(theta.shape, self.block, theta.values.device)[0]]
 
+    def layer(self, theta: Diagonals, layer: nn.Module) -> nn.Module | None:
+        """Linear layers of whole blocks multiply by Fourier transforms; all others by the rebuilt weight."""
+        if not isinstance(layer, nn.Linear) or any(n % self.block for n in theta.shape):
+            return None
+        rows, columns = (n // self.block for n in theta.shape)
+        return CirculantLinear(theta.values.reshape(rows, columns, self.block), layer.bias)
+
     def sensitivity(self, theta: Diagonals) -> Diagonals:
         """A value moves as many weights as its diagonal has."""
         counts = labels(theta.shape, self.block, theta.values.device)[1]
@@ -64,6 +71,24 @@ class Circulant(Factorised[Diagonals]):
         most = max(shape[:2])
         words = f"block {self.block} is above the {most} of its shape {list(shape)}: its values are not shared"
         return words if self.block > most else None
+
+
+class CirculantLinear(nn.Module):
+    """A Linear layer of circulant blocks: x (..., inputs) to (..., outputs), each block a product of spectra.
+
+    values (row blocks, column blocks, block): the first row of each block. What does not depend on x is computed once.
+    """
+
+    def __init__(self, values: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.columns, self.block = values.shape[1:]
+        self.spectrum = torch.fft.rfft(values).conj()
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectra = torch.fft.rfft(x.unflatten(-1, (self.columns, self.block)))
+        y = torch.fft.irfft(torch.einsum("...jf,ijf->...if", spectra, self.spectrum), n=self.block).flatten(-2)
+        return y if self.bias is None else y + self.bias
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
 from nncompress.problem import Problem, weights_of
-from nncompress.solvers.base import Observation, Solver
+from nncompress.solvers.base import Observation, Solver, observation_of
 from nncompress.solvers.lc.direct_learning import put
 from nncompress.solvers.training.descent import (
     Cosine,
@@ -99,9 +99,8 @@ class ProjectedSGD(Solver[ProjectedState]):
     def observe(self, problem: Problem, state: ProjectedState) -> Observation:
         model = copy.deepcopy(state.model).eval()
         terms = epoch_terms(problem, model, state)
-        return Observation(
-            model, state.theta, terms | {"objective": terms["objective"] + problem.plan.penalty(state.theta)}
-        )
+        terms["objective"] += problem.plan.penalty(state.theta)
+        return observation_of(problem, model, state.theta, terms)
 
     def _project(self, problem: Problem, model: nn.Module, mu: float, start: tuple[Any, ...] | None) -> tuple[Any, ...]:
         """Θ = Π(w), put into the network as Δ(Θ)."""

@@ -8,20 +8,19 @@ CP-decomposition", ICLR 2015.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised, ThetaSize
-from nncompress.compressions.decomposition.modes import Modes, given_modes, kernel_modes, row_modes
+from nncompress.compressions.base import Factorised, ThetaSize, check_count
+from nncompress.compressions.decomposition.modes import Modes, kernel_modes, rank_clipped, row_modes, tensor_plan
 from nncompress.compressions.decomposition.tucker import leading_vectors
-from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.plan import Layers, Plan, Weights
 from nncompress.compressions.products import Convolutions, Product, Step, two_factors
-from nncompress.compressions.target import rounded
-from nncompress.compressions.views import AsTensor
+from nncompress.compressions.target import round_up
 
 
 class CPFactors(NamedTuple):
@@ -34,34 +33,37 @@ class CPFactors(NamedTuple):
 class CP(Factorised[CPFactors]):
     """Sums of at most `rank` tensors that are products of one vector for each mode.
 
-    Π is alternating least squares from `start` or the higher-order SVD, at most `sweeps` sweeps (a tenth of them from
-    a start), until one takes less than `tolerance` of the squared error away: a local minimum at best, never worse
-    than `start`. Raises ValueError for a rank or sweeps below 1.
+    Π is alternating least squares from `start` or the higher-order SVD: a local minimum at best, never worse than
+    `start`.
+
+    - rank: the most terms, at least 1.
+    - sweeps: the most sweeps over the modes (a tenth of them from a `start`), at least 1; 100 is ours.
+    - tolerance: a sweep that takes less than this part of the squared error away is the last; 1e-5 is ours.
+
+    Raises ValueError for other values.
     """
 
     exact: ClassVar[bool] = False
-
     rank: int
     sweeps: int = 100
     tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, found {self.rank}")
+        check_count("rank", self.rank)
         if self.sweeps < 1 or not self.tolerance >= 0:
             raise ValueError(f"sweeps must be positive, tolerance at least 0, found {self.sweeps} and {self.tolerance}")
 
     def project(self, w: Tensor, mu: float, start: CPFactors | None) -> CPFactors:
         if start is None:
-            terms = _terms(first_factors(w, min(self.rank, largest_rank(w.shape))))
+            factors, sweeps = first_factors(w, min(self.rank, largest_rank(w.shape))), self.sweeps
         else:
-            terms = _terms(start.factors)
-        terms = self._iterate(w, terms, self.sweeps if start is None else -(-self.sweeps // 10))
+            factors, sweeps = start.factors, -(-self.sweeps // 10)
+        terms = self._iterate(w, _terms(factors), sweeps)
         share = terms.weights ** (1 / w.dim())
         return CPFactors(tuple(factor * share for factor in terms.factors))
 
     def _iterate(self, x: Tensor, terms: Terms, sweeps: int) -> Terms:
-        """Sweeps over the modes; half of them is contracted with x at once, for all modes of the other half."""
+        """Sweep over the modes; half of them is contracted with x at once, for all modes of the other half."""
         rows, columns = _halves(x.shape)
         flat = x.reshape(math.prod(x.shape[: len(rows)]), -1)
         norm_sq = flat.square().sum(dtype=torch.float64)
@@ -85,7 +87,7 @@ class CP(Factorised[CPFactors]):
         return ThetaSize("rank", (rank,), rank * sum(shape))
 
     def product(self, theta: CPFactors, shape: Sequence[int]) -> Product | None:
-        """With the factors of the rows and of the columns multiplied out, once, two of rank columns are left."""
+        """Multiply out the factors of the rows and of the columns, once: two of rank columns are left."""
         modes = tuple(len(factor) for factor in theta.factors)
         if len(shape) == 4 and modes == tuple(shape):
             return _convolutions(theta.factors)
@@ -96,13 +98,11 @@ class CP(Factorised[CPFactors]):
         return two_factors(rows, columns.T, shape)
 
     def clipped(self, shape: Sequence[int]) -> str | None:
-        largest = largest_rank(shape)
-        above = self.rank > largest
-        return f"rank {self.rank} is above the largest of modes {list(shape)}, {largest} is used" if above else None
+        return rank_clipped(self.rank, largest_rank(shape), shape)
 
 
 def largest_rank(shape: Sequence[int]) -> int:
-    """No tensor of this shape has a larger rank: its longest fibres as one term each."""
+    """Return a rank that no tensor of this shape exceeds: its longest fibres are one term each."""
     return math.prod(shape) // max(shape)
 
 
@@ -122,35 +122,35 @@ def _terms(factors: Sequence[Tensor]) -> Terms:
     return Terms(units, tuple(unit.T @ unit for unit in units), weights, weights.new_zeros(()))
 
 
-def first_factors(x: Tensor, rank: int) -> list[Tensor]:
-    """The leading singular vectors of the unfoldings; columns beyond their number are random, from a fixed seed."""
+def first_factors(x: Tensor, rank: int) -> tuple[Tensor, ...]:
+    """Return the unfoldings' leading singular vectors; columns beyond their number are random, from a fixed seed."""
     random = torch.Generator().manual_seed(0)
     factors = []
     for k, n in enumerate(x.shape):
         vectors = leading_vectors(x, k, min(rank, n)).flip(1)
         more = torch.randn(n, rank - vectors.shape[1], generator=random).to(x)
         factors.append(torch.cat([vectors, more], dim=1))
-    return factors
+    return tuple(factors)
 
 
 def _halves(shape: Sequence[int]) -> tuple[range, range]:
-    """The modes in two runs with the smallest sum of sizes."""
+    """Return the modes in two runs with the smallest sum of sizes."""
     middle = min(range(1, len(shape) + 1), key=lambda k: math.prod(shape[:k]) + math.prod(shape[k:]))
     return range(middle), range(middle, len(shape))
 
 
 def _sweep(t: Tensor, terms: Terms, modes: range) -> Terms:
-    """The terms with the factors of `modes` updated in turn; t (n_a ... n_b, rank) is x contracted with all others."""
+    """Update the factors of `modes` in turn; t (n_a ... n_b, rank) is x contracted with all others."""
     if len(modes) < 2:
-        return _updated(t, terms, modes[0]) if modes else terms
+        return _update_factor(t, terms, modes[0]) if modes else terms
     first, second = modes[: len(modes) // 2], modes[len(modes) // 2 :]
     t = t.reshape(math.prod(len(terms.factors[k]) for k in first), -1, t.shape[1])
     terms = _sweep((t * khatri_rao(terms.factors, second)).sum(1), terms, first)
     return _sweep((t * khatri_rao(terms.factors, first)[:, None]).sum(0), terms, second)
 
 
-def _updated(mttkrp: Tensor, terms: Terms, k: int) -> Terms:
-    """The terms with A_k the minimiser of ‖x - terms‖² + lam ‖A_k - old A_k‖², lam of the order of rounding errors.
+def _update_factor(mttkrp: Tensor, terms: Terms, k: int) -> Terms:
+    """Replace A_k by the minimiser of ‖x - terms‖² + lam ‖A_k - old A_k‖², lam of the order of rounding errors.
 
     With G the entrywise product of the other Gram matrices, A_k (G + lam I) = mttkrp + lam old A_k. The proximal term
     keeps the step defined and the error falling where terms have become parallel (G singular).
@@ -172,13 +172,13 @@ def _updated(mttkrp: Tensor, terms: Terms, k: int) -> Terms:
 
 
 def _norm_sq(terms: Terms) -> Tensor:
-    """‖sum of terms‖²."""
+    """Return ‖sum of terms‖²."""
     g = math.prod(terms.grams[1:], start=terms.grams[0])
     return (terms.weights * (g @ terms.weights)).sum(dtype=torch.float64)
 
 
 def khatri_rao(factors: Sequence[Tensor], modes: Sequence[int]) -> Tensor:
-    """(product of n_k, rank): the columns' outer products over `modes`, row-major; ones (1, rank) for no modes."""
+    """Return the columns' outer products over `modes`, (product of n_k, rank), row-major; ones for no modes."""
     product = factors[0].new_ones(1, factors[0].shape[1])
     for k in modes:
         product = (product[:, None] * factors[k]).reshape(-1, product.shape[1])
@@ -186,7 +186,7 @@ def khatri_rao(factors: Sequence[Tensor], modes: Sequence[int]) -> Tensor:
 
 
 def _convolutions(factors: Sequence[Tensor]) -> Product:
-    """1 x 1 to a channel for each term, height x 1, 1 x width, 1 x 1 to the outputs (Lebedev et al.)."""
+    """Chain 1 x 1 to a channel for each term, height x 1, 1 x width, 1 x 1 to the outputs (Lebedev et al.)."""
     outputs, inputs, height, width = factors
     rank = outputs.shape[1]
     steps = (
@@ -198,24 +198,15 @@ def _convolutions(factors: Sequence[Tensor]) -> Product:
     return Convolutions(steps)
 
 
-def cp(
-    weights: Mapping[str, Tensor],
-    *,
-    rank: int = 64,
-    modes: Modes = None,
-    layers: str | Sequence[str] = "hidden",
-    round_to: int = 1,
-) -> Plan:
-    """One sum of `rank` terms for each chosen weight.
+def cp(weights: Weights, *, rank: int = 64, modes: Modes = None, layers: Layers = "hidden", round_to: int = 1) -> Plan:
+    """Return one sum of `rank` terms for each chosen weight.
 
     `modes`: None for a convolution's own dimensions and about 16 a mode of a matrix, one list for all chosen weights,
     or a mapping from a name pattern to a list. `layers`: "hidden" (all weights but the output layer's), "all", or name
     patterns. `round_to`: ranks are rounded up to multiples of it, at most to the largest rank.
     """
-    names = choose(weights, layers)
-    given = given_modes(names, modes)
-    tasks = []
-    for name in names:
-        sizes = given.get(name, kernel_modes(weights[name].shape))
-        tasks.append(Task((name,), AsTensor(sizes), CP(rounded(rank, round_to, largest_rank(sizes)))))
-    return Plan.of(tasks, weights)
+
+    def terms(sizes: tuple[int, ...], shape: Sequence[int]) -> CP:
+        return CP(round_up(rank, round_to, largest_rank(sizes)))
+
+    return tensor_plan(weights, layers, modes, kernel_modes, terms)

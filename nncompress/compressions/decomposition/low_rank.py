@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised, ThetaSize
+from nncompress.compressions.base import Factorised, ThetaSize, check_count
 from nncompress.compressions.decomposition.svd import SVD, exact_svd, is_large, singular_values, truncated_svd
-from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.plan import Layers, Plan, Task, Weights, choose
 from nncompress.compressions.products import Convolutions, Product, Step, two_factors
-from nncompress.compressions.target import rounded
+from nncompress.compressions.target import round_up
 from nncompress.compressions.views import AsMatrix
 from nncompress.errors import ConfigError
 
@@ -45,7 +45,7 @@ class Factorisation(Factorised[Factors], ABC):
 
     @final
     def product(self, theta: Factors, shape: Sequence[int]) -> Product | None:
-        """Two linear layers or convolutions; under scheme 2 the first runs over all rows of the input.
+        """Return two linear layers or convolutions; under scheme 2 the first runs over all rows of the input.
 
         Scheme 2 is a 1 x width convolution to r channels, with the stride of the columns, then a height x 1
         convolution with that of the rows. For height 1 both schemes are the same matrix, and scheme 1 is cheaper.
@@ -72,17 +72,16 @@ class LowRank(Factorisation):
     """Matrices of rank at most `rank`: Π is the truncated singular value decomposition (Eckart and Young, 1936).
 
     Exact to working accuracy for small matrices, certified to 1e-3 of the least error for large ones
-    (`truncated_svd`). The singular values are split evenly: U diag(s)^1/2 and diag(s)^1/2 V. Raises ValueError for a
-    rank below 1.
+    (`truncated_svd`). The singular values are split evenly: U diag(s)^1/2 and diag(s)^1/2 V.
+
+    - rank: the largest rank, at least 1, else ValueError.
     """
 
     exact: ClassVar[bool] = False
-
     rank: int
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, found {self.rank}")
+        check_count("rank", self.rank)
 
     def project(self, w: Tensor, mu: float, start: Factors | None) -> Factors:
         return split_evenly(truncated_svd(w, min(self.rank, *w.shape), start))
@@ -99,18 +98,19 @@ class LowRank(Factorisation):
 
     def clipped(self, shape: Sequence[int]) -> str | None:
         least = min(shape)
-        words = f"rank {self.rank} is above the {least} of its shape {list(shape)}, {least} is used"
-        return words if self.rank > least else None
+        if self.rank <= least:
+            return None
+        return f"rank {self.rank} is above the {least} of its shape {list(shape)}, {least} is used"
 
 
 def split_evenly(svd: SVD) -> Factors:
-    """U diag(s)^1/2 and diag(s)^1/2 V, in memory of their own."""
+    """Return U diag(s)^1/2 and diag(s)^1/2 V, in memory of their own."""
     root = svd.s.sqrt()
     return Factors((svd.U * root).contiguous(), (root[:, None] * svd.V).contiguous())
 
 
 def energy_rank(a: Tensor, energy: float) -> int:
-    """The smallest rank whose singular values hold the part `energy` of their sum of squares; at least 1.
+    """Return the smallest rank whose singular values hold the part `energy` of their sum of squares; at least 1.
 
     Singular values of the size of rounding errors count as zero. Raises ConfigError for an energy outside (0, 1].
     """
@@ -123,23 +123,23 @@ def energy_rank(a: Tensor, energy: float) -> int:
 
 
 def matrix_view(w: Tensor, scheme: int) -> AsMatrix:
-    """The view of a weight under a scheme: scheme 2 is for convolutions, other weights have scheme 1."""
+    """Return the view of a weight under a scheme: scheme 2 is for convolutions, other weights have scheme 1."""
     return AsMatrix(scheme if w.ndim == 4 else 1)
 
 
 def low_rank(
-    weights: Mapping[str, Tensor],
+    weights: Weights,
     *,
     rank: int | None = 32,
     energy: float | None = None,
     scheme: int = 1,
-    layers: str | Sequence[str] = "hidden",
+    layers: Layers = "hidden",
     round_to: int = 1,
 ) -> Plan:
-    """A rank of at most `rank` for each chosen weight, or the smallest that holds the part `energy` of its squares.
+    """Give each chosen weight a rank of at most `rank`, or the smallest that holds the part `energy` of its squares.
 
     The rank of an energy is that of the given weights and stays fixed. `scheme`: how a convolution is a matrix, 1 or 2
-    (`AsMatrix`). `layers`: "hidden" (all weights but the output layer's), "all", or name patterns. `round_to`: ranks
+    (`AsMatrix`). `round_to`: ranks
     are rounded up to multiples of it, at most to the full rank. Raises ConfigError unless exactly one of rank and
     energy is given.
     """
@@ -148,12 +148,12 @@ def low_rank(
     for name in choose(weights, layers):
         view = matrix_view(weights[name], scheme)
         a = view.join([weights[name].detach()])
-        tasks.append(Task((name,), view, LowRank(rounded(_rank(a, rank, energy), round_to, min(a.shape)))))
+        tasks.append(Task((name,), view, LowRank(round_up(_rank(a, rank, energy), round_to, min(a.shape)))))
     return Plan.of(tasks, weights)
 
 
 def _rank(a: Tensor, rank: int | None, energy: float | None) -> int:
-    """The rank given, or that of the energy given."""
+    """Return the rank given, or that of the energy given."""
     if rank is not None and energy is None:
         return rank
     if energy is not None and rank is None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from nncompress.compressions.plan import matches
+import torch
+
+from nncompress.compressions.base import Compression
+from nncompress.compressions.plan import Layers, Plan, Task, Weights, choose, matches
+from nncompress.compressions.views import AsTensor
 from nncompress.errors import ConfigError
 
 Modes = Sequence[int] | Mapping[str, Sequence[int]] | None
@@ -13,7 +18,7 @@ Modes = Sequence[int] | Mapping[str, Sequence[int]] | None
 
 
 def given_modes(names: Sequence[str], modes: Modes, key: str = "modes") -> dict[str, tuple[int, ...]]:
-    """The modes of those of the named weights for which `modes` gives some.
+    """Return the modes of those of the named weights for which `modes` gives some.
 
     Raises ConfigError, speaking of `compression.<key>`, for a pattern that fits no name, two that fit the same, and
     for anything but whole numbers from 1.
@@ -22,7 +27,7 @@ def given_modes(names: Sequence[str], modes: Modes, key: str = "modes") -> dict[
     unknown = [pattern for pattern in lists if not any(matches(name, pattern) for name in names)]
     if unknown:
         raise ConfigError(f"compression.{key} must name compressed layers ({', '.join(names)}), found {unknown[0]!r}")
-    found: dict[str, tuple[int, ...]] = {}
+    given: dict[str, tuple[int, ...]] = {}
     for name in names:
         fitting = [tuple(value) for pattern, value in lists.items() if matches(name, pattern)]
         if len(fitting) > 1:
@@ -32,12 +37,38 @@ def given_modes(names: Sequence[str], modes: Modes, key: str = "modes") -> dict[
                 f"compression.{key} of {name} must be whole numbers from 1, found {list(fitting[0])}; give such a "
                 f"list, or null for the default"
             )
-        found.update((name, given) for given in fitting)
-    return found
+        given.update((name, sizes) for sizes in fitting)
+    return given
+
+
+def tensor_plan(
+    weights: Weights,
+    layers: Layers,
+    modes: Modes,
+    default: Callable[[torch.Size], tuple[int, ...]],
+    compression: Callable[[tuple[int, ...], torch.Size], Compression[Any]],
+) -> Plan:
+    """Compress each chosen weight as a tensor of the modes given for it, or of those that `default` makes of its shape.
+
+    `compression` makes one of the modes and the weight's shape.
+    """
+    names = choose(weights, layers)
+    given = given_modes(names, modes)
+    tasks = []
+    for name in names:
+        shape = weights[name].shape
+        sizes = given.get(name) or default(shape)
+        tasks.append(Task((name,), AsTensor(sizes), compression(sizes, shape)))
+    return Plan.of(tasks, weights)
+
+
+def rank_clipped(rank: int, largest: int, modes: Sequence[int]) -> str | None:
+    """Say that a rank is above the largest that tensors of these modes have, where it is."""
+    return f"rank {rank} is above the largest of modes {list(modes)}, {largest} is used" if rank > largest else None
 
 
 def balanced_modes(shape: Sequence[int], size: int = 4) -> tuple[int, ...]:
-    """Modes of about `size` for a weight: every dimension is split into factors as equal as its primes allow.
+    """Return modes of about `size` for a weight: every dimension is split into factors as equal as its primes allow.
 
     No mode mixes rows with columns, so one bond of the train separates outputs from inputs.
     """
@@ -45,12 +76,12 @@ def balanced_modes(shape: Sequence[int], size: int = 4) -> tuple[int, ...]:
 
 
 def kernel_modes(shape: Sequence[int]) -> tuple[int, ...]:
-    """A convolution's own dimensions; for a matrix modes of about 16, in which rows and columns have two or three."""
+    """Return a convolution's own dimensions; for a matrix modes of about 16: two or three for rows and columns."""
     return tuple(shape) if len(shape) > 2 else balanced_modes(shape, 16)
 
 
 def balanced_factors(n: int, count: int) -> list[int]:
-    """At most `count` factors of n, as equal as its primes allow, ascending and above 1; [1] for n = 1."""
+    """Return at most `count` factors of n, as equal as its primes allow, ascending and above 1; [1] for n = 1."""
     factors = [1] * count
     for prime in sorted(_primes(n), reverse=True):
         factors[factors.index(min(factors))] *= prime
@@ -68,5 +99,5 @@ def _primes(n: int) -> list[int]:
 
 
 def row_modes(modes: Sequence[int], rows: int) -> int | None:
-    """How many of the first modes multiply to `rows`; None when a mode mixes rows with columns."""
+    """Return how many of the first modes multiply to `rows`; None when a mode mixes rows with columns."""
     return next((k for k in range(len(modes) + 1) if math.prod(modes[:k]) == rows), None)

@@ -13,12 +13,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import check_alpha, numel
+from nncompress.compressions.base import check_alpha, check_count, numel
 from nncompress.compressions.decomposition.low_rank import Factorisation, Factors, matrix_view, split_evenly
 from nncompress.compressions.decomposition.svd import SVD, exact_svd
-from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.plan import Layers, Plan, Task, Weights, choose
 from nncompress.compressions.products import Use
-from nncompress.compressions.target import check_round_to
 from nncompress.compressions.views import AsMatrix
 from nncompress.errors import ConfigError
 
@@ -29,13 +28,18 @@ class RankSelection(Factorisation):
 
     Π keeps the singular values s_i > sqrt(2 alpha positions (m + n) / mu), the best of all ranks and of equals the
     smallest; with `capped` it keeps the matrix itself where that is better still. r = 0 leaves Δ(Θ) = 0. With
-    `round_to` the ranks are its multiples and the full one: Π keeps the runs of `round_to` singular values (the last
-    may be shorter) whose root mean square is above that threshold. It falls from run to run, so that they are the
-    first ones, and the best. Raises ValueError for alpha < 0, positions < 1 or round_to < 1.
+    `round_to` Π keeps the runs of that many singular values (the last may be shorter) whose root mean square is above
+    the threshold. It falls from run to run, so that they are the first ones, and the best.
+
+    - alpha: the price of one number of a factor at one position, at least 0.
+    - positions: how often each number is used, at least 1; 1, so that storage is priced.
+    - capped: whether the price ends at that of the dense matrix; false, as in the paper.
+    - round_to: ranks are its multiples, or full; 1, any rank.
+
+    Raises ValueError for other values.
     """
 
     exact: ClassVar[bool] = True
-
     alpha: float
     positions: int = 1
     capped: bool = False
@@ -43,9 +47,8 @@ class RankSelection(Factorisation):
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
-        check_round_to(self.round_to)
-        if self.positions < 1:
-            raise ValueError(f"positions must be at least 1, found {self.positions}")
+        check_count("round_to", self.round_to)
+        check_count("positions", self.positions)
 
     def project(self, w: Tensor, mu: float, start: Factors | None) -> Factors:
         return self.project_many([w], mu, [start])[0]
@@ -62,7 +65,7 @@ class RankSelection(Factorisation):
         ]
 
     def _ranks(self, s: Tensor, mu: float, m: int, n: int) -> Tensor:
-        """The best rank for each row of singular values s (..., min(m, n)); dense counts as full rank.
+        """Return the best rank for each row of singular values s (..., min(m, n)); dense counts as full rank.
 
         What exceeds the threshold by rounding errors alone is a tie.
         """
@@ -77,7 +80,7 @@ class RankSelection(Factorisation):
         return torch.where(price * m * n < value, min(m, n), ranks)
 
     def _runs(self, s: Tensor) -> Tensor:
-        """The root mean squares of runs of `round_to` singular values s (..., p), the last run being what is left."""
+        """Return root mean squares of runs of `round_to` singular values s (..., p); the last run is what is left."""
         runs = torch.split(s.double().square(), self.round_to, dim=-1)
         return torch.stack([run.mean(-1) for run in runs], dim=-1).sqrt().to(s.dtype)
 
@@ -86,7 +89,7 @@ class RankSelection(Factorisation):
 
 
 def rank_selection(
-    weights: Mapping[str, Tensor],
+    weights: Weights,
     *,
     alpha: float = 2e-4,
     criterion: Literal["storage", "flops"] = "storage",
@@ -94,10 +97,10 @@ def rank_selection(
     normalised: bool = False,
     scheme: int = 1,
     uses: Mapping[str, Use] | None = None,
-    layers: str | Sequence[str] = "hidden",
+    layers: Layers = "hidden",
     round_to: int = 1,
 ) -> Plan:
-    """alpha times the numbers stored ("storage") or the multiply-accumulates ("flops") of the factors, for each weight.
+    """Price each weight's factors: alpha times their numbers ("storage") or multiply-accumulates ("flops").
 
     FLOPs are two for a multiply-accumulate: an alpha for FLOPs is half of ours. As in the paper, r (m + n) of them are
     counted at every position of the output, from `uses`; under scheme 2 with strides or borders `macs` has more.
@@ -119,7 +122,7 @@ def rank_selection(
 
 
 def _positions(criterion: str, uses: Mapping[str, Use] | None, name: str) -> int:
-    """What one number of a factor costs: 1 to store, the positions of the output to use."""
+    """Return what one number of a factor costs: 1 to store, the positions of the output to use."""
     if criterion == "storage":
         return 1
     if criterion != "flops":

@@ -30,7 +30,7 @@ class SVD(NamedTuple):
 
 
 def truncated_svd(a: Tensor, rank: int, start: tuple[Tensor, Tensor] | None = None) -> SVD:
-    """The approximation of `a` (m x n) of rank `rank` <= min(m, n), within TOLERANCE of the least Frobenius error.
+    """Approximate `a` (m x n) by rank `rank` <= min(m, n), within TOLERANCE of the least Frobenius error.
 
     That is up to rounding errors, of some eps ‖a‖. A matrix that is large against its rank takes a block Krylov
     iteration (Musco and Musco, NeurIPS 2015), whose result is returned when `_optimal` proves it; every other one takes
@@ -43,27 +43,26 @@ def truncated_svd(a: Tensor, rank: int, start: tuple[Tensor, Tensor] | None = No
         left, s, right = truncated_svd(a.T, rank, None if start is None else (start[1].T, start[0].T))
         return SVD(right.T, s, left.T)
     guess = start[1].T if start is not None and len(start[1]) == rank else None
-    found = _krylov_svd(a, rank, guess)
-    return exact_svd(a, rank) if found is None else found
+    return _krylov_svd(a, rank, guess) or exact_svd(a, rank)
 
 
 def is_large(shape: Sequence[int], rank: int) -> bool:
-    """Whether the iteration pays: there is room for two tests."""
+    """Return whether the iteration pays: there is room for two tests."""
     return min(shape) >= LARGE and _blocks(min(shape), rank) >= FIRST_TEST + 2
 
 
 def _blocks(rows: int, rank: int) -> int:
-    """The most Krylov blocks that are tried: more than five eighths of the rows are no faster than all."""
+    """Return the most Krylov blocks that are tried: more than five eighths of the rows are no faster than all."""
     return 5 * rows // (8 * _width(rank))
 
 
 def _width(rank: int) -> int:
-    """Columns of a Krylov block; those beyond the rank make up for the flattest spectra, those of noise."""
+    """Return the columns of a Krylov block; those beyond the rank are for the flattest spectra, those of noise."""
     return rank + max(16, 3 * rank // 8)
 
 
 def exact_svd(a: Tensor, rank: int) -> SVD:
-    """The `rank` leading singular triplets of a (..., m, n), to working accuracy.
+    """Return the `rank` leading singular triplets of a (..., m, n), to working accuracy.
 
     Below double precision the eigenvectors of the Gram matrix of the smaller side, in double precision, serve: what
     squaring loses, singular values below 1e-8 of the largest, is below the rounding of `a`.
@@ -83,7 +82,7 @@ def exact_svd(a: Tensor, rank: int) -> SVD:
 
 
 def singular_values(a: Tensor) -> Tensor:
-    """All singular values of a (..., m, n), falling, in float64 and to the accuracy of `exact_svd`."""
+    """Return all singular values of a (..., m, n), falling, in float64 and to the accuracy of `exact_svd`."""
     if a.dtype == torch.float64:
         values: Tensor = torch.linalg.svdvals(a)
         return values
@@ -93,7 +92,7 @@ def singular_values(a: Tensor) -> Tensor:
 
 
 def _krylov_svd(a: Tensor, rank: int, guess: Tensor | None) -> SVD | None:
-    """The approximation of `a` (m <= n) in the Krylov space of aᵀa and a block; None unless proved to be good.
+    """Return the approximation of `a` (m <= n) in the Krylov space of aᵀa and a block; None unless proved to be good.
 
     The block is random but for its first columns, which are the `guess` (n x rank), if any.
     """
@@ -111,9 +110,9 @@ def _krylov_svd(a: Tensor, rank: int, guess: Tensor | None) -> SVD | None:
         if blocks == test == FIRST_TEST and 2 * torch.linalg.vector_norm(image) ** 2 < total:
             test += 2  # so flat a spectrum takes longer: the test would be in vain
         if blocks == test:
-            found = _rayleigh_ritz(a, basis, image, rank, total)
-            if found is not None:
-                return found
+            svd = _rayleigh_ritz(a, basis, image, rank, total)
+            if svd is not None:
+                return svd
             test += 2
         block = a.T @ image[:, -_width(rank) :]
         block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
@@ -123,7 +122,7 @@ def _krylov_svd(a: Tensor, rank: int, guess: Tensor | None) -> SVD | None:
 
 
 def _rayleigh_ritz(a: Tensor, basis: Tensor, image: Tensor, rank: int, total: Tensor) -> SVD | None:
-    """The best approximation whose rows lie in the span of `basis`, improved by half a step; None unless proved good.
+    """Approximate `a` with rows in the span of `basis`, improved by half a step; None unless proved good.
 
     `image` is a @ basis and `total` ‖a‖².
     """
@@ -141,7 +140,7 @@ def _rayleigh_ritz(a: Tensor, basis: Tensor, image: Tensor, rank: int, total: Te
 
 
 def _gram_eigen(a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, rising, and eigenvectors of aᵀa; by the slower way when the `rank` last would not be accurate."""
+    """Return rising eigenvalues and eigenvectors of aᵀa; by the slower way if the `rank` last would be inaccurate."""
     values, vectors = torch.linalg.eigh(a.T @ a)
     if values[-rank] > 1e3 * torch.finfo(a.dtype).eps * values[-1]:
         return values, vectors
@@ -150,7 +149,7 @@ def _gram_eigen(a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _optimal(s: Tensor, rest: Tensor, coupling: Tensor, bound: Tensor, total: Tensor) -> bool:
-    """Whether ‖rest‖ is certainly within TOLERANCE of the least error, up to rounding.
+    """Return whether ‖rest‖ is certainly within TOLERANCE of the least error, up to rounding.
 
     With C = rest = a - U Lᵀ, UᵀC = 0, X = coupling = C L and a basis that starts with U, a aᵀ = [[LᵀL, Xᵀ], [X, CCᵀ]].
     For any t above the eigenvalues of CCᵀ it is at most diag(LᵀL + Xᵀ (t - CCᵀ)⁻¹ X, t I) (Schur complement), so no r
@@ -178,7 +177,7 @@ def _optimal(s: Tensor, rest: Tensor, coupling: Tensor, bound: Tensor, total: Te
 
 
 def _lower_gram(c: Tensor) -> Tensor:
-    """c cᵀ on and below its diagonal, in half of the operations; what is above is not to be read."""
+    """Return c cᵀ on and below its diagonal, in half of the operations; what is above is not to be read."""
     half = len(c) // 2
     if half < LARGE // 4:
         return c @ c.T
@@ -186,4 +185,14 @@ def _lower_gram(c: Tensor) -> Tensor:
     gram[:half, :half] = _lower_gram(c[:half])
     gram[half:, :half] = c[half:] @ c[:half].T
     gram[half:, half:] = _lower_gram(c[half:])
+    return gram
+
+
+def gram_matrix(a: Tensor) -> Tensor:
+    """Return a aᵀ; one of its two equal off-diagonal blocks is copied instead of computed."""
+    half = len(a) // 2
+    gram = a.new_empty(len(a), len(a))
+    gram[:half, :half] = a[:half] @ a[:half].T
+    gram[half:] = a[half:] @ a.T
+    gram[:half, half:] = gram[half:, :half].T
     return gram

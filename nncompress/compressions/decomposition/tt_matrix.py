@@ -6,25 +6,20 @@ Novikov, Podoprikhin, Osokin and Vetrov, "Tensorizing neural networks", NIPS 201
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
-from nncompress.compressions.base import Factorised, ThetaSize
-from nncompress.compressions.decomposition.modes import Modes, balanced_factors, given_modes
-from nncompress.compressions.decomposition.tensor_train import (
-    Cores,
-    rank_clipped,
-    rounded_rank,
-    train_size,
-    tt_project,
-    tt_to_tensor,
-)
+from nncompress.compressions.base import Factorised, ThetaSize, check_count
+from nncompress.compressions.decomposition.modes import Modes, balanced_factors, given_modes, rank_clipped
+from nncompress.compressions.decomposition.tensor_train import Cores, largest_tt_rank, train_size, tt_project
 from nncompress.compressions.decomposition.train_products import tt_matrix_product
-from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.decomposition.trains import tt_to_tensor
+from nncompress.compressions.plan import Layers, Plan, Task, Weights, choose
 from nncompress.compressions.products import Product
+from nncompress.compressions.target import round_up
 from nncompress.compressions.views import AsMatrix
 from nncompress.errors import ConfigError
 
@@ -35,18 +30,20 @@ class TTMatrix(Factorised[Cores]):
 
     Every core belongs to a factor m_k of the rows and n_k of the columns; Π is the TT-SVD of the tensor of pairs, at
     most sqrt(d-1) times the best error, and never worse than `start`. Core k is r_{k-1} x m_k n_k x r_k.
-    Raises ValueError for a rank below 1 and for row and column modes that are not positive and equally many.
+
+    - rank: the largest TT rank, at least 1.
+    - row_modes, column_modes: the m_k and the n_k, positive and equally many.
+
+    Raises ValueError for other values.
     """
 
     exact: ClassVar[bool] = False
-
     rank: int
     row_modes: tuple[int, ...]
     column_modes: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, found {self.rank}")
+        check_count("rank", self.rank)
         if not 0 < len(self.row_modes) == len(self.column_modes):
             raise ValueError(
                 f"row_modes and column_modes must be equally many, found {list(self.row_modes)} and "
@@ -73,9 +70,9 @@ class TTMatrix(Factorised[Cores]):
     def size(self, shape: Sequence[int]) -> ThetaSize:
         return train_size(self._modes, self.rank)
 
-    def rounded(self, round_to: int) -> TTMatrix:
-        """The same with a rank rounded up to a multiple of `round_to`, at most to the largest there is."""
-        return replace(self, rank=rounded_rank(self.rank, round_to, self._modes))
+    def with_rounded_rank(self, round_to: int) -> TTMatrix:
+        """Return the same with a rank rounded up to a multiple of `round_to`, at most to the largest there is."""
+        return replace(self, rank=round_up(self.rank, round_to, largest_tt_rank(self._modes)))
 
     def check(self, shape: Sequence[int]) -> None:
         rows, columns = math.prod(self.row_modes), math.prod(self.column_modes)
@@ -87,7 +84,7 @@ class TTMatrix(Factorised[Cores]):
             )
 
     def clipped(self, shape: Sequence[int]) -> str | None:
-        return rank_clipped(self._modes, self.rank)
+        return rank_clipped(self.rank, largest_tt_rank(self._modes), self._modes)
 
     @property
     def _pairs(self) -> int:
@@ -99,18 +96,18 @@ class TTMatrix(Factorised[Cores]):
 
 
 def tt_matrix(
-    weights: Mapping[str, Tensor],
+    weights: Weights,
     *,
     rank: int = 16,
     row_modes: Modes = None,
     column_modes: Modes = None,
-    layers: str | Sequence[str] = "hidden",
+    layers: Layers = "hidden",
     round_to: int = 1,
 ) -> Plan:
-    """One TT-matrix of rank `rank` for each chosen weight, (outputs) x (everything else).
+    """Return one TT-matrix of rank `rank` for each chosen weight, (outputs) x (everything else).
 
     `row_modes`, `column_modes`: None for balanced factors, one list for all chosen weights, or a mapping from a name
-    pattern to a list. `layers`: "hidden" (all weights but the output layer's), "all", or name patterns. `round_to`: the
+    pattern to a list. `round_to`: the
     rank is rounded up to a multiple of it; bonds that allow less have all they allow.
     """
     names = choose(weights, layers)
@@ -119,7 +116,7 @@ def tt_matrix(
     for name in names:
         pair = _paired_modes(weights[name].shape, rows.get(name), columns.get(name))
         try:
-            tasks.append(Task((name,), AsMatrix(), TTMatrix(rank, *pair).rounded(round_to)))
+            tasks.append(Task((name,), AsMatrix(), TTMatrix(rank, *pair).with_rounded_rank(round_to)))
         except ValueError as error:
             raise ConfigError(f"{name}: {error}") from error
     return Plan.of(tasks, weights)
@@ -128,16 +125,12 @@ def tt_matrix(
 def _paired_modes(
     shape: Sequence[int], rows: tuple[int, ...] | None, columns: tuple[int, ...] | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Row and column modes; those not given are balanced factors, as many as the given ones or of about 4.
+    """Return row and column modes; those not given are balanced factors, as many as the given ones or of about 4.
 
     Row modes ascend, column modes descend, so that the pairs m_k n_k are about equal.
     """
     height, width = shape[0], math.prod(shape[1:])
     count = len(rows or columns or ()) or max(1, round(math.log(max(height, width), 4)))
-    return rows or _padded(height, count), columns or _padded(width, count)[::-1]
-
-
-def _padded(n: int, count: int) -> tuple[int, ...]:
-    """Exactly `count` balanced factors of n, the smallest first."""
-    factors = balanced_factors(n, count)
-    return (*[1] * (count - len(factors)), *factors)
+    factors = balanced_factors(height, count), balanced_factors(width, count)
+    padded = [(*[1] * (count - len(own)), *own) for own in factors]
+    return rows or padded[0], columns or padded[1][::-1]

@@ -8,7 +8,7 @@ deep convolutional neural networks for fast and low power mobile applications", 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from nncompress.compressions.base import Factorised, ThetaSize
-from nncompress.compressions.decomposition.modes import Modes, given_modes, kernel_modes, row_modes
-from nncompress.compressions.decomposition.tensor_train import gram_matrix
-from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.decomposition.modes import Modes, kernel_modes, rank_clipped, row_modes, tensor_plan
+from nncompress.compressions.decomposition.svd import gram_matrix
+from nncompress.compressions.plan import Layers, Plan, Weights
 from nncompress.compressions.products import Convolutions, Geometry, Product, Step, Use, on_patches
-from nncompress.compressions.target import rounded
-from nncompress.compressions.views import AsTensor
+from nncompress.compressions.target import round_up
 
 
 class CoreFactors(NamedTuple):
@@ -36,13 +35,17 @@ class Tucker(Factorised[CoreFactors]):
     """Tensors with multilinear ranks of at most `ranks` (one for each mode, or one for all).
 
     A mode that its rank does not restrict (see `tucker_ranks`) is left whole.
-    Π is higher-order orthogonal iteration from `start` or the truncated higher-order SVD, at most `sweeps` sweeps,
-    until one takes less than `tolerance` of the squared error away: at most sqrt(d) times the best error without a
-    start (d modes), never worse than `start`. Raises ValueError for ranks or sweeps below 1.
+    Π is higher-order orthogonal iteration from `start` or the truncated higher-order SVD: at most sqrt(d) times the
+    best error without a start (d modes), never worse than `start`.
+
+    - ranks: the largest ranks, at least 1.
+    - sweeps: the most sweeps over the modes, at least 1; 20 is ours.
+    - tolerance: a sweep that takes less than this part of the squared error away is the last; 1e-5 is ours.
+
+    Raises ValueError for other values.
     """
 
     exact: ClassVar[bool] = False
-
     ranks: int | tuple[int, ...]
     sweeps: int = 20
     tolerance: float = 1e-5
@@ -61,11 +64,11 @@ class Tucker(Factorised[CoreFactors]):
             factors = list(start.factors)
         else:
             factors = [leading_vectors(w, k, r) if k in modes else w.new_empty(0) for k, r in enumerate(ranks)]
-        core = self._iterate(w, factors, modes) if len(modes) > 1 else _shrunk(w, factors, modes)
+        core = self._iterate(w, factors, modes) if len(modes) > 1 else _shrink(w, factors, modes)
         return CoreFactors(core.clone(memory_format=torch.contiguous_format), tuple(factors))
 
     def _iterate(self, w: Tensor, factors: list[Tensor], modes: Sequence[int]) -> Tensor:
-        """Sweeps over the modes, changing `factors`; returns the core: ‖w‖² - ‖core‖² is the squared error."""
+        """Sweep over the modes, changing `factors`; return the core: ‖w‖² - ‖core‖² is the squared error."""
         norm_sq, before = w.square().sum(dtype=torch.float64), torch.inf
         for _ in range(self.sweeps):
             core = _sweep(w, factors, modes)
@@ -102,17 +105,15 @@ class Tucker(Factorised[CoreFactors]):
 
     def clipped(self, shape: Sequence[int]) -> str | None:
         if isinstance(self.ranks, int):
-            above, largest = self.ranks > max(shape), max(shape)
-            return (
-                f"rank {self.ranks} is above the largest of modes {list(shape)}, {largest} is used" if above else None
-            )
+            return rank_clipped(self.ranks, max(shape), shape)
         used = [min(r, n) for r, n in zip(self.ranks, shape, strict=True)]
-        above = used != list(self.ranks)
-        return f"ranks {list(self.ranks)} are above the modes {list(shape)}, {used} are used" if above else None
+        if used == list(self.ranks):
+            return None
+        return f"ranks {list(self.ranks)} are above the modes {list(shape)}, {used} are used"
 
 
 def tucker_ranks(shape: Sequence[int], ranks: int | tuple[int, ...]) -> tuple[int, ...]:
-    """The ranks stored for tensors of this shape: at most n_k, and n_k for a mode that its rank does not restrict.
+    """Return the ranks stored for this shape: at most n_k, and n_k for a mode that its rank does not restrict.
 
     No tensor has a rank in mode k above the product of its other ranks: leaving such a mode whole allows the same
     tensors and takes fewer numbers. A matrix of rank r then has two factors, r (m + n) numbers.
@@ -135,18 +136,18 @@ def _sweep(t: Tensor, factors: list[Tensor], modes: Sequence[int]) -> Tensor:
         factors[k] = leading_vectors(t, k, factors[k].shape[1])
         return mode_product(t, factors[k].T, k)
     first, second = modes[: len(modes) // 2], modes[len(modes) // 2 :]
-    _sweep(_shrunk(t, factors, second), factors, first)
-    return _sweep(_shrunk(t, factors, first), factors, second)
+    _sweep(_shrink(t, factors, second), factors, first)
+    return _sweep(_shrink(t, factors, first), factors, second)
 
 
-def _shrunk(t: Tensor, factors: Sequence[Tensor], modes: Sequence[int]) -> Tensor:
+def _shrink(t: Tensor, factors: Sequence[Tensor], modes: Sequence[int]) -> Tensor:
     for k in modes:
         t = mode_product(t, factors[k].T, k)
     return t
 
 
 def mode_product(t: Tensor, matrix: Tensor, k: int) -> Tensor:
-    """t times `matrix` (m x n_k) along mode k."""
+    """Return t times `matrix` (m x n_k) along mode k."""
     before, after = t.shape[:k], t.shape[k + 1 :]
     if math.prod(after) < 32:  # a product for each of the entries before would be many small ones
         product: Tensor = torch.tensordot(matrix.to(t.dtype), t, ([1], [k]))  # t: of a product under autocast, perhaps
@@ -155,7 +156,7 @@ def mode_product(t: Tensor, matrix: Tensor, k: int) -> Tensor:
 
 
 def leading_vectors(t: Tensor, k: int, r: int) -> Tensor:
-    """The r leading left singular vectors of the unfolding of mode k, from its Gram matrix."""
+    """Return the r leading left singular vectors of the unfolding of mode k, from its Gram matrix."""
     unfolding = t.movedim(k, 0).reshape(t.shape[k], -1)
     vectors: Tensor = torch.linalg.eigh(gram_matrix(unfolding)).eigenvectors
     return vectors[:, -r:].contiguous()
@@ -190,14 +191,14 @@ class ModeProducts(Product):
         return [len(f) if f.numel() else r for f, r in zip(self.factors, self.core.shape, strict=True)]
 
     def _order(self, first: int, end: int) -> list[int]:
-        """The modes that are made smaller, as `chain_macs` takes them."""
+        """Return the modes that are made smaller, as `chain_macs` takes them."""
         modes, ranks = self._modes, self.core.shape
         smaller = [k for k in range(first, end) if ranks[k] < modes[k]]
         return sorted(smaller, key=lambda k: 1 / modes[k] - 1 / ranks[k])
 
 
 def _convolutions(theta: CoreFactors) -> Product:
-    """Inputs to r_2 channels, a convolution of the core to r_1 channels, those to the outputs; a full rank is free.
+    """Chain inputs to r_2 channels, the core's convolution to r_1 channels, those to the outputs; a full rank is free.
 
     Factors of the kernel's own modes are part of the middle convolution.
     """
@@ -213,7 +214,7 @@ def _convolutions(theta: CoreFactors) -> Product:
 
 
 def chain_macs(modes: Sequence[int], ranks: Sequence[int]) -> int:
-    """Multiply-accumulates of taking a tensor (n_1, ..., n_d) to (r_1, ..., r_d), or back, mode by mode.
+    """Count the multiply-accumulates of taking a tensor (n_1, ..., n_d) to (r_1, ..., r_d), or back, mode by mode.
 
     A mode costs r_k times the entries at that moment and leaves r_k / n_k of them; exchanging two neighbours shows
     that the modes with the largest 1 / r_k - 1 / n_k come first in the cheapest order. Modes of full rank are free.
@@ -227,14 +228,14 @@ def chain_macs(modes: Sequence[int], ranks: Sequence[int]) -> int:
 
 
 def tucker(
-    weights: Mapping[str, Tensor],
+    weights: Weights,
     *,
     rank: int | Sequence[int] = 12,
     modes: Modes = None,
-    layers: str | Sequence[str] = "hidden",
+    layers: Layers = "hidden",
     round_to: int = 1,
 ) -> Plan:
-    """One Tucker decomposition for each chosen weight.
+    """Return one Tucker decomposition for each chosen weight.
 
     `rank`: one for all modes, or a list with one for each; for a convolution in its own modes (outputs, inputs,
     kernel) it is for the two of channels, the kernel stays whole. `modes`: None for these, and for about 16 a mode of
@@ -242,32 +243,26 @@ def tucker(
     weights but the output layer's), "all", or name patterns. `round_to`: ranks (not those of a kernel's own modes) are
     rounded up to multiples of it, at most to their modes.
     """
-    names = choose(weights, layers)
-    given = given_modes(names, modes)
-    tasks = []
-    for name in names:
-        shape = weights[name].shape
-        sizes = given.get(name, kernel_modes(shape))
-        ranks = _rounded(_ranks(rank, sizes, shape), round_to, sizes, shape)
-        tasks.append(Task((name,), AsTensor(sizes), Tucker(ranks)))
-    return Plan.of(tasks, weights)
+
+    def tucker_of(sizes: tuple[int, ...], shape: Sequence[int]) -> Tucker:
+        return Tucker(_rounded_ranks(rank, round_to, sizes, shape))
+
+    return tensor_plan(weights, layers, modes, kernel_modes, tucker_of)
 
 
-def _ranks(rank: int | Sequence[int], modes: tuple[int, ...], shape: Sequence[int]) -> int | tuple[int, ...]:
-    whole = tuple(shape[2:]) if modes == tuple(shape) else ()
-    if isinstance(rank, int):
-        return (rank, rank, *whole) if whole else rank
-    return (*rank, *whole) if len(rank) == 2 else tuple(rank)
-
-
-def _rounded(
-    ranks: int | tuple[int, ...], round_to: int, modes: tuple[int, ...], shape: Sequence[int]
+def _rounded_ranks(
+    rank: int | Sequence[int], round_to: int, modes: tuple[int, ...], shape: Sequence[int]
 ) -> int | tuple[int, ...]:
-    """The ranks as multiples of `round_to`, a kernel's own modes as they are."""
-    if isinstance(ranks, int):
-        return rounded(ranks, round_to, max(modes))
-    if len(ranks) != len(modes):  # told when the plan is made
+    """Return the ranks as multiples of `round_to`, those of a kernel's own modes as they are or else full."""
+    own = modes == tuple(shape)
+    kernel = tuple(shape[2:]) if own else ()
+    if isinstance(rank, int):
+        if not kernel:
+            return round_up(rank, round_to, max(modes))
+        rank = (rank, rank)
+    ranks = (*rank, *kernel) if len(rank) == 2 else tuple(rank)
+    if len(ranks) != len(modes):  # refused when the plan is made
         return ranks
-    channels = 2 if modes == tuple(shape) else len(modes)
+    channels = 2 if own else len(modes)
     pairs = zip(ranks[:channels], modes, strict=False)
-    return (*(rounded(r, round_to, n) for r, n in pairs), *ranks[channels:])
+    return (*(round_up(r, round_to, n) for r, n in pairs), *ranks[channels:])

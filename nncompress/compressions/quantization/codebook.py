@@ -6,37 +6,46 @@ II: quantization", arXiv 1707.04319 (2017).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import sort_rows
-from nncompress.compressions.plan import Plan
-from nncompress.compressions.quantization.codes import Coded, Per, Quantization, check_per, passed, quantized, rows_of
-from nncompress.compressions.quantization.kmeans import better, companded, lloyd, points_of
+from nncompress.compressions.base import check_count, sort_rows
+from nncompress.compressions.plan import Layers, Plan, Weights
+from nncompress.compressions.quantization.codes import (
+    Coded,
+    Per,
+    Quantization,
+    check_per,
+    count_passed,
+    quantization_plan,
+    rows_of,
+)
+from nncompress.compressions.quantization.kmeans import better, compand, lloyd, points_of
 from nncompress.compressions.quantization.kmeans_exact import search
 
 
 @dataclass(frozen=True)
 class Codebook(Quantization):
-    """Weights with at most K different values: one set of values, or one for each row. Π is k-means in one dimension.
+    """Weights with at most K different values: Π is k-means in one dimension.
 
-    Exact by dynamic programming (`kmeans_search`) for K up to 256, unless its search grows too large (K = 256 of a
+    Exact by dynamic programming (`kmeans_exact`) for K up to 256, unless its search grows too large (K = 256 of a
     million weights); then and beyond, the best of several searches. Never worse than `start` in any case. A row with
-    fewer than K weights has as many values as weights. Raises ValueError for K < 1.
+    fewer than K weights has as many values as weights.
+
+    - K: the number of values, at least 1, else ValueError.
+    - per_channel: whether each row has values of its own; false, one set for all, as in the paper.
     """
 
     exact: ClassVar[bool] = True
-
     K: int
     per_channel: bool = False
 
     def __post_init__(self) -> None:
-        if self.K < 1:
-            raise ValueError(f"K must be at least 1, found {self.K}")
+        check_count("K", self.K)
 
     def project(self, w: Tensor, mu: float, start: Coded | None) -> Coded:
         return self.project_many([w], mu, [start])[0]
@@ -45,7 +54,7 @@ class Codebook(Quantization):
         rows = torch.cat([rows_of(w, self.per_channel) for w in ws])
         known = [start.table for start in starts if start is not None]
         centres = nearest_centres(rows, self.K, torch.cat(known) if len(known) == len(ws) else None)
-        codes = passed(rows, (centres[:, 1:] + centres[:, :-1]) / 2)
+        codes = count_passed(rows, (centres[:, 1:] + centres[:, :-1]) / 2)
         parts = zip(codes.chunk(len(ws)), centres.chunk(len(ws)), strict=True)
         return [Coded(own.reshape(w.shape).clone(), table.clone()) for w, (own, table) in zip(ws, parts, strict=True)]
 
@@ -54,27 +63,25 @@ class Codebook(Quantization):
 
     def clipped(self, shape: Sequence[int]) -> str | None:
         entries = torch.Size(shape[self.per_channel :]).numel()
-        return (
-            f"K {self.K} is above the {entries} weights of a codebook, {entries} is used" if entries < self.K else None
-        )
+        if entries >= self.K:
+            return None
+        return f"K {self.K} is above the {entries} weights of a codebook, {entries} is used"
 
 
 def nearest_centres(rows: Tensor, K: int, start: Tensor | None = None) -> Tensor:
-    """K ascending values (R, K) that the numbers of each of R rows (R, P) are nearest to, in the sum of squares."""
+    """Return K ascending values (R, K) nearest to the numbers of each of R rows (R, P), in the sum of squares."""
     sorted_rows = sort_rows(rows).double()
     mean = sorted_rows.mean(1, keepdim=True)
     count = min(K, rows.shape[1])
     if count == 1:
         return mean.to(rows.dtype)
     points = points_of(sorted_rows - mean)
-    best = lloyd(points, companded(points, count))
+    best = lloyd(points, compand(points, count))
     if start is not None and start.shape == best.centres.shape:
         best = better(best, lloyd(points, start.double().sort(1).values - mean))
     return (search(points, best).centres + mean).to(rows.dtype)
 
 
-def codebook(
-    weights: Mapping[str, Tensor], *, K: int = 4, per: Per = "layer", layers: str | Sequence[str] = "hidden"
-) -> Plan:
-    """The chosen weights with K different values in each part that has a codebook of its own (`per`)."""
-    return quantized(weights, Codebook(K, check_per(per)), per, layers)
+def codebook(weights: Weights, *, K: int = 4, per: Per = "layer", layers: Layers = "hidden") -> Plan:
+    """Return the chosen weights with K different values in each part that has a codebook of its own (`per`)."""
+    return quantization_plan(weights, Codebook(K, check_per(per)), per, layers)

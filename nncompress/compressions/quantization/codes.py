@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, final
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from nncompress.compressions.base import FLOAT_BITS, Compression
 from nncompress.compressions.bits import huffman_bits, index_bits
-from nncompress.compressions.plan import Plan, Task, choose, each_layer
+from nncompress.compressions.plan import Layers, Plan, Task, Weights, choose, each_layer
 from nncompress.compressions.views import AsMatrix
 
 Per = Literal["layer", "channel", "shared"]
@@ -33,10 +32,10 @@ class Quantization(Compression[Coded], ABC):
 
     @abstractmethod
     def levels(self, table: Tensor) -> Tensor:
-        """The values (channels, L) that the codes 0, ..., L-1 stand for."""
+        """Return the values (channels, L) that the codes 0, ..., L-1 stand for."""
 
     def values(self, codes: Tensor, table: Tensor) -> Tensor:
-        """What codes (channels, P) stand for. Default: looked up among the levels."""
+        """Return what codes (channels, P) stand for. Default: looked up among the levels."""
         return self.levels(table).gather(1, codes.long())
 
     @final
@@ -45,7 +44,7 @@ class Quantization(Compression[Coded], ABC):
 
     @final
     def sensitivity(self, theta: Coded) -> Coded:
-        """The norm of what a unit of a table's entry adds to all weights that refer to it."""
+        """Return the norm of what a unit of a table's entry adds to all weights that refer to it."""
         codes = theta.codes.reshape(len(theta.table), -1)
         units = torch.eye(theta.table.shape[1], dtype=theta.table.dtype, device=theta.table.device)
         norms = [torch.linalg.vector_norm(self.values(codes, u.expand_as(theta.table)), dim=1) for u in units]
@@ -65,8 +64,8 @@ class Quantization(Compression[Coded], ABC):
         return theta.codes.numel() + theta.table.numel()
 
 
-def packed(codes: Tensor, levels: int) -> Tensor:
-    """Codes below `levels` in the smallest whole numbers."""
+def pack(codes: Tensor, levels: int) -> Tensor:
+    """Store codes below `levels` in the smallest whole numbers."""
     return codes.to(torch.uint8 if levels <= 256 else torch.int32)
 
 
@@ -74,11 +73,11 @@ FEW = 32
 """So many thresholds are compared one after the other; a search among them is slower."""
 
 
-def passed(rows: Tensor, thresholds: Tensor) -> Tensor:
-    """How many of ascending thresholds (R, T) the numbers of rows (R, P) are at or above; packed."""
+def count_passed(rows: Tensor, thresholds: Tensor) -> Tensor:
+    """Return how many of ascending thresholds (R, T) the numbers of rows (R, P) are at or above; packed."""
     if thresholds.shape[1] > FEW:
-        found = torch.searchsorted(thresholds.contiguous(), rows.contiguous(), right=True)
-        return packed(found, thresholds.shape[1] + 1)
+        counts = torch.searchsorted(thresholds.contiguous(), rows.contiguous(), right=True)
+        return pack(counts, thresholds.shape[1] + 1)
     codes = torch.zeros_like(rows, dtype=torch.uint8)
     for threshold in thresholds.unbind(1):
         codes += rows >= threshold[:, None]
@@ -86,19 +85,19 @@ def passed(rows: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def rows_of(w: Tensor, per_channel: bool) -> Tensor:
-    """w as (channels, entries): one row for each of its first dimension, or one row."""
+    """Return w as (channels, entries): one row for each of its first dimension, or one row."""
     return w.reshape(len(w) if per_channel else 1, -1)
 
 
-def quantized(weights: Mapping[str, Tensor], compression: Quantization, per: Per, layers: str | Sequence[str]) -> Plan:
-    """The plan of a quantisation whose own field `per_channel` agrees with `per`."""
+def quantization_plan(weights: Weights, compression: Quantization, per: Per, layers: Layers) -> Plan:
+    """Return the plan of a quantisation whose own field `per_channel` agrees with `per`."""
     if per != "channel":
         return each_layer(weights, compression=compression, layers=layers, joint=per == "shared")
     return Plan.of([Task((name,), AsMatrix(), compression) for name in choose(weights, layers)], weights)
 
 
 def check_per(per: str) -> bool:
-    """Whether `per` asks for channels; ValueError for a word that is none of the three."""
+    """Return whether `per` asks for channels; ValueError for a word that is none of the three."""
     if per not in ("layer", "channel", "shared"):
         raise ValueError(f"per must be layer, channel or shared, found {per!r}")
     return per == "channel"

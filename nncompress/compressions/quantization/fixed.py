@@ -7,7 +7,7 @@ II: quantization", arXiv 1707.04319 (2017).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -17,20 +17,27 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from nncompress.compressions.base import sort_rows
-from nncompress.compressions.plan import Plan, each_layer
-from nncompress.compressions.quantization.codes import Coded, Per, Quantization, check_per, passed, quantized, rows_of
+from nncompress.compressions.plan import Layers, Plan, Weights, each_layer
+from nncompress.compressions.quantization.codes import (
+    Coded,
+    Per,
+    Quantization,
+    check_per,
+    count_passed,
+    quantization_plan,
+    rows_of,
+)
 from nncompress.compressions.quantization.kmeans import points_of
 
 
 @dataclass(frozen=True)
 class FixedCodebook(Quantization):
-    """Weights from a given set, in ascending order: Π takes the nearest entry, the larger in magnitude of two.
+    """Weights from a given set: Π takes the nearest entry, the larger in magnitude of two.
 
-    {-1, 1}, {-1, 0, 1} and the powers of two are such sets. Raises ValueError unless the entries ascend.
+    - entries: the set, ascending, else ValueError: {-1, 1}, {-1, 0, 1}, the powers of two, ...
     """
 
     exact: ClassVar[bool] = True
-
     entries: tuple[float, ...]
 
     def __post_init__(self) -> None:
@@ -46,10 +53,12 @@ class FixedCodebook(Quantization):
 
 @dataclass(frozen=True)
 class ScaledBinary(Quantization):
-    """Weights -a and a: Π has a = mean |w|, the sign of 0 being 1. One scale a, or one for each row."""
+    """Weights -a and a: Π has a = mean |w|, the sign of 0 being 1.
+
+    - per_channel: whether each row has an a of its own; false, one for all, as in the paper.
+    """
 
     exact: ClassVar[bool] = True
-
     per_channel: bool = False
 
     def project(self, w: Tensor, mu: float, start: Coded | None) -> Coded:
@@ -64,11 +73,12 @@ class ScaledBinary(Quantization):
 class ScaledTernary(Quantization):
     """Weights -a, 0 and a: Π has a = the mean of the j largest |w|, j maximising their sum over sqrt(j).
 
-    w becomes sgn(w) a where |w| > a/2, which are just these j, and 0 elsewhere. One scale a, or one for each row.
+    w becomes sgn(w) a where |w| > a/2, which are just these j, and 0 elsewhere.
+
+    - per_channel: whether each row has an a of its own; false, one for all, as in the paper.
     """
 
     exact: ClassVar[bool] = True
-
     per_channel: bool = False
 
     def project(self, w: Tensor, mu: float, start: Coded | None) -> Coded:
@@ -88,21 +98,22 @@ MAX_BREAKPOINTS = 1 << 22
 """Changes of the assignment that are sorted; above, a scaled codebook is fitted from several starts."""
 
 STARTS, SMALLEST_START, ALTERNATIONS = 32, 1 / 64, 20
-"""How many scales to start from, evenly spread on a logarithmic axis down to this part of the largest useful one."""
+"""Scales to start from, spread on a logarithmic axis down to this part of the largest useful one, and their steps."""
 
 
 @dataclass(frozen=True)
 class ScaledCodebook(Quantization):
-    """Weights a c with c from a given set and a free scale a (of any sign): one, or one for each row.
+    """Weights a c with c from a given set and a free scale a (of any sign).
 
     With few weights Π passes over every assignment that some a makes nearest, which is exact; with many it alternates
     between nearest entries and the least-squares scale a = sum w c / sum c², from several scales.
-    Idelbayev et al., "Optimal quantization using scaled codebook", CVPR 2021. Raises ValueError unless the entries
-    ascend and one is not zero.
+    Idelbayev et al., "Optimal quantization using scaled codebook", CVPR 2021.
+
+    - entries: the set, ascending and not zero alone, else ValueError.
+    - per_channel: whether each row has an a of its own; false, one for all, as in the paper.
     """
 
     exact: ClassVar[bool] = False
-
     entries: tuple[float, ...]
     per_channel: bool = False
 
@@ -128,7 +139,7 @@ class ScaledCodebook(Quantization):
 
 
 def _best_scale(rows: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale a >= 0 (R,) of least error and by how much it lowers ‖row‖², (R,).
+    """Return the scale a >= 0 (R,) of least error and by how much it lowers ‖row‖², (R,).
 
     For a given assignment the gain is A² / B at a = A / B with A = sum w c and B = sum c². As a rises from 0, weight w
     passes from entry c_{k+1} to c_k (w > 0) or back (w < 0) at a = w / m_k, m_k being the middle of the two: all
@@ -153,7 +164,7 @@ def _best_scale(rows: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _alternated_scale(rows: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
-    """A scale a >= 0 (R,) that no alternation improves, the best of several, and by how much it lowers ‖row‖², (R,).
+    """Return the best of several scales a >= 0 (R,) that no alternation improves, and how much it lowers ‖row‖², (R,).
 
     All starts take their steps together on the sorted rows, where the weights of an entry are an interval.
     """
@@ -179,58 +190,56 @@ def check_entries(entries: Sequence[float]) -> None:
 
 
 def nearest(rows: Tensor, entries: Tensor) -> Tensor:
-    """The packed index of the nearest of ascending entries (L,); of two equally near the one away from zero."""
+    """Return the packed index of the nearest of ascending entries (L,); of two equally near the one away from zero."""
     middles = (entries[1:] + entries[:-1]) / 2
     above = torch.nextafter(middles, torch.full_like(middles, torch.inf))
-    return passed(rows, torch.where(middles < 0, above, middles).expand(len(rows), -1))
+    return count_passed(rows, torch.where(middles < 0, above, middles).expand(len(rows), -1))
 
 
 def fixed_codebook(
-    weights: Mapping[str, Tensor],
+    weights: Weights,
     *,
     entries: Sequence[float] = (-1.0, -0.5, 0.0, 0.5, 1.0),
     scaled: bool = False,
     per: Per = "layer",
-    layers: str | Sequence[str] = "hidden",
+    layers: Layers = "hidden",
 ) -> Plan:
-    """The chosen weights from the given entries (ascending), times a scale if `scaled`, `per` what has its own."""
+    """Take the chosen weights from the given entries (ascending), times a scale if `scaled`, `per` what has its own."""
     if per == "channel" and not scaled:
         raise ValueError("per=channel is for the scale and needs scaled=true, found scaled=false")
     values = tuple(map(float, entries))
-    fixed = ScaledCodebook(values, check_per(per)) if scaled else FixedCodebook(values)
-    return quantized(weights, fixed, per, layers)
+    compression = ScaledCodebook(values, check_per(per)) if scaled else FixedCodebook(values)
+    return quantization_plan(weights, compression, per, layers)
 
 
-def binary(weights: Mapping[str, Tensor], *, layers: str | Sequence[str] = "hidden") -> Plan:
-    """The chosen weights from {-1, 1}."""
+def binary(weights: Weights, *, layers: Layers = "hidden") -> Plan:
+    """Return the chosen weights from {-1, 1}."""
     return each_layer(weights, compression=FixedCodebook((-1.0, 1.0)), layers=layers)
 
 
-def ternary(weights: Mapping[str, Tensor], *, layers: str | Sequence[str] = "hidden") -> Plan:
-    """The chosen weights from {-1, 0, 1}."""
+def ternary(weights: Weights, *, layers: Layers = "hidden") -> Plan:
+    """Return the chosen weights from {-1, 0, 1}."""
     return each_layer(weights, compression=FixedCodebook((-1.0, 0.0, 1.0)), layers=layers)
 
 
-def powers_of_two(weights: Mapping[str, Tensor], *, C: int = 6, layers: str | Sequence[str] = "hidden") -> Plan:
-    """The chosen weights from {0, ±1, ±1/2, ..., ±2^-C}. Raises ValueError for C outside 0 to 126."""
+def powers_of_two(weights: Weights, *, C: int = 6, layers: Layers = "hidden") -> Plan:
+    """Return the chosen weights from {0, ±1, ±1/2, ..., ±2^-C}. Raises ValueError for C outside 0 to 126."""
     return each_layer(weights, compression=FixedCodebook(power_entries(C)), layers=layers)
 
 
 def power_entries(C: int) -> tuple[float, ...]:
-    """0, ±1, ±1/2, ..., ±2^-C, ascending."""
+    """Return 0, ±1, ±1/2, ..., ±2^-C, ascending."""
     if not 0 <= C <= 126:  # 2^-126 is the smallest normal number of single precision
         raise ValueError(f"C must be 0 to 126, found {C}")
     powers = [2.0**-k for k in range(C + 1)]
     return (*(-p for p in powers), 0.0, *reversed(powers))
 
 
-def scaled_binary(weights: Mapping[str, Tensor], *, per: Per = "layer", layers: str | Sequence[str] = "hidden") -> Plan:
-    """The chosen weights from {-a, a}, `per` what has an a of its own."""
-    return quantized(weights, ScaledBinary(check_per(per)), per, layers)
+def scaled_binary(weights: Weights, *, per: Per = "layer", layers: Layers = "hidden") -> Plan:
+    """Return the chosen weights from {-a, a}, `per` what has an a of its own."""
+    return quantization_plan(weights, ScaledBinary(check_per(per)), per, layers)
 
 
-def scaled_ternary(
-    weights: Mapping[str, Tensor], *, per: Per = "layer", layers: str | Sequence[str] = "hidden"
-) -> Plan:
-    """The chosen weights from {-a, 0, a}, `per` what has an a of its own."""
-    return quantized(weights, ScaledTernary(check_per(per)), per, layers)
+def scaled_ternary(weights: Weights, *, per: Per = "layer", layers: Layers = "hidden") -> Plan:
+    """Return the chosen weights from {-a, 0, a}, `per` what has an a of its own."""
+    return quantization_plan(weights, ScaledTernary(check_per(per)), per, layers)

@@ -2,7 +2,7 @@
 
 Clusters of sorted numbers are intervals, and all that is asked of an interval is how many numbers it holds, their sum
 and the sum of their squares: differences of running sums. So a step of Lloyd's algorithm costs O(K log P), and the
-global minimum is found by dynamic programming over positions (`kmeans_search`).
+global minimum is found by dynamic programming over positions (`kmeans_exact`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 LLOYD_STEPS = 20
+"""The most steps of Lloyd's algorithm."""
 
 
 class Points(NamedTuple):
@@ -38,7 +39,7 @@ class Clusters(NamedTuple):
 
 
 def points_of(x: Tensor) -> Points:
-    """The points of rows (R, P) in ascending order, float64."""
+    """Return the points of rows (R, P) in ascending order, float64."""
     ends = torch.ones_like(x, dtype=torch.bool)
     ends[:, :-1] = x[:, 1:] != x[:, :-1]
     slot = ends.cumsum(1)
@@ -51,7 +52,7 @@ def points_of(x: Tensor) -> Points:
 
 
 def clusters_at(points: Points, cuts: Tensor) -> Clusters:
-    """The clusters between given positions (R, K + 1); the centre of an empty one is the number at its place."""
+    """Return the clusters between given positions (R, K + 1); the centre of an empty one is the number at its place."""
     n, s = (sums.gather(1, cuts).diff(dim=1) for sums in (points.n, points.s))
     place = points.x.gather(1, cuts[:, :-1].clamp_max(points.x.shape[1] - 1))
     centres = torch.where(n > 0, s / n.clamp_min(1), place)
@@ -59,25 +60,25 @@ def clusters_at(points: Points, cuts: Tensor) -> Clusters:
 
 
 def lloyd(points: Points, centres: Tensor, steps: int = LLOYD_STEPS) -> Clusters:
-    """Nearest centres and means in turn, which never increases the error; from centres (R, K), ascending."""
+    """Take nearest centres and means in turn, which never increases the error; from centres (R, K), ascending."""
     for _ in range(steps):
         inner = torch.searchsorted(points.x, (centres[:, 1:] + centres[:, :-1]) / 2)
         cuts = pad(pad(inner, (1, 0)), (0, 1), value=points.x.shape[1])
-        found = clusters_at(points, cuts)
-        if torch.equal(found.centres, centres):
+        clusters = clusters_at(points, cuts)
+        if torch.equal(clusters.centres, centres):
             break
-        centres = found.centres
-    return found
+        centres = clusters.centres
+    return clusters
 
 
 def better(a: Clusters, b: Clusters) -> Clusters:
-    """Of each row the clusters with the smaller error."""
+    """Return for each row the clusters with the smaller error."""
     second = b.error < a.error
     return Clusters(*(torch.where(second.view(-1, *[1] * (y.dim() - 1)), z, y) for y, z in zip(a, b, strict=True)))
 
 
-def companded(points: Points, K: int) -> Tensor:
-    """Centres (R, K) at equal shares of the integral of density^(1/3), the best ones as K grows.
+def compand(points: Points, K: int) -> Tensor:
+    """Return the centres (R, K) at equal shares of the integral of density^(1/3), the best ones as K grows.
 
     Panter and Dite, "Quantization distortion in pulse-count modulation", Proc. IRE 39, 1951.
     """

@@ -5,7 +5,7 @@ Nagel et al., "A white paper on neural network quantization", arXiv 2106.08295 (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -14,8 +14,16 @@ from torch import Tensor
 
 from nncompress.compressions.base import Compression
 from nncompress.compressions.bits import huffman_bits
-from nncompress.compressions.plan import Plan, each_layer
-from nncompress.compressions.quantization.codes import Coded, Per, Quantization, check_per, packed, quantized, rows_of
+from nncompress.compressions.plan import Layers, Plan, Weights, each_layer
+from nncompress.compressions.quantization.codes import (
+    Coded,
+    Per,
+    Quantization,
+    check_per,
+    pack,
+    quantization_plan,
+    rows_of,
+)
 
 RANGES, ALTERNATIONS = (1.0, 0.85, 0.7, 0.5, 0.35, 0.25), 6
 """The parts of the range of the weights that the grid spans at the start, and the rounds after the best of them."""
@@ -26,15 +34,17 @@ EQUAL = 1e-12
 
 @dataclass(frozen=True)
 class Uniform(Quantization):
-    """Weights s q + z on a uniform grid of b-bit integers q; one scale s (and offset z), or one for each row.
+    """Weights s q + z on a uniform grid of b-bit integers q, with a scale s and an offset z.
 
-    Symmetric: z = 0 and |q| <= 2^(b-1) - 1 (b = 1: q is -1 or 1). Affine: 0 <= q < 2^b and an offset z. Π alternates
-    between rounding and the least-squares scale and offset, neither of which increases the error, from the best of
-    several ranges and `start`: a local minimum. Raises ValueError for bits outside 1 to 16.
+    Π alternates between rounding and the least-squares scale and offset, neither of which increases the error, from the
+    best of several ranges and `start`: a local minimum.
+
+    - b: the bits of an integer, 1 to 16, else ValueError.
+    - symmetric: z = 0 and |q| <= 2^(b-1) - 1 (b = 1: q is -1 or 1), the default as it needs no offset; or 0 <= q < 2^b.
+    - per_channel: whether each row has a scale and an offset of its own; false, one for all.
     """
 
     exact: ClassVar[bool] = False
-
     b: int
     symmetric: bool = True
     per_channel: bool = False
@@ -45,13 +55,13 @@ class Uniform(Quantization):
 
     def project(self, w: Tensor, mu: float, start: Coded | None) -> Coded:
         rows = rows_of(w, self.per_channel)
-        tables = [self._spread(rows, share) for share in RANGES] + ([] if start is None else [start.table])
-        fits = [self._fitted(rows, self._codes(rows, table)) for table in tables]
+        tables = [self._table_over(rows, share) for share in RANGES] + ([] if start is None else [start.table])
+        fits = [self._fit(rows, self._codes(rows, table)) for table in tables]
         best = torch.stack([gain for _, gain in fits]).argmax(0)
         table = torch.stack([fitted for fitted, _ in fits])[best, torch.arange(len(rows), device=w.device)]
         for _ in range(ALTERNATIONS):
-            table = self._fitted(rows, self._codes(rows, table))[0]
-        return Coded(packed(self._codes(rows, table), self._count).reshape(w.shape), table)
+            table = self._fit(rows, self._codes(rows, table))[0]
+        return Coded(pack(self._codes(rows, table), self._count).reshape(w.shape), table)
 
     def levels(self, table: Tensor) -> Tensor:
         return self.values(torch.arange(self._count, device=table.device)[None], table)
@@ -66,28 +76,28 @@ class Uniform(Quantization):
         return (1 << self.b) - 1 if self.symmetric and self.b > 1 else 1 << self.b
 
     def _integers(self, codes: Tensor) -> Tensor:
-        """q of the codes 0, 1, ..."""
+        """Return q of the codes 0, 1, ..."""
         if not self.symmetric:
             return codes
         return 2 * codes - 1 if self.b == 1 else codes - self._count // 2
 
     def _codes(self, rows: Tensor, table: Tensor) -> Tensor:
-        """The codes of the nearest values, as real numbers."""
+        """Return the codes of the nearest values, as real numbers."""
         q = (rows if self.symmetric else rows - table[:, 1:]) / torch.where(table[:, :1] == 0, 1, table[:, :1])
         if self.symmetric:
             q = (q + 1) / 2 if self.b == 1 else q + self._count // 2
         return q.add_(0.5).floor_().clamp_(0, self._count - 1)
 
-    def _spread(self, rows: Tensor, share: float) -> Tensor:
-        """The table whose grid spans a share of the rows' ranges."""
+    def _table_over(self, rows: Tensor, share: float) -> Tensor:
+        """Return the table whose grid spans a share of the rows' ranges."""
         low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
         if self.symmetric:
             return share * torch.maximum(high, -low) / (self._count // 2)
         scale = share * (high - low) / (self._count - 1)
         return torch.cat([scale, (high + low - scale * (self._count - 1)) / 2], 1)
 
-    def _fitted(self, rows: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """The least-squares table for given codes, and the sum of squares (R,) that its scale explains.
+    def _fit(self, rows: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the least-squares table for given codes, and the sum of squares (R,) that its scale explains.
 
         A scale is 0 where all q are the same.
         """
@@ -123,11 +133,10 @@ FORMATS = {
 class LowPrecision(Compression[Rounded]):
     """Weights in a short floating-point format: Π rounds to the nearest number, large ones to the largest.
 
-    Raises ValueError for a format that torch does not have.
+    - format: one of `FORMATS`, else ValueError.
     """
 
     exact: ClassVar[bool] = True
-
     format: str
 
     def __post_init__(self) -> None:
@@ -148,29 +157,22 @@ class LowPrecision(Compression[Rounded]):
         return theta.values.numel()
 
     def map_free(self, theta: Rounded, function: Callable[[Tensor], Tensor]) -> Rounded:
-        """None: every value is a number of the format."""
+        """Leave all as it is: every value is a number of the format."""
         return theta
 
     def huffman_bits(self, theta: Rounded) -> int:
         values = theta.values.to(FORMATS[self.format])
-        words = values.view(torch.int16 if values.element_size() == 2 else torch.uint8)
-        return huffman_bits(torch.unique(words, return_counts=True)[1], 256 ** values.element_size())
+        codes = values.view(torch.int16 if values.element_size() == 2 else torch.uint8)
+        return huffman_bits(torch.unique(codes, return_counts=True)[1], 256 ** values.element_size())
 
 
 def uniform(
-    weights: Mapping[str, Tensor],
-    *,
-    bits: int = 8,
-    symmetric: bool = True,
-    per: Per = "layer",
-    layers: str | Sequence[str] = "hidden",
+    weights: Weights, *, bits: int = 8, symmetric: bool = True, per: Per = "layer", layers: Layers = "hidden"
 ) -> Plan:
-    """The chosen weights as integers of `bits` bits with a scale (and, if not `symmetric`, an offset) `per` part."""
-    return quantized(weights, Uniform(bits, symmetric, check_per(per)), per, layers)
+    """Make the chosen weights integers of `bits` bits with a scale (and, if not `symmetric`, an offset) `per` part."""
+    return quantization_plan(weights, Uniform(bits, symmetric, check_per(per)), per, layers)
 
 
-def low_precision(
-    weights: Mapping[str, Tensor], *, format: str = "float16", layers: str | Sequence[str] = "hidden"
-) -> Plan:
-    """The chosen weights in a short floating-point format."""
+def low_precision(weights: Weights, *, format: str = "float16", layers: Layers = "hidden") -> Plan:
+    """Return the chosen weights in a short floating-point format."""
     return each_layer(weights, compression=LowPrecision(format), layers=layers)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, final
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nncompress.compressions.base import FLOAT_BITS, Compression, check_alpha, sort_rows
 from nncompress.compressions.bits import huffman_position_bits, position_bits
-from nncompress.compressions.plan import Plan, each_layer
+from nncompress.compressions.plan import Layers, Plan, Weights, each_layer
 from nncompress.compressions.products import Product, SparseRows, on_patches
 
 
@@ -52,20 +52,17 @@ class Sparsity(Compression[Sparse], ABC):
 
     @final
     def product(self, theta: Sparse, shape: Sequence[int]) -> Product | None:
-        size = (shape[0], math.prod(shape[1:]))
-        if math.prod(theta.shape) != math.prod(size):  # of several weights
+        joint = math.prod(theta.shape) != math.prod(shape)
+        if joint or (theta.values.is_cpu and theta.values.element_size() < 4):  # torch has no such sparse product
             return None
-        if theta.values.device.type == "cpu" and theta.values.element_size() < 4:  # torch has no such sparse product
-            return None
-        return on_patches(SparseRows(theta.positions, theta.values, size), shape)
+        return on_patches(SparseRows(theta.positions, theta.values, (shape[0], math.prod(shape[1:]))), shape)
 
 
 @dataclass(frozen=True)
 class L0(Sparsity):
-    """‖Θ‖_0 <= kappa, a part `keep` of the entries: Π keeps the largest |w|.
+    """‖Θ‖_0 <= kappa: Π keeps the largest |w|, of equal magnitudes the first ones.
 
-    `keep` is a fraction (float, in (0, 1]) or a count (int). Among equal magnitudes the first ones stay.
-    Raises ValueError for another fraction or a negative count.
+    - keep: kappa, as a fraction of the entries (float, in (0, 1]) or a count (int, at least 0), else ValueError.
     """
 
     keep: float | int
@@ -75,7 +72,7 @@ class L0(Sparsity):
 
     def project(self, w: Tensor, mu: float, start: Sparse | None) -> Sparse:
         flat = w.reshape(-1)
-        positions = largest(flat.abs(), kept(self.keep, flat.numel()))
+        positions = largest(flat.abs(), count_kept(self.keep, flat.numel()))
         return Sparse(positions, flat[positions], tuple(w.shape))
 
     def clipped(self, shape: Sequence[int]) -> str | None:
@@ -86,8 +83,9 @@ class L0(Sparsity):
 class L1(Sparsity):
     """‖Θ‖_1 <= radius: Π is the Euclidean projection on the l1 ball, soft thresholding at the level that meets it.
 
-    Duchi et al., "Efficient projections onto the l1-ball", ICML 2008. Raises ValueError for a radius that is not
-    positive.
+    Duchi et al., "Efficient projections onto the l1-ball", ICML 2008.
+
+    - radius: the largest l1 norm, positive, else ValueError.
     """
 
     radius: float
@@ -101,7 +99,10 @@ class L1(Sparsity):
 
 
 class SeparablePenalty(Sparsity):
-    """C(Θ) = alpha times a sum over the entries of Θ; what Π keeps are the nonzero ones."""
+    """C(Θ) = alpha times a sum over the entries of Θ; what Π keeps are the nonzero ones.
+
+    - alpha: the price, at least 0 and finite, else ValueError.
+    """
 
     alpha: float
 
@@ -110,11 +111,11 @@ class SeparablePenalty(Sparsity):
 
     @abstractmethod
     def prox(self, v: Tensor, mu: float) -> Tensor:
-        """argmin over x of mu/2 ‖v - x‖² + C(x), entry by entry, shaped like v; the device is not waited for."""
+        """Return argmin over x of mu/2 ‖v - x‖² + C(x), entry by entry, shaped like v; the device is not waited for."""
 
     @abstractmethod
     def price(self, x: Tensor) -> Tensor:
-        """C(x) of any tensor, 0-dimensional, float64."""
+        """Return C(x) of any tensor, 0-dimensional, float64."""
 
     @final
     def project(self, w: Tensor, mu: float, start: Sparse | None) -> Sparse:
@@ -127,7 +128,7 @@ class SeparablePenalty(Sparsity):
 
 @dataclass(frozen=True)
 class L0Penalty(SeparablePenalty):
-    """C(Θ) = alpha ‖Θ‖_0: Π keeps the entries with |w| > sqrt(2 alpha / mu). Raises ValueError for alpha < 0."""
+    """C(Θ) = alpha ‖Θ‖_0: Π keeps the entries with |w| > sqrt(2 alpha / mu)."""
 
     alpha: float
 
@@ -140,7 +141,7 @@ class L0Penalty(SeparablePenalty):
 
 @dataclass(frozen=True)
 class L1Penalty(SeparablePenalty):
-    """C(Θ) = alpha ‖Θ‖_1: Π is soft thresholding at alpha / mu. Raises ValueError for alpha < 0."""
+    """C(Θ) = alpha ‖Θ‖_1: Π is soft thresholding at alpha / mu."""
 
     alpha: float
 
@@ -157,19 +158,19 @@ def check_keep(keep: float | int) -> None:
         raise ValueError(f"keep must be a fraction in (0, 1] or a count (whole number) of at least 0, found {keep}")
 
 
-def kept(keep: float | int, count: int) -> int:
-    """kappa: how many of `count` entries a `keep` leaves, at least one of a fraction."""
+def count_kept(keep: float | int, count: int) -> int:
+    """Return kappa: how many of `count` entries a `keep` leaves, at least one of a fraction."""
     return min(count, keep if isinstance(keep, int) else max(1, round(keep * count)))
 
 
 def keep_clipped(keep: float | int, count: int, what: str) -> str | None:
-    """What to say of a count to keep that is above what there is."""
+    """Say that a count to keep is above what there is, where it is."""
     above = isinstance(keep, int) and keep > count
     return f"keep {keep} is above the {count} {what} there are, {count} are kept" if above else None
 
 
 def largest(magnitudes: Tensor, count: int) -> Tensor:
-    """Positions (count,), ascending, of the largest entries of a vector; among equals the first.
+    """Return the positions (count,), ascending, of the largest entries of a vector; among equals the first.
 
     The threshold comes from a selection in linear time; only the entries equal to it need an order.
     """
@@ -185,7 +186,7 @@ def largest(magnitudes: Tensor, count: int) -> Tensor:
 
 
 def l1_level(magnitudes: Tensor, radius: float) -> Tensor:
-    """The level t >= 0 at which soft thresholding brings magnitudes (n,) to an l1 norm of at most `radius`.
+    """Return the level t >= 0 at which soft thresholding brings magnitudes (n,) to an l1 norm of at most `radius`.
 
     t_j = (u_1 + ... + u_j - radius) / j of the sorted magnitudes u rises while u_j > t_j and never again: t is their
     largest.
@@ -196,27 +197,21 @@ def l1_level(magnitudes: Tensor, radius: float) -> Tensor:
 
 
 def sparse(x: Tensor) -> Sparse:
-    """The nonzero entries of a tensor."""
+    """Return the nonzero entries of a tensor."""
     flat = x.reshape(-1)
     positions = flat.nonzero().squeeze(1)
     return Sparse(positions, flat[positions], tuple(x.shape))
 
 
 def soft_threshold(w: Tensor, level: Tensor) -> Sparse:
-    """sgn(w) max(|w| - level, 0)."""
+    """Return sgn(w) max(|w| - level, 0)."""
     flat = w.reshape(-1)
     positions = (flat.abs() > level).nonzero().squeeze(1)
     values = flat[positions]
     return Sparse(positions, values - level * values.sign(), tuple(w.shape))
 
 
-def l0(
-    weights: Mapping[str, Tensor],
-    *,
-    keep: float | int = 0.1,
-    joint: bool = False,
-    layers: str | Sequence[str] = "hidden",
-) -> Plan:
+def l0(weights: Weights, *, keep: float | int = 0.1, joint: bool = False, layers: Layers = "hidden") -> Plan:
     """Keep a fraction (or count) of the entries: of each chosen weight, or (`joint`) of all of them together.
 
     `layers`: "hidden" (all weights but the output layer's), "all", or name patterns.
@@ -224,22 +219,16 @@ def l0(
     return each_layer(weights, compression=L0(keep), layers=layers, joint=joint)
 
 
-def l1(
-    weights: Mapping[str, Tensor],
-    *,
-    radius: float = 100.0,
-    joint: bool = False,
-    layers: str | Sequence[str] = "hidden",
-) -> Plan:
-    """An l1 norm of at most `radius`: of each chosen weight, or (`joint`) of all of them together."""
+def l1(weights: Weights, *, radius: float = 100.0, joint: bool = False, layers: Layers = "hidden") -> Plan:
+    """Return an l1 norm of at most `radius`: of each chosen weight, or (`joint`) of all of them together."""
     return each_layer(weights, compression=L1(radius), layers=layers, joint=joint)
 
 
-def l0_penalty(weights: Mapping[str, Tensor], *, alpha: float = 3e-4, layers: str | Sequence[str] = "hidden") -> Plan:
-    """alpha times the number of nonzero entries of the chosen weights, added to the loss."""
+def l0_penalty(weights: Weights, *, alpha: float = 3e-4, layers: Layers = "hidden") -> Plan:
+    """Add alpha times the number of nonzero entries of the chosen weights to the loss."""
     return each_layer(weights, compression=L0Penalty(alpha), layers=layers)
 
 
-def l1_penalty(weights: Mapping[str, Tensor], *, alpha: float = 1e-2, layers: str | Sequence[str] = "hidden") -> Plan:
-    """alpha times the l1 norm of the chosen weights, added to the loss."""
+def l1_penalty(weights: Weights, *, alpha: float = 1e-2, layers: Layers = "hidden") -> Plan:
+    """Add alpha times the l1 norm of the chosen weights to the loss."""
     return each_layer(weights, compression=L1Penalty(alpha), layers=layers)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nncompress.compressions.plan import Plan, each_layer
+from nncompress.compressions.plan import Layers, Plan, Weights, each_layer
 from nncompress.compressions.sparsity.magnitude import SeparablePenalty
 
 
@@ -18,7 +17,7 @@ class LHalfPenalty(SeparablePenalty):
     """C(Θ) = alpha Σ |Θ_i|^(1/2): Π is half thresholding (`half_threshold`) at alpha / mu.
 
     Xu, Chang, Xu and Zhang, "L1/2 regularization: a thresholding representation theory and a fast solver", IEEE TNNLS
-    2012. Raises ValueError for alpha < 0 or infinite.
+    2012.
     """
 
     alpha: float
@@ -35,8 +34,9 @@ class TransformedL1Penalty(SeparablePenalty):
     """C(Θ) = alpha Σ (a + 1)|Θ_i| / (a + |Θ_i|): l0 as a -> 0, l1 as a -> inf; Π is `transformed_l1_threshold`.
 
     Zhang and Xin, "Minimization of transformed L1 penalty: closed form representation and iterative thresholding
-    algorithms", Communications in Mathematical Sciences 2017. Raises ValueError for alpha < 0, for a <= 0, and where
-    either is infinite.
+    algorithms", Communications in Mathematical Sciences 2017.
+
+    - a: where between l0 and l1 the penalty lies, positive and finite, else ValueError; 1 is ours.
     """
 
     alpha: float
@@ -56,7 +56,7 @@ class TransformedL1Penalty(SeparablePenalty):
 
 
 def half_threshold(v: Tensor, level: float) -> Tensor:
-    """argmin over x of (v - x)²/2 + level |x|^(1/2) for each entry of v, of its shape and dtype; level >= 0.
+    """Return argmin over x of (v - x)²/2 + level |x|^(1/2) for each entry of v, of its shape and dtype; level >= 0.
 
     0 up to |v| = 3/2 level^(2/3), where the result jumps to level^(2/3) (the λ of Xu et al. is 2 level).
     Beyond, z = |x|^(1/2) is the largest root of z³ - |v| z + level/2 = 0. Numbers that are not finite stay.
@@ -66,13 +66,13 @@ def half_threshold(v: Tensor, level: float) -> Tensor:
     u = v.abs().double()
     cosine = (-math.sqrt(27) / 4 * level / (u * u.sqrt())).clamp_min(-1)
     root = 2 * (u / 3).sqrt() * torch.cos(torch.acos(cosine) / 3)
-    x = as_rounded(u - level / (2 * root), v)
+    x = (u - level / (2 * root)).clamp_min(0).to(v.dtype).double()  # as rounded it has to be better than 0
     # objective of 0 less that of x, over sqrt(x): x (u - x/2) - level sqrt(x) without cancellation
     return torch.where(x.sqrt() * (u - x / 2) <= level, 0.0, x.copysign(v)).to(v.dtype)
 
 
 def transformed_l1_threshold(v: Tensor, level: float, a: float) -> Tensor:
-    """argmin over x of (v - x)²/2 + level (a + 1)|x| / (a + |x|) for each entry of v, of its shape and dtype.
+    """Return argmin over x of (v - x)²/2 + level (a + 1)|x| / (a + |x|) for each entry of v, of its shape and dtype.
 
     level >= 0, a > 0. If level <= a²/(2(a + 1)): 0 up to |v| = level (a + 1)/a, from where it rises without a jump.
     Otherwise: 0 up to |v| = (2 level (a + 1))^(1/2) - a/2, where it jumps to (2 level (a + 1))^(1/2) - a. Beyond,
@@ -84,25 +84,16 @@ def transformed_l1_threshold(v: Tensor, level: float, a: float) -> Tensor:
     s, cost = a + u, level * (a + 1)
     cosine = (1 - 27 / 2 * (cost * (a / s) / s / s)).clamp_min(-1)
     y = s / 3 * (1 + 2 * torch.cos(torch.acos(cosine) / 3))
-    x = as_rounded(u - cost * (a / y) / y, v)
+    x = (u - cost * (a / y) / y).clamp_min(0).to(v.dtype).double()  # as rounded it has to be better than 0
     # objective of 0 less that of x, times (a + x) / x
     return torch.where((u - x / 2) * (a + x) <= cost, 0.0, x.copysign(v)).to(v.dtype)
 
 
-def as_rounded(x: Tensor, v: Tensor) -> Tensor:
-    """max(x, 0) as the dtype of v holds it, in float64: it is this point that has to be better than 0."""
-    return x.clamp_min(0).to(v.dtype).double()
-
-
-def l_half_penalty(
-    weights: Mapping[str, Tensor], *, alpha: float = 1e-3, layers: str | Sequence[str] = "hidden"
-) -> Plan:
-    """alpha times the sum of the square roots of the magnitudes of the chosen weights, added to the loss."""
+def l_half_penalty(weights: Weights, *, alpha: float = 1e-3, layers: Layers = "hidden") -> Plan:
+    """Add alpha times the sum of the square roots of the magnitudes of the chosen weights to the loss."""
     return each_layer(weights, compression=LHalfPenalty(alpha), layers=layers)
 
 
-def transformed_l1_penalty(
-    weights: Mapping[str, Tensor], *, alpha: float = 5e-3, a: float = 1.0, layers: str | Sequence[str] = "hidden"
-) -> Plan:
-    """alpha times the transformed l1 of the chosen weights, added to the loss."""
+def transformed_l1_penalty(weights: Weights, *, alpha: float = 5e-3, a: float = 1.0, layers: Layers = "hidden") -> Plan:
+    """Add alpha times the transformed l1 of the chosen weights to the loss."""
     return each_layer(weights, compression=TransformedL1Penalty(alpha, a), layers=layers)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nncompress.compressions.base import FLOAT_BITS, Compression, ThetaSize
+from nncompress.compressions.base import FLOAT_BITS, Compression, ThetaSize, check_count
 from nncompress.compressions.bits import index_bits, position_bits
-from nncompress.compressions.plan import Plan, Task, choose
+from nncompress.compressions.plan import Layers, Plan, Task, Weights, choose, groups_of
 from nncompress.compressions.products import Convolutions, KeptRows, Linears, Product, Step, Use
-from nncompress.compressions.sparsity.magnitude import check_keep, keep_clipped, kept, largest
-from nncompress.compressions.target import check_round_to, rounded
+from nncompress.compressions.sparsity.magnitude import check_keep, count_kept, keep_clipped, largest
+from nncompress.compressions.target import round_up
 from nncompress.compressions.views import AsTensor, AsVector
 
 
@@ -30,29 +30,32 @@ class Rows(NamedTuple):
 class GroupL0(Compression[Rows]):
     """At most a part `keep` of the rows are not zero, at least one of each weight: Π keeps those of largest l2 norm.
 
-    Acts on weights put end to end; `sizes` are their (rows, columns), a row being what one output neuron or filter
-    reads. `keep` is a fraction (float, in (0, 1]) or a count (int) of the rows of all of them. The rows are ranked by
-    their norms, whatever their lengths, which is exact: ‖w - Θ‖² is the sum of the squared norms of the dropped rows.
+    Acts on weights put end to end, a row being what one output neuron or filter reads. The rows are ranked by their
+    norms, whatever their lengths, which is exact: ‖w - Θ‖² is the sum of the squared norms of the dropped rows.
     Yuan and Lin, "Model selection and estimation in regression with grouped variables", J. R. Stat. Soc. B 68, 2006,
     for groups; Li et al., "Pruning filters for efficient ConvNets", ICLR 2017, for filters.
-    `round_to`: the rows kept of each weight are a multiple of it, or all. They are kept in runs of `round_to` (the last
-    of a weight may be shorter), as many as it takes for `keep`, at least one of each weight: the runs of largest
-    squared norm, those of one weight in the order of its rows' norms, which is exact again.
+
+    - keep: a fraction (float, in (0, 1]) or a count (int) of the rows of all weights.
+    - sizes: (rows, columns) of each weight.
+    - round_to: the rows kept of each weight are a multiple of it, or all; 1, any number. Rows are kept in runs of
+      `round_to` (the last of a weight may be shorter), as many as it takes for `keep`, at least one of each weight: the
+      runs of largest squared norm, those of one weight in the order of its rows' norms, which is exact again.
+
     Raises ValueError for another `keep` and for a `round_to` below 1.
     """
 
     exact: ClassVar[bool] = True
-
     keep: float | int
     sizes: tuple[tuple[int, int], ...]
     round_to: int = field(default=1, repr=False)  # told once for all layers
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
-        check_round_to(self.round_to)
+        check_count("round_to", self.round_to)
 
     def project(self, w: Tensor, mu: float, start: Rows | None) -> Rows:
-        norms = [part.reshape(size).square().sum(dim=1) for part, size in zip(self._split(w), self.sizes, strict=True)]
+        parts = torch.split(w, [rows * columns for rows, columns in self.sizes])
+        norms = [part.reshape(size).square().sum(dim=1) for part, size in zip(parts, self.sizes, strict=True)]
         for norm in norms:
             norm.scatter_(0, norm.argmax(0, keepdim=True), torch.inf)  # a layer without outputs would cut the network
         in_runs = self.round_to > 1 and len(norms) > 1
@@ -60,7 +63,7 @@ class GroupL0(Compression[Rows]):
         return Rows(positions, w[self._entries(positions)])
 
     def _largest_runs(self, norms: Sequence[Tensor]) -> Tensor:
-        """The positions of the rows in the runs of largest squared norm, from the squared norms of the rows."""
+        """Return the positions of the rows in the runs of largest squared norm, from the squared norms of the rows."""
         orders = [norm.argsort(descending=True, stable=True) for norm in norms]
         runs = [
             torch.nn.functional.pad(norm[order], (0, -len(norm) % self.round_to)).reshape(-1, self.round_to).sum(1)
@@ -80,15 +83,15 @@ class GroupL0(Compression[Rows]):
     def _rows(self) -> int:
         """How many rows `keep` leaves, at least one of each weight; of one weight, with those that rounding adds."""
         total = sum(rows for rows, _ in self.sizes)
-        count = max(len(self.sizes), kept(self.keep, total))
-        return rounded(count, self.round_to, total) if len(self.sizes) == 1 else count
+        count = max(len(self.sizes), count_kept(self.keep, total))
+        return round_up(count, self.round_to, total) if len(self.sizes) == 1 else count
 
     def decompress(self, theta: Rows) -> Tensor:
         entries = self._entries(theta.positions)
         return theta.values.new_zeros(entries.numel()).masked_scatter(entries, theta.values)
 
     def bits(self, theta: Rows) -> int:
-        """The values, and a bit for each row or the kept rows' positions, whichever is less."""
+        """Return the values, and a bit for each row or the kept rows' positions, whichever is less."""
         rows = sum(count for count, _ in self.sizes)
         return FLOAT_BITS * theta.values.numel() + min(rows, position_bits(theta.positions))
 
@@ -116,11 +119,8 @@ class GroupL0(Compression[Rows]):
             return f"keep {self.keep} leaves a weight without rows, {least} are kept, at least one of each"
         return keep_clipped(self.keep, sum(rows for rows, _ in self.sizes), "rows")
 
-    def _split(self, w: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(w, [rows * columns for rows, columns in self.sizes])
-
     def _entries(self, positions: Tensor) -> Tensor:
-        """Which entries of the weights belong to the rows at `positions`."""
+        """Return which entries of the weights belong to the rows at `positions`."""
         counts = [rows for rows, _ in self.sizes]
         keep = torch.zeros(sum(counts), dtype=torch.bool, device=positions.device)
         parts = torch.split(keep.index_fill_(0, positions, True), counts)
@@ -137,15 +137,16 @@ class KeptEntries(NamedTuple):
 
 @dataclass(frozen=True)
 class NM(Compression[KeptEntries]):
-    """At most n of every m consecutive inputs are not zero (2:4 runs on sparse tensor cores): Π keeps the largest |w|.
+    """At most n of every m consecutive inputs are not zero: Π keeps the largest |w|.
 
     Groups run along dimension 1 of a weight (outputs, inputs, ...), at each place of a kernel on its own; a last group
     may be shorter. Among equal magnitudes the first ones stay. Mishra et al., "Accelerating sparse deep neural
-    networks", arXiv 2104.08378 (2021). Raises ValueError unless 1 <= n <= m <= 256.
+    networks", arXiv 2104.08378 (2021).
+
+    - n, m: 1 <= n <= m <= 256, else ValueError; 2 and 4, which sparse tensor cores multiply.
     """
 
     exact: ClassVar[bool] = True
-
     n: int = 2
     m: int = 4
 
@@ -175,7 +176,7 @@ class NM(Compression[KeptEntries]):
         return self.num_params(theta) * (FLOAT_BITS + index_bits(self.m))
 
     def num_params(self, theta: KeptEntries) -> int:
-        """The kept entries; what pads a short last group is none."""
+        """Return the kept entries; what pads a short last group is none."""
         outputs, inputs, *kernel = theta.shape
         groups, rest = divmod(inputs, self.m)
         return outputs * math.prod(kernel) * (groups * self.n + min(self.n, rest))
@@ -188,34 +189,26 @@ class NM(Compression[KeptEntries]):
             raise ValueError(f"n:m sparsity needs a weight (outputs, inputs, ...), found shape {tuple(shape)}")
 
     def _groups(self, w: Tensor) -> Tensor:
-        """(outputs, kernel..., groups, m), the last group padded with zeros; shares no memory with w."""
+        """Return (outputs, kernel..., groups, m), the last group padded with zeros; shares no memory with w."""
         last = torch.nn.functional.pad(w.movedim(1, -1), (0, -w.shape[1] % self.m))
         return last.reshape(*last.shape[:-1], -1, self.m).clone()
 
 
 def group_l0(
-    weights: Mapping[str, Tensor],
-    *,
-    keep: float | int = 0.5,
-    joint: bool = False,
-    layers: str | Sequence[str] = "hidden",
-    round_to: int = 1,
+    weights: Weights, *, keep: float | int = 0.5, joint: bool = False, layers: Layers = "hidden", round_to: int = 1
 ) -> Plan:
     """Keep a fraction (or count) of the rows: of each chosen weight, or (`joint`) of all of them together.
 
     `round_to`: the rows kept of a weight are a multiple of it, or all.
     """
-    names = choose(weights, layers)
-    groups = [tuple(names)] if joint else [(name,) for name in names]
-
-    def sizes(group: Sequence[str]) -> tuple[tuple[int, int], ...]:
-        return tuple((weights[name].shape[0], weights[name][0].numel()) for name in group)
-
-    return Plan.of([Task(group, AsVector(), GroupL0(keep, sizes(group), round_to)) for group in groups], weights)
+    tasks = []
+    for group in groups_of(weights, layers, joint):
+        sizes = tuple((weights[name].shape[0], weights[name][0].numel()) for name in group)
+        tasks.append(Task(group, AsVector(), GroupL0(keep, sizes, round_to)))
+    return Plan.of(tasks, weights)
 
 
-def n_m(weights: Mapping[str, Tensor], *, n: int = 2, m: int = 4, layers: str | Sequence[str] = "hidden") -> Plan:
+def n_m(weights: Weights, *, n: int = 2, m: int = 4, layers: Layers = "hidden") -> Plan:
     """Keep n of every m consecutive inputs of the chosen weights."""
-    compression = NM(n, m)
-    names = choose(weights, layers)
-    return Plan.of([Task((name,), AsTensor(tuple(weights[name].shape)), compression) for name in names], weights)
+    views = {name: AsTensor(tuple(weights[name].shape)) for name in choose(weights, layers)}
+    return Plan.of([Task((name,), view, NM(n, m)) for name, view in views.items()], weights)

@@ -43,30 +43,31 @@ class Section:
 
 
 def run_page(run: Run, tables: Sequence[Table], plots: Sequence[Path]) -> str:
-    """The page of a run: its tables, its plots (png and svg files), all settings."""
+    """Return the page of a run: its tables, its plots (png and svg files), all settings."""
     status = state(run.folder, run.status)
     lead = [f'<p>{_status(status)} <span class="dim">{escape(run.folder.name)}</span></p>']
     if status != "done":
-        lead.append(_wrong(run))
+        line = last_line(run)
+        code = f"<code>{escape(line)}</code>" if line else ""
+        lead.append(f'<div class="wrong">{escape(reason(run) or "no reason is on record")}{code}</div>')
     more = [table for table in (settings_table([run]), environment_table([run])) if table is not None]
     return _page(name(run), lead, _sections(tables, plots, more))
 
 
 def sweep_page(folder: Path, runs: Sequence[Run], tables: Sequence[Table], plots: Sequence[Path]) -> str:
-    """The page of a sweep: its tables and plots, a row for every job, the jobs that are not done, the settings."""
+    """Return the page of a sweep: its tables and plots, all jobs, the jobs that are not done, the settings."""
     keys = varied(runs)
     stand = "".join(f"<span>{n} {_status(status)}</span>" for status, n in counts(runs).items())
     lead = [f'<p class="dim">{escape(folder.resolve().name)}</p>', f'<p class="counts">{stand}</p>']
-    more = [settings_table(runs), environment_table(runs)]
     jobs = [failures_table(folder, runs, keys), jobs_table(folder, runs, keys)]
-    given = [table for table in jobs if table is not None]
+    more = [settings_table(runs), environment_table(runs)]
     title = tables[0].title if tables else folder.name
-    shut = [table for table in more if table is not None]
-    return _page(title, lead, _sections([*tables, *given], plots, shut))
+    shown, shut = ([table for table in group if table is not None] for group in (jobs, more))
+    return _page(title, lead, _sections([*tables, *shown], plots, shut))
 
 
 def reproduction_page(title: str, command: str, tables: Sequence[Table], plots: Sequence[Path], shut: str) -> str:
-    """The page of a paper's experiments: its tables, its plots, and the table named `shut`, which is shut at first."""
+    """Return the page of a paper's experiments: tables and plots; the table named `shut` is shut at first."""
     sections = [Section(table.name, table.title, _table(table), shut=table.name == shut) for table in tables]
     lead = [f'<p class="dim"><code>{escape(command)}</code></p>']
     first = [section for section in sections if not section.shut]
@@ -74,14 +75,10 @@ def reproduction_page(title: str, command: str, tables: Sequence[Table], plots: 
 
 
 def _sections(tables: Sequence[Table], plots: Sequence[Path], shut: Sequence[Table]) -> Iterator[Section]:
-    """The first table, the plots, the other tables, then those that are shut at first."""
-    for table in tables[:1]:
-        yield Section(table.name, table.title, _table(table))
-    yield from _plots_section(plots)
-    for table in tables[1:]:
-        yield Section(table.name, table.title, _table(table))
-    for table in shut:
-        yield Section(table.name, table.title, _table(table), shut=True)
+    """Yield the first table, the plots, the other tables, then those that are shut at first."""
+    sections = [Section(table.name, table.title, _table(table)) for table in tables]
+    yield from (*sections[:1], *_plots_section(plots), *sections[1:])
+    yield from (Section(table.name, table.title, _table(table), shut=True) for table in shut)
 
 
 def _plots_section(plots: Sequence[Path]) -> Iterator[Section]:
@@ -90,17 +87,13 @@ def _plots_section(plots: Sequence[Path]) -> Iterator[Section]:
 
 
 def _page(title: str, lead: Iterable[str], sections: Iterable[Section]) -> str:
-    found = list(sections)
-    short = [section.title.partition(":")[0] for section in found]
-    links = [f'<a href="#{escape(s.name)}">{escape(text)}</a>' for s, text in zip(found, short, strict=True)]
+    sections = list(sections)
+    links = [f'<a href="#{escape(each.name)}">{escape(each.title.partition(":")[0])}</a>' for each in sections]
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     return PAGE.substitute(
-        title=escape(title), lead="\n".join(lead), links="".join(links), sections="\n".join(map(_section, found)),
-        style=STYLE, script=SCRIPT, script_hash=_hash(SCRIPT),
+        title=escape(title), lead="\n".join(lead), links="".join(links), sections="\n".join(map(_section, sections)),
+        style=STYLE, script=SCRIPT, script_hash=f"sha256-{digest}",
     )  # fmt: skip
-
-
-def _hash(script: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def _section(section: Section) -> str:
@@ -114,46 +107,35 @@ def _status(status: str) -> str:
     return f'<span class="status {escape(status)}">{escape(status)}</span>'
 
 
-def _wrong(run: Run) -> str:
-    """Why the run is not done, and the last line of its traceback where it says more."""
-    line = last_line(run)
-    code = f"<code>{escape(line)}</code>" if line else ""
-    return f'<div class="wrong">{escape(reason(run) or "no reason is on record")}{code}</div>'
-
-
 def _table(table: Table) -> str:
-    """A table with its tools and notes."""
+    """Return a table with its filter, which the script shows, and its notes."""
     if table.shown.empty:
         body = "<p>Nothing to show.</p>"
     else:
         columns = [_column(str(key), table.shown.iloc[:, at]) for at, key in enumerate(table.shown)]
-        head = "".join(_head(str(key), is_number) for key, (is_number, _) in zip(table.shown, columns, strict=True))
+        kinds = [' class="n"' if is_number else "" for is_number, _ in columns]
+        head = "".join(
+            f'<th scope="col"{kind}><button type="button">{escape(str(key))}</button></th>'
+            for key, kind in zip(table.shown, kinds, strict=True)
+        )
         rows = zip(*(cells for _, cells in columns), strict=True)
         lines = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
         body = (
             f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}"><table>\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>"
         )
-    tools = _tools(table.title) if len(table.shown) > MANY else ""
+    tools = ""
+    if len(table.shown) > MANY:
+        tools = (
+            f'<div class="tools" hidden><input type="search" placeholder="rows that hold these words" '
+            f'aria-label="Filter: {escape(table.title)}"><output class="dim"></output></div>\n'
+        )
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
     return tools + body + (f'<ul class="notes">{notes}</ul>' if notes else "")
 
 
-def _tools(title: str) -> str:
-    """Shown by the script, without which they do nothing."""
-    return (
-        f'<div class="tools" hidden><input type="search" placeholder="rows that hold these words" '
-        f'aria-label="Filter: {escape(title)}"><output class="dim"></output></div>\n'
-    )
-
-
-def _head(title: str, is_number: bool) -> str:
-    kind = ' class="n"' if is_number else ""
-    return f'<th scope="col"{kind}><button type="button">{escape(title)}</button></th>'
-
-
 def _column(title: str, values: "pd.Series[str]") -> tuple[bool, list[str]]:
-    """Whether most that is known of a column are numbers, and its cells."""
+    """Tell whether most that is known of a column are numbers, and return its cells."""
     texts = [str(value) for value in values]
     if title == "status":
         return False, [f"<td>{_status(text)}</td>" for text in texts]
@@ -164,13 +146,13 @@ def _column(title: str, values: "pd.Series[str]") -> tuple[bool, list[str]]:
 
 
 def size_of(text: str) -> float | None:
-    """The number a cell begins with, by which it is sorted; None when it is text."""
-    found = NUMBER.match(text)
-    return float(found[1].replace(",", "").replace("−", "-")) if found else None
+    """Return the number a cell begins with, by which it is sorted; None when it is text."""
+    start = NUMBER.match(text)
+    return float(start[1].replace(",", "").replace("−", "-")) if start else None
 
 
 def _cell(text: str, size: float | None, is_number: bool) -> str:
-    """A cell; `data-v` holds what it is sorted by where that is not its text: nothing for text among numbers."""
+    """Return a cell; `data-v` holds what it is sorted by where that is not its text: nothing for text among numbers."""
     kinds = [*(["n"] if is_number else []), *(["long"] if len(text) > LONG or "\n" in text else [])]
     classes = f' class="{" ".join(kinds)}"' if kinds else ""
     if text in ("", UNKNOWN) or (is_number and size is None):
@@ -181,7 +163,7 @@ def _cell(text: str, size: float | None, is_number: bool) -> str:
 
 
 def _plots(paths: Sequence[Path]) -> Iterator[str]:
-    """Each plot within the page, as svg unless that is large."""
+    """Yield each plot within the page, as svg unless that is large."""
     for path in paths:
         if path.suffix == ".svg":
             content, kind = path.read_bytes(), "image/svg+xml"

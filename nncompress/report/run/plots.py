@@ -1,9 +1,8 @@
-"""The plots of one run: objective, accuracy, constraint, convergence rate, channels, weights."""
+"""The plots of one run: objective, accuracy, what the solver adds, convergence rate, channels, weights."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,60 +12,55 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
-from nncompress.report.collect import final, name
-from nncompress.report.run.weights import stored_numbers
+from nncompress.report.collect import declared, declared_columns, final, name
 from nncompress.report.style import COLOURS, LINES, STYLE, log_ticks, marker, new_figure, save_figure, spans_a_decade
 from nncompress.report.text import signed
 from nncompress.results.convergence import SlopeFit, convergence, fit_slope
 from nncompress.results.records import Run
 
-log = logging.getLogger(__name__)
-
-
 AXES = {"step": "step K", "seconds": "time in the solver (seconds)"}
-
-
 ACCURACIES = {
     "accuracy/test": "test set, deployed network",
     "accuracy/train": "training set, deployed network",
     "accuracy/dense_test": "test set, dense weights w",
 }
-
-
-MOST_PANELS = 6
+RATES = {"step_sq_mean": "mean squared step, all steps", "grad_sq_mean": "mean squared subgradient, all records"}
 
 
 def run_plots(run: Run, folder: Path) -> list[Path]:
-    """Draw and save what the run's records and model allow; the paths written."""
-    title = name(run)
-    tensors = stored_numbers(run.folder / "model")
+    """Draw and save what the run's records and summary allow; return the paths written."""
+    title, summary = name(run), final(run)
+    lines = {column["key"]: column["label"] for column in declared_columns([run], "objective")}
+    plots = declared(run, "plots")
+    figures = {column["key"] for column in declared(run, "columns")}
     with matplotlib.rc_context(STYLE):
-        figures = {
-            "objective": objective_plot(run.rows, f"Objective: {title}"),
+        drawn = {
+            "objective": objective_plot(run.rows, f"Objective: {title}", lines),
             "accuracy": accuracy_plot(run.rows, f"Accuracy: {title}"),
-            "constraint": constraint_plot(run.rows, f"Constraint w = Δ(Θ): {title}"),
-            "sets": sets_plot(run.rows, f"Constraint sets: {title}"),
+            **{plot["name"]: panels_plot(run.rows, f"{plot['title']}: {title}", plot, figures) for plot in plots},
             "rate": rate_plot(run.rows, f"Convergence rate: {title}"),
-            "channels": channels_plot(final(run), f"Channels: {title}"),
-            "weights": weights_plot(tensors, f"Weights of the compressed model: {title}"),
+            "channels": channels_plot(summary, f"Channels: {title}"),
+            "weights": weights_plot(summary, f"Weights of the compressed model: {title}"),
         }
-    return [path for key, figure in figures.items() if figure for path in save_figure(figure, folder, key)]
+    return [path for key, figure in drawn.items() if figure for path in save_figure(figure, folder, key)]
 
 
-def objective_plot(rows: pd.DataFrame, title: str) -> Figure | None:
-    """The objective and its terms against step and time; None when no record has an objective."""
+def objective_plot(rows: pd.DataFrame, title: str, more: Mapping[str, str] | None = None) -> Figure | None:
+    """Draw the objective and its terms against step and time; None when no record has an objective.
+
+    more: further lines of the same units, what each is by its key.
+    """
     terms = [str(key) for key in rows if str(key).startswith("term/")]
-    values = rows.reindex(columns=["objective", *terms, *(key for key in ("loss/w",) if key in rows)])
+    more = {key: label for key, label in (more or {}).items() if key in rows}
+    values = rows.reindex(columns=["objective", *terms, *more])
     if values["objective"].isna().all():
         return None
     log_scale = spans_a_decade(values[["objective"]]) and bool((values.min().dropna() >= 0).all())
     floor = _log_floor(values) if log_scale else -np.inf
     under = {key: " (under the axis)" if values[key].max() < floor else "" for key in terms}
     lines = {"objective": "objective L"} | {key: f"{key.removeprefix('term/')} term{under[key]}" for key in terms}
-    lines |= {"loss/w": "training loss of the weights w"}
-    figure = _two_panels(rows, lines, title, "value (units of the objective)")
+    figure = _two_panels(rows, lines | more, title, "value (units of the objective)")
     for axes in figure.axes if log_scale else ():
         axes.set_yscale("log", nonpositive="mask")
         axes.set_ylim(bottom=floor)
@@ -75,38 +69,47 @@ def objective_plot(rows: pd.DataFrame, title: str) -> Figure | None:
 
 
 def accuracy_plot(rows: pd.DataFrame, title: str) -> Figure | None:
-    """Accuracies against step and time; None when no record has one."""
+    """Draw accuracies against step and time; None when no record has one."""
     values = rows.reindex(columns=list(ACCURACIES))
     if values.isna().all(axis=None):
         return None
     return _two_panels(rows.assign(**(100 * values)), ACCURACIES, title, "accuracy (%)")
 
 
-def constraint_plot(rows: pd.DataFrame, title: str) -> Figure | None:
-    """How w and Δ(Θ) meet as mu grows, and how the multipliers come to be the gradient; None without multipliers."""
-    if "kkt/cosine" not in rows or not (rows["step"] > 0).any():
+def panels_plot(
+    rows: pd.DataFrame, title: str, plot: Mapping[str, Any], figures: Collection[str] = ()
+) -> Figure | None:
+    """Draw a plot that a solver declares; None unless each of its panels has something to show.
+
+    Args:
+        rows: the records.
+        title: of the plot.
+        plot: a `solvers.base.Plot` as plain values.
+        figures: keys that are no parts, whatever they begin with.
+    """
+    rows = rows[rows["step"] >= plot["first"]].dropna(axis=1, how="all")
+    if not all(set(panel["lines"]) & set(rows) for panel in plot["panels"]):
         return None
-    figure = new_figure(12, 4.2, title)
-    for position, (lines, ylabel, log_scale) in enumerate(CONSTRAINT, start=1):
-        axes = figure.add_subplot(1, len(CONSTRAINT), position, xlabel=AXES["step"], ylabel=ylabel)
-        positive = rows[rows["step"] > 0].reindex(columns=["step", *lines])
-        for index, (key, label) in enumerate(lines.items()):
-            _draw_line(axes, positive["step"], positive[key], index, label)
-        if log_scale and spans_a_decade(positive[list(lines)]):
+    count = len(plot["panels"])
+    figure = new_figure(4 * count, 4.2, title)
+    for position, panel in enumerate(plot["panels"], start=1):
+        axes = figure.add_subplot(1, count, position, xlabel=AXES["step"], ylabel=panel["label"])
+        prefix, plural = panel["parts"] or (None, "")
+        parts = [key for key in rows if prefix and str(key).startswith(prefix) and key not in figures]
+        for index, key in enumerate(parts):
+            label = f"each of {len(parts)} {plural}" if index == 0 and len(parts) > 1 else None
+            axes.plot(rows["step"], rows[key], color=COLOURS[5], linewidth=0.8, alpha=0.7, label=label)
+        for index, (key, label) in enumerate(panel["lines"].items()):
+            if key in rows:
+                _draw_line(axes, rows["step"], rows[key], index, label)
+        if panel["log"] and spans_a_decade(rows.reindex(columns=[*panel["lines"], *parts])):
             axes.set_yscale("log")
             log_ticks(axes.yaxis, *axes.get_ylim())
+        elif panel["log"]:
+            axes.set_ylim(bottom=0)
+        axes.locator_params(axis="x", integer=True)
         axes.legend()
     return figure
-
-
-CONSTRAINT = (
-    (
-        {"gap": "gap ‖w − Δ(Θ)‖ / ‖w‖", "c_step/error": "C step ‖v − Δ(Θ)‖ / ‖v‖, v = w − λ/μ"},
-        "relative distance", True,
-    ),
-    ({"mu": "μ", "lam/norm": "‖λ‖", "grad/norm": "‖∇L(w)‖"}, "value", True),
-    ({"kkt/cosine": "cosine of λ and ∇L(w)", "kkt/distance": "‖λ − ∇L(w)‖ / ‖∇L(w)‖"}, "value", False),
-)  # fmt: skip
 
 
 def rate_plot(rows: pd.DataFrame, title: str) -> Figure | None:
@@ -130,9 +133,6 @@ def rate_plot(rows: pd.DataFrame, title: str) -> Figure | None:
     log_ticks(axes.yaxis, *axes.get_ylim())
     axes.legend()
     return figure
-
-
-RATES = {"step_sq_mean": "mean squared step, all steps", "grad_sq_mean": "mean squared subgradient, all records"}
 
 
 def channels_plot(summary: Mapping[str, Any], title: str) -> Figure | None:
@@ -161,34 +161,31 @@ def _factors(axes: Axes, factors: Mapping[str, Any]) -> None:
     axes.set_title(f"{factors['zero']} factors are exactly 0 and not drawn", fontsize=9)
 
 
-def weights_plot(tensors: Mapping[str, NDArray[np.floating]], title: str) -> Figure | None:
-    """A histogram of the nonzero values of each tensor of Θ and of all else, the 6 largest; None without any."""
-    largest = sorted(tensors, key=lambda key: -tensors[key].size)[:MOST_PANELS]
-    shown = [key for key in tensors if key in largest]
+def weights_plot(summary: Mapping[str, Any], title: str) -> Figure | None:
+    """Draw histograms of the nonzero values of the largest tensors (`metrics.weight_histograms`); None without any."""
+    weights = summary.get("weights") or {}
+    shown = weights.get("largest")
     if not shown:
         return None
-    if len(shown) < len(tensors):
-        title += f" ({len(shown)} largest of {len(tensors)} tensors)"
-    columns = min(len(shown), 3 if len(shown) in (5, 6, 9) else 4)
+    if len(shown) < weights["tensors"]:
+        title += f" ({len(shown)} largest of {weights['tensors']} tensors)"
+    columns = min(len(shown), 3 if len(shown) in (5, 6) else 4)
     lines = -(-len(shown) // columns)
     figure = new_figure(max(3.4 * columns, 7), 2.7 * lines + 0.6, title)
-    for position, key in enumerate(shown, start=1):
-        _histogram(figure.add_subplot(lines, columns, position), key, tensors[key])
+    for position, histogram in enumerate(shown, start=1):
+        axes = figure.add_subplot(lines, columns, position)
+        counts = histogram["counts"]
+        edges = np.linspace(histogram["low"], histogram["high"], len(counts) + 1)
+        axes.stairs(counts, edges, fill=True, color=COLOURS[0])  # one patch: 40 bars take a third longer
+        shape = " × ".join(map(str, histogram["shape"]))
+        zeros = f", {100 * histogram['zeros']:.1f} % zeros not drawn" if histogram["zeros"] else ""
+        axes.set_title(f"{histogram['name']}\n{shape}{zeros}", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="y", nbins=3)
     figure.supxlabel("value of a weight, or of a factor's entry (no units)", fontsize=10)
     figure.supylabel("number of values", fontsize=10)
     return figure
-
-
-def _histogram(axes: Axes, key: str, values: NDArray[np.floating]) -> None:
-    nonzero = values[values != 0].astype(float).ravel()
-    zeros = 1 - nonzero.size / values.size
-    shape = " × ".join(map(str, values.shape))
-    note = f", {100 * zeros:.1f} % zeros not drawn" if zeros else ""
-    axes.stairs(*np.histogram(nonzero, bins=40), fill=True, color=COLOURS[0])  # one patch: 40 bars take a third longer
-    axes.set_title(f"{key}\n{shape}{note}", fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.locator_params(axis="x", nbins=4)
-    axes.locator_params(axis="y", nbins=3)
 
 
 def _two_panels(rows: pd.DataFrame, lines: Mapping[str, str], title: str, ylabel: str) -> Figure:
@@ -246,42 +243,3 @@ def _draw_reference(axes: Axes, step: pd.Series[int], values: pd.Series[float]) 
     first = values[values > 0].index[0]
     height = 0.25 * values[first] * step[first]
     axes.plot(step, height / step, color="0.5", linestyle=(0, (6, 2)), linewidth=1.2, label="slope −1, for comparison")
-
-
-PANELS = (
-    ("fw_gap", "", "Frank-Wolfe gap ⟨∇L(w), w − LMO(∇L(w))⟩", "all sets together"),
-    ("eta", "eta/", "step size η, mean of the epoch", "mean over the sets"),
-    ("gauge", "gauge/", "gauge of the weights / radius of their set", "largest"),
-)
-
-
-NOT_A_SET = ("eta/clipped",)
-
-
-def sets_plot(rows: pd.DataFrame, title: str) -> Figure | None:
-    """The Frank-Wolfe gap, and step size and gauge of every set, against the step; None without a gap on record."""
-    if "fw_gap" not in rows or rows["fw_gap"].isna().all():
-        return None
-    figure = new_figure(13, 4.4, title)
-    for position, (key, prefix, label, of_all) in enumerate(PANELS, start=1):
-        own = [str(c) for c in rows if prefix and str(c).startswith(prefix) and c not in NOT_A_SET]
-        axes = figure.add_subplot(1, len(PANELS), position, xlabel="step K", ylabel=label)
-        for index, column in enumerate(own):
-            name = f"each of {len(own)} sets" if index == 0 and len(own) > 1 else None
-            axes.plot(rows["step"], rows[column], color=COLOURS[5], linewidth=0.8, alpha=0.7, label=name)
-        if key in rows:
-            shown = of_all if not prefix or len(own) > 1 else None
-            axes.plot(rows["step"], rows[key], color=COLOURS[0], label=shown, marker=marker(len(rows)), markersize=4)
-        _scale(axes, rows[[key, *own] if key in rows else own])
-        axes.locator_params(axis="x", integer=True)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
-    return figure
-
-
-def _scale(axes: Axes, values: pd.DataFrame) -> None:
-    if spans_a_decade(values):
-        axes.set_yscale("log")
-        log_ticks(axes.yaxis, *axes.get_ylim())
-    else:
-        axes.set_ylim(bottom=0)

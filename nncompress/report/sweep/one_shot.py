@@ -1,30 +1,28 @@
-"""One-shot compression: the network of a run compressed to many sizes by several methods, without retraining."""
+"""One-shot compression: the network of a run compressed to many sizes by several methods, without retraining.
 
-from collections.abc import Mapping, Sequence
+Its rows, its tables, and with `one_shot_plots` its figures.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nncompress.report.collect import aggregate, final, group_label, name, setting_of
-from nncompress.report.style import COLOURS, STYLE, GroupStyle, group_styles, log_ticks, new_figure, spans_a_decade
+from nncompress.report.style import COLOURS, GroupStyle, group_styles
+from nncompress.report.sweep.one_shot_plots import ACCURACY, one_shot_plot, speedup_plot
 from nncompress.report.tables import Table, known
 from nncompress.report.text import UNKNOWN, number, percent, spread, times
 from nncompress.results.records import Run
 
-ACCURACY = "accuracy/test"
 AT = ("method", "part", "recalibrated")
 MEASURED, SIZES = (ACCURACY, "loss/test", "stability"), ("ratio/params", "ratio/macs", "distance", "smaller")
 BATCH_NORMS = {False: "batch norms as they are", True: "batch norms recalibrated"}
 AGAIN = " recalibrated"
-TAKEN = "taken away (%)"
-LEAST_SPAN = 20
-"""Per cent."""
-MOST_PANELS, MOST_IN_LEGEND, WIDEST_HEADS = 8, 24, 120
-TAKEN_AWAY, SPEED_UP = "part taken away (%)", "theoretical speed-up: dense / compressed MACs"
+TAKEN, TAKEN_AWAY = "taken away (%)", "part taken away (%)"
+WIDEST_HEADS = 120
 NOTES = (
     "Every row compresses the network of a run anew, without retraining it; 0 taken away is the network as it was.",
     "Recalibrated: the statistics of the batch norms were recomputed on training samples before the evaluation.",
@@ -32,7 +30,7 @@ NOTES = (
 
 
 def run_one_shot(run: Run) -> tuple[list[Table], dict[str, Figure | None]]:
-    """The table and the plot of a run; none when its summary has no one_shot."""
+    """Make the table and the plot of a run; none when its summary has no one_shot."""
     rows = one_shot(run)
     if rows.empty:
         return [], {}
@@ -42,13 +40,13 @@ def run_one_shot(run: Run) -> tuple[list[Table], dict[str, Figure | None]]:
         BATCH_NORMS[True]: GroupStyle(COLOURS[1], "s", "--"),
     }
     title = f"One-shot compression: {name(run)}"
-    return [one_shot_table(rows, title)], {"one_shot": _figure(lines, styles, title, TAKEN_AWAY)}
+    return [one_shot_table(rows, title)], {"one_shot": one_shot_plot(lines, styles, title, TAKEN_AWAY)}
 
 
 def sweep_one_shot(
     runs: Sequence[Run], keys: Sequence[str], title: str
 ) -> tuple[list[Table], dict[str, Figure | None]]:
-    """The tables and plots of the runs of a sweep that are done; none when no summary has one_shot.
+    """Make the tables and plots of the runs of a sweep that are done; none when no summary has one_shot.
 
     Args:
         runs: the runs of the sweep, failed ones among them.
@@ -67,13 +65,13 @@ def sweep_one_shot(
         end = "_recalibrated" if again else ""
         note = f"\n{BATCH_NORMS[bool(again)]}" if means["recalibrated"].any() else ""
         lines = part.assign(line=part["group"], x=100 * part["part"])
-        figures[f"one_shot{end}"] = _figure(lines, styles, head + note, TAKEN_AWAY)
-        figures[f"one_shot_speedup{end}"] = _speedup_plot(part, styles, head + note)
+        figures[f"one_shot{end}"] = one_shot_plot(lines, styles, head + note, TAKEN_AWAY)
+        figures[f"one_shot_speedup{end}"] = speedup_plot(part, styles, head + note)
     return [groups_table(means, labels, head), areas_table(areas(rows, keys), title)], figures
 
 
 def one_shot(run: Run) -> pd.DataFrame:
-    """A row for each method, part and recalibration of a run, by method in their order, then by part; maybe none.
+    """Return a row for each method, part and recalibration of a run: by method in their order, then by part.
 
     Columns: those of AT, MEASURED and SIZES, NaN where the run did not measure them.
     """
@@ -84,24 +82,28 @@ def one_shot(run: Run) -> pd.DataFrame:
 
 
 def one_shot_rows(runs: Sequence[Run], keys: Sequence[str]) -> pd.DataFrame:
-    """The rows of all done runs, with each run's group (as typed), job, seed and varied keys before them."""
+    """Return the rows of all done runs, with each run's group (as typed), job, seed and varied keys before them."""
     rows: list[dict[Any, Any]] = []
     for run in runs:
         if run.status["status"] == "done":
-            taken = setting_of(run, keys)
-            told = {"group": group_label(taken, keys), "job": run.folder.name, "seed": run.config.get("seed")} | taken
-            rows += [told | row for row in one_shot(run).to_dict("records")]
+            values = setting_of(run, keys)
+            about = {
+                "group": group_label(values, keys),
+                "job": run.folder.name,
+                "seed": run.settings.get("seed"),
+            } | values
+            rows += [about | row for row in one_shot(run).to_dict("records")]
     return pd.DataFrame(rows, columns=None if rows else ["group", *keys, *AT])
 
 
 def mean_accuracies(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Means over the seeds of each group, method, part and recalibration, as `collect.aggregate` makes them."""
+    """Return the means (`collect.aggregate`) over the seeds of each group, method, part and recalibration."""
     means = aggregate(rows, ["group", *keys, *AT]).astype({"part": float, "recalibrated": bool})
     return _in_order(means, ["method", "recalibrated", "part"])
 
 
 def areas(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """The area under each group's accuracy against the part taken away, by method; means over the seeds.
+    """Return the area under each group's accuracy against the part taken away, by method; means over the seeds.
 
     Trapezoids over the parts that every run with the method has, divided by the width: accuracies in [0, 1], NaN for
     fewer than two parts. Columns, beside the group and the keys: method, n, seeds, accuracy/dense (at part 0), area,
@@ -124,7 +126,7 @@ def areas(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def one_shot_table(rows: pd.DataFrame, title: str) -> Table:
-    """A line for each method and part of a run, with and without recalibrated batch norms side by side."""
+    """Make a line for each method and part of a run, with and without recalibrated batch norms side by side."""
     at = list(AT[:2])
     raw = rows.groupby(at, sort=False)[list(SIZES)].first()
     for again, end in ((False, ""), (True, AGAIN)):
@@ -133,7 +135,7 @@ def one_shot_table(rows: pd.DataFrame, title: str) -> Table:
     raw = raw.reset_index()
     shown = {
         "method": raw["method"],
-        TAKEN: raw["part"].map(_taken),
+        TAKEN: raw["part"].map(_percentage),
         "test accuracy (%)": raw[ACCURACY].map(percent),
         "with recalibrated batch norms (%)": raw[ACCURACY + AGAIN].map(percent),
         "parameters left": raw["ratio/params"].map(number),
@@ -153,7 +155,7 @@ def one_shot_table(rows: pd.DataFrame, title: str) -> Table:
 
 
 def groups_table(means: pd.DataFrame, labels: Sequence[str], title: str) -> Table:
-    """Mean test accuracies, a line for each method, part and recalibration and a column for each group.
+    """Tabulate mean test accuracies, a line for each method, part and recalibration and a column for each group.
 
     Args:
         means: as `mean_accuracies` makes them.
@@ -166,7 +168,7 @@ def groups_table(means: pd.DataFrame, labels: Sequence[str], title: str) -> Tabl
     for _, mean in means.iterrows():
         at = {
             "method": mean["method"],
-            TAKEN: _taken(mean["part"]),
+            TAKEN: _percentage(mean["part"]),
             "batch norms": BATCH_NORMS[mean["recalibrated"]].removeprefix("batch norms "),
         }
         if not means["recalibrated"].any():
@@ -183,7 +185,7 @@ def groups_table(means: pd.DataFrame, labels: Sequence[str], title: str) -> Tabl
 
 
 def areas_table(means: pd.DataFrame, title: str) -> Table:
-    """A line for each method and group with the area under its accuracies, from the means that `areas` makes."""
+    """Make a line for each method and group with the area under its accuracies, from the means that `areas` makes."""
     shown = pd.DataFrame(
         {
             "method": mean["method"],
@@ -192,7 +194,7 @@ def areas_table(means: pd.DataFrame, title: str) -> Table:
             "dense test accuracy (%)": _spread(mean, "accuracy/dense"),
             "area (%)": _spread(mean, "area"),
             "area, recalibrated batch norms (%)": _spread(mean, f"area{AGAIN}"),
-            TAKEN: ", ".join(_taken(float(part)) for part in mean["parts"].split()) or UNKNOWN,
+            TAKEN: ", ".join(_percentage(float(part)) for part in mean["parts"].split()) or UNKNOWN,
         }
         for _, mean in means.iterrows()
     )
@@ -208,7 +210,7 @@ def areas_table(means: pd.DataFrame, title: str) -> Table:
 
 
 def _in_order(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Sorted, the methods as they first appear."""
+    """Sort rows, the methods as they first appear."""
     place = {method: at for at, method in enumerate(dict.fromkeys(rows["method"]))}
     ordered = rows.sort_values(
         list(by), key=lambda column: column.map(place) if column.name == "method" else column, kind="stable"
@@ -217,7 +219,7 @@ def _in_order(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def _curves(rows: pd.DataFrame) -> dict[tuple[str, str, bool], "pd.Series[float]"]:
-    """Accuracy by part, for each method, job and recalibration. Part 0 is the same network whatever the method."""
+    """Return accuracies by part, for each method, job and recalibration. Part 0 is one network whatever the method."""
     columns = ["method", "job", "recalibrated", "part", ACCURACY]
     measured = rows[columns].dropna().to_dict("records")
     dense = {(row["job"], row["recalibrated"]): row[ACCURACY] for row in measured[::-1] if row["part"] == 0}
@@ -236,82 +238,9 @@ def _area(curve: "pd.Series[float]", parts: Sequence[float]) -> float:
     return float((height[1:] + height[:-1]) @ np.diff(parts)) / 2 / (parts[-1] - parts[0])
 
 
-def _taken(part: float) -> str:
+def _percentage(part: float) -> str:
     return f"{100 * part:.4g}"
 
 
 def _spread(mean: "pd.Series[Any]", key: str) -> str:
     return spread(percent(mean.get(key)), percent(mean.get(f"{key} std")))
-
-
-def _speedup_plot(means: pd.DataFrame, styles: Mapping[str, GroupStyle], title: str) -> Figure | None:
-    """Accuracies against the theoretical speed-up, of the methods that save work; None without any."""
-    speedup = 1 / means["ratio/macs"].where(means["ratio/macs"] > 0)
-    saves = speedup.groupby(means["method"]).transform(lambda of: (of - 1).abs().max() > 1e-9)
-    idle = ", ".join(dict.fromkeys(means.loc[~saves, "method"]))
-    note = f"\nnot drawn, no speed-up counted: {idle}" if idle else ""
-    lines = means.assign(line=means["group"], x=speedup)[saves]
-    return _figure(lines, styles, title + note, SPEED_UP, spans_a_decade(lines[["x"]])) if saves.any() else None
-
-
-def _figure(
-    rows: pd.DataFrame, styles: Mapping[str, GroupStyle], title: str, xlabel: str, log_scale: bool = False
-) -> Figure:
-    """A panel per method with a line per style: test accuracy over x, with its deviation where there is one."""
-    methods = list(dict.fromkeys(rows["method"]))
-    drawn = methods[:MOST_PANELS]
-    across = len(drawn) if len(drawn) <= 3 else -(-len(drawn) // 2)
-    down = -(-len(drawn) // across)
-    more = f"\nthe first {MOST_PANELS} of {len(methods)} methods" if len(methods) > MOST_PANELS else ""
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(max(3.7 * across + 0.6, 8), 3.2 * down + 1.2, title + more)
-        grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat
-        for axes, method in zip(grid, drawn, strict=False):
-            axes.set(title=method, xlabel=xlabel)
-            axes.tick_params(labelbottom=True)
-            for line, style in styles.items():
-                _draw(axes, rows[rows["method"] == method], line, style)
-        for axes in grid[len(drawn) :]:
-            axes.remove()
-        _widen(figure.axes[0])
-        if log_scale:
-            figure.axes[0].set_xscale("log")
-            log_ticks(figure.axes[0].xaxis, rows["x"].min(), rows["x"].max())
-        for axes in grid[::across]:
-            axes.set_ylabel("test accuracy (%)")
-        _legend(figure, list(styles), "n" in rows and bool((rows["n"] > 1).any()))
-    return figure
-
-
-def _widen(axes: Axes) -> None:
-    """Show at least LEAST_SPAN of accuracy: less would make much of a little."""
-    low, high = axes.get_ylim()
-    if high - low < LEAST_SPAN:
-        low = min(max(0, (low + high - LEAST_SPAN) / 2), 100 - LEAST_SPAN)
-        axes.set_ylim(low, low + LEAST_SPAN + 1)
-
-
-def _draw(axes: Axes, rows: pd.DataFrame, line: str, style: GroupStyle) -> None:
-    known = rows[rows["line"] == line].dropna(subset=["x", ACCURACY])
-    if known.empty:
-        return
-    mean, std = 100 * known[ACCURACY], 100 * known.get(f"{ACCURACY} std", known["x"] * np.nan)
-    axes.plot(
-        known["x"], mean, color=style.colour, marker=style.marker, linestyle=style.line, markersize=4, label=line
-    )  # fmt: skip
-    axes.fill_between(known["x"], mean - std, mean + std, color=style.colour, alpha=0.13, linewidth=0)
-
-
-def _legend(figure: Figure, lines: Sequence[str], several: bool) -> None:
-    """Below all panels, in as many columns as fit; a single line needs none, a single mean does."""
-    drawn = {label: at for axes in figure.axes for at, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    named = [line for line in lines if line in drawn]
-    if len(named) < 2 and not several:
-        return
-    shown = named[:MOST_IN_LEGEND]
-    notes = ["mean over the runs of a group; band: ± standard deviation"] if several else []
-    notes += [f"{len(named) - len(shown)} more groups not listed"] if len(named) > len(shown) else []
-    columns = max(1, min(len(shown), int(12.5 * figure.get_figwidth()) // (7 + max(map(len, shown), default=0))))
-    handles, words = [drawn[line] for line in shown], "\n".join(notes)
-    figure.legend(handles, shown, loc="outside lower center", ncols=columns, title=words or None)
-    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(shown) // columns))

@@ -26,17 +26,19 @@ from nncompress.report.style import (
 )
 
 MOST_IN_LEGEND, MOST_BESIDE, LONGEST_BESIDE = 24, 12, 24
+LEFT = {"params": "parameters", "bits": "bits"}
+HORIZONTAL = {"step": "step K", "seconds": "time in the solver (seconds)"}
 
 
 def save_sweep_plots(figures: dict[str, Figure | None], folder: Path) -> list[Path]:
-    """Save the figures that there are; the paths written."""
+    """Save the figures that there are; return the paths written."""
     return [path for key, figure in figures.items() if figure for path in save_figure(figure, folder, key)]
 
 
 def accuracy_ratio_plot(groups: pd.DataFrame, keys: Sequence[str], title: str, of: str = "params") -> Figure | None:
-    """Test accuracy against what is left `of` the parameters or bits, one point a group with its deviation over seeds.
+    """Draw test accuracy against what is left `of` the parameters or bits; None when no group has both figures.
 
-    None when no group has both figures.
+    One point a group with its deviation over seeds.
     """
     wanted = groups.reindex(columns=[f"ratio/{of}", "accuracy/test"]).astype(float)
     drawn = groups[wanted.notna().all(axis=1) & (wanted[f"ratio/{of}"] > 0)]
@@ -62,8 +64,10 @@ def accuracy_ratio_plot(groups: pd.DataFrame, keys: Sequence[str], title: str, o
 
 
 def _series(groups: pd.DataFrame, keys: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """The groups that differ in numbers alone (ranks, say) together, under what they share; nothing unless that gives
-    several series, most of them of several points."""
+    """Return the groups that differ in numbers alone (ranks, say) together, under what they share.
+
+    Empty unless that gives several series, most of them of several points.
+    """
     options = [key for key in keys if not pd.to_numeric(groups[key].dropna(), errors="coerce").notna().all()]
     if not options or len(options) == len(keys):
         return {}
@@ -83,7 +87,7 @@ def _draw_series(figure: Figure, axes: Axes, series: Mapping[str, pd.DataFrame])
 
 
 def objectives_plot(curves: Sequence[tuple[str, pd.DataFrame]], title: str) -> Figure | None:
-    """The objective of every run against step and time, one colour a group; None when no run has one.
+    """Draw the objective of every run against step and time, one colour a group; None when no run has one.
 
     Args:
         curves: the group's label and the rows of each run.
@@ -107,25 +111,19 @@ def objectives_plot(curves: Sequence[tuple[str, pd.DataFrame]], title: str) -> F
     return figure
 
 
-LEFT = {"params": "parameters", "bits": "bits"}
-HORIZONTAL = {"step": "step K", "seconds": "time in the solver (seconds)"}
-
-
 def _draw_points(axes: Axes, groups: pd.DataFrame, labels: Sequence[str]) -> None:
-    placed = zip(_points(groups), _std(groups), group_styles(len(labels)), labels, strict=True)
-    for (x, y), std, style, label in placed:
-        axes.errorbar(
-            x, y, yerr=std or None, fmt=style.marker, color=style.colour, capsize=4, zorder=3, label=label
-        )  # fmt: skip
+    points = zip(_points(groups), _std(groups), group_styles(len(labels)), labels, strict=True)
+    for (x, y), std, style, label in points:
+        axes.errorbar(x, y, yerr=std or None, fmt=style.marker, color=style.colour, capsize=4, zorder=3, label=label)
 
 
 def _points(groups: pd.DataFrame) -> list[tuple[float, float]]:
-    """Ratio and test accuracy in % of each group."""
+    """Return ratio and test accuracy in % of each group."""
     return list(zip(groups["ratio"], 100 * groups["accuracy/test"].astype(float), strict=True))
 
 
 def _std(groups: pd.DataFrame) -> list[float]:
-    """Standard deviation of the test accuracy in %, 0 where it is not known."""
+    """Return the standard deviation of the test accuracy in %, 0 where it is not known."""
     column = groups.reindex(columns=["accuracy/test std"])["accuracy/test std"]
     return [float(value) for value in 100 * column.astype(float).fillna(0.0)]
 
@@ -145,7 +143,7 @@ def _draw_dense(axes: Axes, groups: pd.DataFrame) -> None:
 
 
 def _dense_points(groups: pd.DataFrame) -> list[tuple[float, float]]:
-    """Ratio and test accuracy in % of the dense weights of each group, by ratio."""
+    """Return ratio and test accuracy in % of the dense weights of each group, by ratio."""
     if "accuracy/dense_test" not in groups:
         return []
     known = groups[groups["accuracy/dense_test"].notna()].sort_values("ratio")
@@ -162,7 +160,7 @@ def _ratio_axis(axes: Axes, ratio: "pd.Series[float]") -> None:
 
 
 def _label(figure: Figure, axes: Axes, groups: pd.DataFrame, labels: Sequence[str]) -> None:
-    """A few short texts stand beside their points, others in the legend."""
+    """Put a few short texts beside their points, others in the legend."""
     pairs = list(zip(*axes.get_legend_handles_labels(), strict=True))
     lines = [pair for pair in pairs if pair[1] not in labels]
     figure.legend(*zip(*lines, strict=True), loc="outside lower center", ncols=1)
@@ -174,7 +172,7 @@ def _label(figure: Figure, axes: Axes, groups: pd.DataFrame, labels: Sequence[st
 
 
 def _lines(groups: pd.DataFrame) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """The error bars and the lines between the points of the dense weights."""
+    """Return the error bars and the lines between the points of the dense weights."""
     bars = [((x, y - std), (x, y + std)) for (x, y), std in zip(_points(groups), _std(groups), strict=True)]
     return [*bars, *pairwise(_dense_points(groups))]
 

@@ -23,8 +23,9 @@ FIXED = ("trial", "job", "state", "best")
 
 
 def trials_of(folder: Path) -> tuple[pd.DataFrame, dict[str, str]] | None:
-    """The trials of the search in a folder (trial, job, state, best, each setting, each objective), and the objectives
-    with their directions; None where there is no search.
+    """Return the trials of the search in a folder, and the objectives with their directions; None without a search.
+
+    Columns: trial, job, state, best, each setting, each objective.
     """
     path = folder / SEARCH
     if not path.is_file():
@@ -45,7 +46,7 @@ def trials_of(folder: Path) -> tuple[pd.DataFrame, dict[str, str]] | None:
 
 
 def search_table(trials: pd.DataFrame, objectives: dict[str, str], title: str) -> Table:
-    """Every trial, the best first, then by the first objective."""
+    """Tabulate every trial, the best first, then by the first objective."""
     settings = [str(key) for key in trials if key not in (*FIXED, *objectives)]
     names = short_names(settings)
     first, direction = next(iter(objectives.items()))
@@ -65,7 +66,7 @@ def search_table(trials: pd.DataFrame, objectives: dict[str, str], title: str) -
 
 
 def search_plot(trials: pd.DataFrame, objectives: dict[str, str], title: str) -> Figure | None:
-    """Each objective against the number of the trial; with one objective, the best so far as a line."""
+    """Draw each objective against the number of the trial; with one objective, the best so far as a line."""
     ended = trials.dropna(subset=list(objectives))
     if ended.empty:
         return None
@@ -89,13 +90,7 @@ def search_plot(trials: pd.DataFrame, objectives: dict[str, str], title: str) ->
 def _line(trial: "pd.Series[Any]", names: dict[str, str], objectives: dict[str, str]) -> dict[str, str]:
     line = {"trial": str(trial["trial"]), "job": str(trial["job"])}
     line |= {name: setting(trial[key]) for key, name in names.items()}
-    line |= {_head(key): (percent if _is_share(key) else number)(trial[key]) for key in objectives}
+    for key in objectives:
+        share = key.startswith("accuracy/")
+        line |= {f"{key} (%)": percent(trial[key])} if share else {key: number(trial[key])}
     return line | {"state": str(trial["state"]), "best": "yes" if trial["best"] else ""}
-
-
-def _is_share(key: str) -> bool:
-    return key.startswith("accuracy/")
-
-
-def _head(key: str) -> str:
-    return f"{key} (%)" if _is_share(key) else key

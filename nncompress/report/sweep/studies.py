@@ -36,15 +36,19 @@ class Grid:
 
 
 def outcomes(runs: Sequence[Run], keys: Sequence[str]) -> pd.DataFrame:
-    """One row per run that has a config: the varied keys, status and accuracy/test (NaN unless the run is done)."""
-    known = [run for run in runs if run.config]
-    rows = [setting_of(run, keys) | {"status": run.status["status"], ACCURACY: _accuracy(run)} for run in known]
+    """Return one row per run that has a config: the varied keys, status and accuracy/test (NaN unless the run is done)."""
+    known = [run for run in runs if run.settings]
+    statuses = [run.status["status"] for run in known]
+    rows = [
+        setting_of(run, keys) | {"status": status, ACCURACY: final(run).get(ACCURACY) if status == "done" else None}
+        for run, status in zip(known, statuses, strict=True)
+    ]
     frame = pd.DataFrame(rows, columns=[*keys, "status", ACCURACY], dtype=object)
     return frame.astype({ACCURACY: float})
 
 
 def sensitivity(ends: pd.DataFrame, keys: Sequence[str]) -> Grid | None:
-    """The accuracies over two numeric keys; None, the reason logged, when the sweep is no such grid.
+    """Return the accuracies over two numeric keys; None, the reason logged, when the sweep is no such grid.
 
     Args:
         ends: one row per run, as `outcomes` makes it.
@@ -67,7 +71,7 @@ def sensitivity(ends: pd.DataFrame, keys: Sequence[str]) -> Grid | None:
 
 
 def spread(ends: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame | None:
-    """The accuracy of every done run for each option of the one key that varies beside the seed.
+    """Return the accuracy of every done run for each option of the one key that varies beside the seed.
 
     Columns: the key and accuracy/test, in the order of the sweep; an option without an accuracy keeps one row with
     NaN. None when other keys vary too, the key is numeric, or not most options have two accuracies.
@@ -84,14 +88,14 @@ def spread(ends: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame | None:
 
 
 def courses(runs: Sequence[Run], keys: Sequence[str]) -> pd.DataFrame | None:
-    """The accuracy of each setting at the steps that all its done runs recorded; None unless 2 to 10 settings have one.
+    """Return each setting's accuracies at the steps that all its done runs recorded; None unless 2 to 10 have some.
 
     Columns: setting (as typed), n (its done runs), step, seconds (mean over them), mean, low and high (of
     accuracy/test, in [0, 1]). A setting without a done run keeps one row with n = 0.
     """
     groups: dict[str, list[pd.DataFrame]] = {}
     for run in runs:
-        if run.config:
+        if run.settings:
             recorded = ACCURACY in run.rows and run.rows[ACCURACY].notna().any()
             kept = [run.rows] if recorded and run.status["status"] == "done" else []
             groups.setdefault(group_label(setting_of(run, keys), keys), []).extend(kept)
@@ -101,13 +105,8 @@ def courses(runs: Sequence[Run], keys: Sequence[str]) -> pd.DataFrame | None:
     return pd.concat(parts, ignore_index=True)
 
 
-def _accuracy(run: Run) -> float:
-    known = final(run).get(ACCURACY) if run.status["status"] == "done" else None
-    return float("nan") if known is None else float(known)
-
-
 def _axes(ends: pd.DataFrame, keys: Sequence[str]) -> tuple[str, str, str | None] | None:
-    """Row, column and panel; a sweep over fewer than two numbers is not meant as a grid, which needs no word."""
+    """Return row, column and panel; a sweep over fewer than two numbers is not meant as a grid, which needs no word."""
     count = {key: len(_distinct(ends[key])) for key in keys}
     numeric = sorted((key for key in keys if _numeric(ends[key])), key=lambda key: -count[key])
     if len(numeric) < 2:
@@ -116,10 +115,10 @@ def _axes(ends: pd.DataFrame, keys: Sequence[str]) -> tuple[str, str, str | None
     rest = [key for key in keys if key not in (row, column)]
     if len(rest) <= 1 and all(count[key] <= MOST_PANELS for key in rest):
         return row, column, rest[0] if rest else None
-    found = ", ".join(f"{name} ({count[key]} values)" for key, name in short_names(keys).items())
+    settings = ", ".join(f"{name} ({count[key]} values)" for key, name in short_names(keys).items())
     log.info(
         "No sensitivity plot: it takes two numeric keys and at most one other with up to %d values; this sweep varies "
-        "%s.", MOST_PANELS, found,
+        "%s.", MOST_PANELS, settings,
     )  # fmt: skip
     return None
 
@@ -137,10 +136,10 @@ def _nearly_whole(ends: pd.DataFrame, by: Sequence[str], present: int) -> bool:
 
 def _cell(runs: pd.DataFrame) -> dict[str, Any]:
     known = runs[ACCURACY].dropna()
-    words = runs.loc[runs[ACCURACY].isna(), "status"].replace("done", "no accuracy").value_counts(sort=False)
-    ended = ", ".join(str(word) if len(runs) == 1 else f"{n} {word}" for word, n in words.items())
-    measured = {ACCURACY: known.mean(), f"{ACCURACY} std": known.std(ddof=1), "n": len(known)}
-    return measured | {"not_done": ended if len(runs) else NO_RUN}
+    statuses = runs.loc[runs[ACCURACY].isna(), "status"].replace("done", "no accuracy").value_counts(sort=False)
+    ended = ", ".join(str(status) if len(runs) == 1 else f"{n} {status}" for status, n in statuses.items())
+    figures = {ACCURACY: known.mean(), f"{ACCURACY} std": known.std(ddof=1), "n": len(known)}
+    return figures | {"not_done": ended if len(runs) else NO_RUN}
 
 
 def _numeric(values: "pd.Series[Any]") -> bool:
@@ -148,13 +147,13 @@ def _numeric(values: "pd.Series[Any]") -> bool:
 
 
 def _distinct(values: "pd.Series[Any]") -> list[Any]:
-    """Each value once: numbers in their order, anything else in that of the sweep."""
-    found = list(dict.fromkeys(values))
-    return sorted(found) if _numeric(values) else found
+    """Return each value once: numbers in their order, anything else in that of the sweep."""
+    distinct = list(dict.fromkeys(values))
+    return sorted(distinct) if _numeric(values) else distinct
 
 
 def _course(runs: Sequence[pd.DataFrame]) -> dict[str, Any]:
-    """The columns of `courses` that are measured."""
+    """Return the columns of `courses` that are measured."""
     if not runs:
         return {key: [math.nan] for key in COURSE}
     known = [rows.dropna(subset=[ACCURACY]).drop_duplicates("step", keep="last").set_index("step") for rows in runs]

@@ -1,6 +1,5 @@
 """The plots of a sweep's study: accuracy over two settings, its spread over seeds, its course during training."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -21,11 +20,10 @@ COLOUR_MAP, DARK = "viridis", 0.6
 
 
 def sensitivity_plot(grid: Grid, title: str) -> Figure:
-    """A heat map of the mean test accuracy over two keys, a panel for each value of a third."""
+    """Draw a heat map of the mean test accuracy over two keys, a panel for each value of a third."""
     names = short_names([key for key in (grid.panel, grid.row, grid.column) if key])
-    parts = (
-        [part for _, part in grid.cells.groupby(grid.panel, sort=False, dropna=False)] if grid.panel else [grid.cells]
-    )
+    panels = grid.cells.groupby(grid.panel, sort=False, dropna=False) if grid.panel else [(None, grid.cells)]
+    parts = [part for _, part in panels]
     down, across = (1, len(parts)) if len(parts) < 4 else (2, 2)
     size = (grid.cells[grid.row].nunique(), grid.cells[grid.column].nunique())
     width = max(across * (0.9 * size[1] + 0.8) + 1.4, 7)
@@ -45,7 +43,7 @@ def sensitivity_plot(grid: Grid, title: str) -> Figure:
 
 
 def spread_plot(points: pd.DataFrame, title: str) -> Figure:
-    """A box of test accuracies over the seeds for each option of a key, with every run as a point over it.
+    """Draw a box of test accuracies over the seeds for each option of a key, with every run as a point over it.
 
     Args:
         points: as `studies.spread` makes it.
@@ -71,7 +69,7 @@ def spread_plot(points: pd.DataFrame, title: str) -> Figure:
 
 
 def courses_plot(course: pd.DataFrame, title: str, step: str) -> Figure:
-    """Test accuracy of every setting against step and time, the mean over the seeds in a band from least to largest.
+    """Draw test accuracy of every setting against step and time, the mean over the seeds in a band from least to largest.
 
     Args:
         course: as `studies.courses` makes it.
@@ -96,7 +94,7 @@ def courses_plot(course: pd.DataFrame, title: str, step: str) -> Figure:
 
 
 def _seeds(cells: pd.DataFrame) -> str:
-    """How many runs a cell stands for, and what its marks mean: a second line of the title."""
+    """Say how many runs a cell stands for, and what its marks mean: a second line of the title."""
     low, high = cells.loc[cells["n"] > 0, "n"].agg(["min", "max"])
     runs = f"mean of {low} to {high} runs" if low < high else f"mean of {low} runs" if low > 1 else "one run"
     hatched = "; hatched: no accuracy" if (cells["n"] == 0).any() else ""
@@ -104,7 +102,7 @@ def _seeds(cells: pd.DataFrame) -> str:
 
 
 def _draw_cells(axes: Axes, part: pd.DataFrame, size: tuple[int, int], shades: Normalize) -> None:
-    """Colours and numbers; the hatched background shows where there is no number."""
+    """Draw colours and numbers; the hatched background shows where there is no number."""
     accuracy = np.ma.masked_invalid(100 * part[ACCURACY].to_numpy(float).reshape(size))
     axes.grid(visible=False)
     axes.patch.set(hatch="////", edgecolor="0.8", facecolor="0.97")
@@ -112,12 +110,9 @@ def _draw_cells(axes: Axes, part: pd.DataFrame, size: tuple[int, int], shades: N
     for at, (_, cell) in zip(np.ndindex(size), part.iterrows(), strict=True):
         dark = cell["n"] > 0 and float(shades(100 * cell[ACCURACY])) < DARK
         colour = "white" if dark else "black"
-        axes.text(at[1] + 0.5, at[0] + 0.5, _words(cell), ha="center", va="center", fontsize=8.5, color=colour)
-
-
-def _words(cell: "pd.Series[Any]") -> str:
-    ended = UNKNOWN if cell["not_done"] == NO_RUN else str(cell["not_done"]).replace(", ", "\n")
-    return f"{percent(cell[ACCURACY])}\n{ended}".strip() if cell["n"] else ended
+        ended = UNKNOWN if cell["not_done"] == NO_RUN else str(cell["not_done"]).replace(", ", "\n")
+        text = f"{percent(cell[ACCURACY])}\n{ended}".strip() if cell["n"] else ended
+        axes.text(at[1] + 0.5, at[0] + 0.5, text, ha="center", va="center", fontsize=8.5, color=colour)
 
 
 def _name_cells(axes: Axes, rows: "pd.Series[Any]", columns: "pd.Series[Any]") -> None:
@@ -128,7 +123,7 @@ def _name_cells(axes: Axes, rows: "pd.Series[Any]", columns: "pd.Series[Any]") -
 
 
 def _draw_box(axes: Axes, position: int, accuracy: np.ndarray[Any, np.dtype[np.floating]]) -> None:
-    """Points side by side, in the order of the runs; a box from two points on."""
+    """Draw points side by side, in the order of the runs; a box from two points on."""
     if len(accuracy) > 1:
         axes.boxplot(
             accuracy, positions=[position], widths=0.5, whis=(0, 100), showfliers=False, manage_ticks=False,
@@ -151,10 +146,10 @@ def _draw_course(axes: Axes, rows: pd.DataFrame, key: str, style: GroupStyle) ->
 
 
 def _legend(figure: Figure, course: pd.DataFrame) -> None:
-    """Below both panels, in as many columns as fit; its title says what is not in them."""
+    """Put the legend below both panels, in as many columns as fit; its title says what is not in them."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     band = ["mean over the n runs; band: least to largest"] if (course["n"] > 1).any() else []
-    left_out: Sequence[str] = course.loc[course["n"] == 0, "setting"].to_list()
-    notes = [*band, *([f"no run done: {'; '.join(left_out)}"] if left_out else [])]
+    left_out = "; ".join(course.loc[course["n"] == 0, "setting"])
+    notes = [*band, *([f"no run done: {left_out}"] if left_out else [])]
     columns = max(1, min(len(labels), 130 // (max(map(len, labels)) + 8)))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, title="\n".join(notes) or None)

@@ -6,23 +6,47 @@ from typing import Any
 
 import pandas as pd
 
-from nncompress.files import replace_bytes
-from nncompress.report.collect import short_names
+from nncompress.files import write_text
+from nncompress.report.collect import declared_columns, short_names
 from nncompress.report.sweep.studies import ACCURACY, Grid
 from nncompress.report.tables import Table
-from nncompress.report.text import number, percent, setting, signed, spread, times
+from nncompress.report.text import FORMS, number, percent, setting, signed, spread, times
+from nncompress.results.records import Run
+
+MEASURES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("accuracy/test", "test accuracy (%)", percent),
+    ("accuracy/dense_test", "dense test accuracy (%)", percent),
+    ("ratio/params", "ratio of parameters", number),
+    ("ratio/bits", "ratio of bits", number),
+    ("bytes/disk", "bytes on disk", number),
+    ("ratio/bytes", "ratio of bytes on disk", number),
+    ("ratio/macs", "ratio of MACs", number),
+    ("seconds/total", "time (seconds)", number),
+    ("rate/slope", "slope", signed),
+)
+"""Key of the summary, heading and form of what a table shows of every run."""
+Measures = Sequence[tuple[str, str, Callable[[Any], str]]]
 
 
-def sweep_table(groups: pd.DataFrame, keys: Sequence[str], failed: pd.DataFrame, title: str) -> Table:
-    """Means and standard deviations over the seeds of each group, and the jobs that are not done below them.
+def measures_of(runs: Sequence[Run]) -> Measures:
+    """Return what a table shows of some runs: `MEASURES`, and after the ratios what their solvers add."""
+    own = [(each["key"], each["label"], FORMS[each["form"]]) for each in declared_columns(runs, "summary")]
+    return [*MEASURES[:-2], *own, *MEASURES[-2:]]
+
+
+def sweep_table(
+    groups: pd.DataFrame, keys: Sequence[str], failed: pd.DataFrame, title: str, measures: Measures = MEASURES
+) -> Table:
+    """Tabulate means and standard deviations over the seeds of each group, and the jobs that are not done.
 
     Args:
         groups: one row per group, as `collect.aggregate` makes it.
         keys: the varied config keys, columns of both frames.
         failed: one row per job that is not done, as `collect.failures` makes it.
         title: what the runs of the sweep have in common.
+        measures: what is shown, as `measures_of` finds it.
     """
-    shown = pd.DataFrame([_line(group, keys) for _, group in groups.iterrows()])
+    shown = pd.DataFrame([_line(group, keys, measures) for _, group in groups.iterrows()])
     notes = [
         "Mean ± standard deviation over the n runs of a line, which differ in the seed alone (n − 1 in the "
         "denominator; no deviation for n = 1).",
@@ -35,7 +59,7 @@ def sweep_table(groups: pd.DataFrame, keys: Sequence[str], failed: pd.DataFrame,
 
 
 def sensitivity_table(grid: Grid, title: str) -> Table:
-    """Mean test accuracies, a line for each value of the row's key and a column for each of the column's."""
+    """Tabulate mean test accuracies, a line for each value of the row's key and a column for each of the column's."""
     names = short_names([key for key in (grid.panel, grid.row, grid.column) if key])
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     for _, cell in grid.cells.iterrows():
@@ -52,35 +76,21 @@ def sensitivity_table(grid: Grid, title: str) -> Table:
 
 
 def write_frame(frame: pd.DataFrame, path: Path) -> Path:
-    """A raw DataFrame as .csv."""
+    """Write a raw DataFrame as .csv; return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_bytes(path, frame.to_csv(index=False, lineterminator="\n").encode())
+    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
     return path
 
 
-def _line(group: "pd.Series[Any]", keys: Sequence[str]) -> dict[str, str]:
+def _line(group: "pd.Series[Any]", keys: Sequence[str], measures: Measures) -> dict[str, str]:
     names = short_names(keys)
     line = {names[key]: setting(group[key]) for key in keys} | {"n": number(group["n"])}
-    for key, title, form in MEASURES:
+    for key, title, form in measures:
         if key in group:
             line[title] = spread(form(group[key]), form(group.get(f"{key} std")))
         if key in group and key in ("ratio/params", "ratio/bits", "ratio/bytes"):
             line[f"{title}, ×"] = times(group[key])
     return line
-
-
-MEASURES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("accuracy/test", "test accuracy (%)", percent),
-    ("accuracy/dense_test", "dense test accuracy (%)", percent),
-    ("ratio/params", "ratio of parameters", number),
-    ("ratio/bits", "ratio of bits", number),
-    ("bytes/disk", "bytes on disk", number),
-    ("ratio/bytes", "ratio of bytes on disk", number),
-    ("ratio/macs", "ratio of MACs", number),
-    ("ratio/channels", "ratio of channels", number),
-    ("seconds/total", "time (seconds)", number),
-    ("rate/slope", "slope", signed),
-)
 
 
 def _accuracy(cell: "pd.Series[Any]") -> str:
@@ -92,10 +102,7 @@ def _not_done(failed: pd.DataFrame, keys: Sequence[str]) -> list[str]:
     names = short_names(keys)
     lines = []
     for _, job in failed.iterrows():
-        settings = ", ".join(f"{names[key]}={setting(job[key])}" for key in keys)
-        lines.append(f"Not done: job {job['job']} ({settings or 'no setting varied'}): {job['status']}{_why(job)}")
+        settings = ", ".join(f"{names[key]}={setting(job[key])}" for key in keys) or "no setting varied"
+        why = f", {job['reason']}" if job["reason"] else ""
+        lines.append(f"Not done: job {job['job']} ({settings}): {job['status']}{why}")
     return lines
-
-
-def _why(job: "pd.Series[Any]") -> str:
-    return f", {job['reason']}" if job["reason"] else ""

@@ -22,7 +22,7 @@ def enter(model: nn.Module, bodies: Sequence[Body], constraints: Sequence[Constr
     """Scale what lies outside its set into it."""
     scaled = {}
     for body, constraint, own in _constrained(model, bodies, constraints):
-        gauge = float(constraint.norms(constraint.joined(own)[None])[0])
+        gauge = float(constraint.norms(constraint.join(own)[None])[0])
         if gauge > constraint.radius * (1 + ROUNDING):
             scaled[body.name] = constraint.radius / gauge
             torch._foreach_mul_(own, scaled[body.name])
@@ -36,12 +36,12 @@ def enter(model: nn.Module, bodies: Sequence[Body], constraints: Sequence[Constr
 
 @torch.no_grad()
 def gauges(model: nn.Module, bodies: Sequence[Body], constraints: Sequence[Constraint | None]) -> dict[str, float]:
-    """The gauge of the parameters of each set over its radius, as gauge/<name>: at most 1, up to rounding; the largest.
+    """Return the gauge of the parameters of each set over its radius, as gauge/<name>: at most 1, up to rounding; the largest.
 
     That is `gauge`.
     """
     found = {
-        f"gauge/{body.name}": float(constraint.norms(constraint.joined(own)[None])[0]) / constraint.radius
+        f"gauge/{body.name}": float(constraint.norms(constraint.join(own)[None])[0]) / constraint.radius
         for body, constraint, own in _constrained(model, bodies, constraints)
     }
     return found | {"gauge": max(found.values(), default=0.0)}
@@ -60,8 +60,8 @@ def gap(
     """
     total = 0.0
     for body, constraint, own in _constrained(model, bodies, constraints):
-        g = constraint.joined([gradients.get(n, torch.zeros_like(p)) for n, p in zip(body.names, own, strict=True)])
-        total += float((constraint.joined(own).double() * g.double()).sum())
+        g = constraint.join([gradients.get(n, torch.zeros_like(p)) for n, p in zip(body.names, own, strict=True)])
+        total += float((constraint.join(own).double() * g.double()).sum())
         total += constraint.radius * float(constraint.dual_norms(g[None])[0])
     return total
 
@@ -69,7 +69,7 @@ def gap(
 def _constrained(
     model: nn.Module, bodies: Sequence[Body], constraints: Sequence[Constraint | None]
 ) -> Iterator[tuple[Body, Constraint, list[Tensor]]]:
-    """The bodies in a set, with it and their parameters."""
+    """Return the bodies in a set, with it and their parameters."""
     parameters = dict(model.named_parameters())
     for body, constraint in zip(bodies, constraints, strict=True):
         if constraint is not None:

@@ -21,8 +21,9 @@ from nncompress.constraints.base import Constraint
 from nncompress.constraints.size import initial_norms
 from nncompress.errors import ConfigError, Unsupported
 from nncompress.problem import Problem, weights_of
-from nncompress.solvers.base import Observation, Solver
+from nncompress.solvers.base import Observation, Solver, observation_of
 from nncompress.solvers.frank_wolfe.bodies import enter, gap, gauges
+from nncompress.solvers.frank_wolfe.columns import COLUMNS, PLOTS
 from nncompress.solvers.frank_wolfe.sfw import SFW, GradientRescaling, Rescaling
 from nncompress.solvers.training.descent import (
     ROUNDING,
@@ -65,7 +66,7 @@ class LossFeedback:
             )
 
     def change(self, epochs: int, losses: Tensor) -> float:
-        """The factor behind this many epochs, `losses` (10,) being those of the last ones."""
+        """Return the factor behind this many epochs, `losses` (10,) being those of the last ones."""
         if epochs < max(self.start, len(losses)) or epochs % self.every:
             return 1.0
         short, long = float(losses[-5:].mean()), float(losses.mean())
@@ -114,6 +115,8 @@ class FrankWolfe(Solver[FrankWolfeState]):
     """
 
     parallel: ClassVar[bool] = True
+    columns = COLUMNS
+    plots = PLOTS
 
     constraint: Assignment
     num_steps: int = 100
@@ -207,7 +210,7 @@ class FrankWolfe(Solver[FrankWolfeState]):
             held = [i for i, constraint in enumerate(constraints) if constraint is not None]
             terms |= {f"eta/{bodies[i].name}": float(state.figures[i, 0]) for i in held}
             terms |= {"eta": float(state.figures[held, 0].mean()), "eta/clipped": float(state.figures[held, 1].mean())}
-        return Observation(model, theta, terms)
+        return observation_of(problem, model, theta, terms)
 
     def _check(self, problem: Problem, bodies: Sequence[Body]) -> None:
         """Refuse what cannot be trained, or not as is asked."""
@@ -220,16 +223,16 @@ class FrankWolfe(Solver[FrankWolfeState]):
             )
 
     def _rates(self, state: FrankWolfeState, count: int) -> Iterator[float]:
-        """The learning rates of the minibatches of an epoch, and one more."""
+        """Return the learning rates of the minibatches of an epoch, and one more."""
         for i in range(count + 1):
             yield self.lr * self.schedule.factor(state.k + i / count, self.num_steps) * float(state.factor)
 
     def _delayed(self) -> int:
-        """The epoch in which k becomes that of the sets, at the latest the last one."""
+        """Return the epoch in which k becomes that of the sets, at the latest the last one."""
         return math.floor(self.delay * self.num_steps + ROUNDING)
 
     def _constraints(self, k: int, model: nn.Module, bodies: Sequence[Body], sizes: Tensor) -> list[Constraint | None]:
-        """The sets of epoch k."""
+        """Return the sets of epoch k."""
         parameters = dict(model.named_parameters())
         found: list[Constraint | None] = []
         for body, size in zip(bodies, sizes.tolist(), strict=True):

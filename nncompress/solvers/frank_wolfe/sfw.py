@@ -94,7 +94,7 @@ class SFW(Optimizer):
                 self.state[body[0]]["basis"] = own
 
     def _start(self, stack: _Stack) -> Tensor | None:
-        """The bases found last, if all are there."""
+        """Return the bases found last, if all are there."""
         found = [self.state[body[0]].get("basis") for body in stack.bodies]
         known = [basis for basis in found if basis is not None]
         alike = len(known) == len(found) and len({basis.shape for basis in known}) == 1
@@ -111,18 +111,18 @@ class _Stack(NamedTuple):
     diameters: Tensor
 
     def seen(self, of: Callable[[Tensor], Tensor]) -> Tensor:
-        """What belongs to the parameters, as the set sees it: (b, ...)."""
-        joined = [self.constraint.joined([of(p) for p in body]) for body in self.bodies]
+        """Return what belongs to the parameters, as the set sees it: (b, ...)."""
+        joined = [self.constraint.join([of(p) for p in body]) for body in self.bodies]
         return torch.stack(joined) if len(joined) > 1 else joined[0][None]
 
     def put(self, steps: Tensor) -> None:
         """Add steps (b, ...) to the parameters."""
-        parts = [part for s, body in zip(steps, self.bodies, strict=True) for part in self.constraint.parted(s, body)]
+        parts = [part for s, body in zip(steps, self.bodies, strict=True) for part in self.constraint.split(s, body)]
         torch._foreach_add_([p for body in self.bodies for p in body], parts)
 
 
 def _stacked(bodies: Sequence[list[Tensor]], constraints: Sequence[Constraint | None]) -> list[_Stack]:
-    """The constrained bodies, those alike together."""
+    """Return the constrained bodies, those alike together."""
     groups: dict[Any, list[int]] = {}
     for number, (body, constraint) in enumerate(zip(bodies, constraints, strict=True)):
         if constraint is not None:

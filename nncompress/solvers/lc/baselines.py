@@ -18,8 +18,9 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
 from nncompress.metrics import evaluate, evaluation_batch
-from nncompress.problem import Problem, Split, weights_of, with_weights
-from nncompress.solvers.base import Observation, Solver
+from nncompress.problem import Problem, Split, weights_of
+from nncompress.solvers.base import Observation, Solver, observation_of
+from nncompress.solvers.lc.columns import WEIGHTS_LOSS
 from nncompress.solvers.lc.direct_learning import ThetaDescent, ThetaState, put
 from nncompress.solvers.training.descent import (
     Exponential,
@@ -49,6 +50,7 @@ class DirectCompression(Solver[DirectState]):
     """
 
     from_reference: ClassVar[bool] = True
+    columns = (WEIGHTS_LOSS,)
 
     num_steps: int = 0
     mu: float = 1.0
@@ -65,7 +67,7 @@ class DirectCompression(Solver[DirectState]):
 
     def observe(self, problem: Problem, state: DirectState) -> Observation:
         model = copy.deepcopy(problem.model).eval()
-        return Observation(model, state.theta, _terms(problem, model, state.theta) | {"epochs": 0})
+        return _observed(problem, model, state.theta, {"epochs": 0})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +140,7 @@ class IDC(Solver[IDCState]):
     """
 
     from_reference: ClassVar[bool] = True
+    columns = (WEIGHTS_LOSS,)
 
     num_steps: int = 40
     epochs: int = 20
@@ -176,20 +179,20 @@ class IDC(Solver[IDCState]):
 
     def observe(self, problem: Problem, state: IDCState) -> Observation:
         model = copy.deepcopy(state.model).eval()
-        terms = _terms(problem, model, state.theta) | {"epochs": state.epochs}
+        terms: dict[str, float] = {"epochs": state.epochs}
         if state.k > 0:
             terms |= {"step_sq": float(state.step_sq), "step_sq/sum": float(state.step_sq_sum)}
-        return Observation(model, state.theta, terms)
+        return _observed(problem, model, state.theta, terms)
 
 
 def squared_error(given: Tensor, wanted: Tensor) -> Tensor:
-    """The mean of ‖given - wanted‖² over the samples (n, classes), a 0-dimensional tensor."""
+    """Return the mean of ‖given - wanted‖² over the samples (n, classes), a 0-dimensional tensor."""
     return (given - wanted).square().sum(dim=1).mean()
 
 
 @torch.no_grad()
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    """What `model`, in evaluation mode, gives for inputs (n, ...), a batch at a time."""
+    """Return what `model`, in evaluation mode, gives for inputs (n, ...), a batch at a time."""
     return torch.cat([model(part) for part in torch.split(x, evaluation_batch(x))])
 
 
@@ -198,14 +201,12 @@ def _compressed(problem: Problem, model: nn.Module, mu: float, start: tuple[Any,
     return problem.plan.compress(problem.plan.select(weights_of(model)), mu, start)
 
 
-def _terms(problem: Problem, model: nn.Module, theta: tuple[Any, ...]) -> dict[str, float]:
-    """L(Δ(Θ)) + C(Θ) on the training data and the loss of the weights w of `model` themselves."""
-    plan, train = problem.plan, problem.data.train
-    deployed = with_weights(model, plan.decompress(theta))
-    return {
-        "objective": evaluate(deployed, train, problem.loss).loss + plan.penalty(theta),
-        "loss/w": evaluate(model, train, problem.loss).loss,
-    }
+def _observed(problem: Problem, model: nn.Module, theta: tuple[Any, ...], terms: dict[str, float]) -> Observation:
+    """Return L(Δ(Θ)) + C(Θ) on the training data and the loss of the weights w of `model` themselves, then `terms`."""
+    observation = observation_of(problem, model, theta, terms)
+    losses = [evaluate(network, problem.data.train, problem.loss).loss for network in (observation.deployed, model)]
+    figures = {"objective": losses[0] + problem.plan.penalty(theta), "loss/w": losses[1]}
+    return observation._replace(terms=figures | terms)
 
 
 def _check_mu(mu: float) -> None:

@@ -18,7 +18,7 @@ from nncompress.compressions.params import Params
 from nncompress.compressions.plan import Plan
 from nncompress.errors import Unsupported
 from nncompress.problem import Problem, weights_of
-from nncompress.solvers.base import Observation, Solver
+from nncompress.solvers.base import Observation, Solver, observation_of
 from nncompress.solvers.training.descent import (
     Cosine,
     Schedule,
@@ -62,7 +62,7 @@ class CompressedNetwork(nn.Module):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The free tensors of Θ, each times its scale."""
+        """Return the free tensors of Θ, each times its scale."""
         return [tensor for held in self._thetas() for tensor in held.free]
 
     def _thetas(self) -> Iterator[HeldTheta]:
@@ -77,7 +77,7 @@ class CompressedNetwork(nn.Module):
         return logits
 
     def learned(self) -> list[nn.Parameter]:
-        """The free tensors of Θ, then the trainable parameters that are not compressed."""
+        """Return the free tensors of Θ, then the trainable parameters that are not compressed."""
         outside = [p for name, p in self.model.named_parameters() if name not in self.plan.shapes and p.requires_grad]
         return [*(cast(nn.Parameter, tensor) for tensor in self.tensors), *outside]
 
@@ -134,11 +134,11 @@ class ThetaDescent(Solver[ThetaState], ABC):
         """Θ to start from. Raises Unsupported, naming the weight, where descent makes no sense."""
 
     def lesson(self, problem: Problem) -> Problem:
-        """The problem whose loss on whose data is learned. Default: the problem itself."""
+        """Return the problem whose loss on whose data is learned. Default: the problem itself."""
         return problem
 
     def terms(self, problem: Problem, model: nn.Module, state: ThetaState) -> dict[str, float]:
-        """The figures of a state whose network `model` is. Default: those of minibatch descent."""
+        """Return the figures of a state whose network `model` is. Default: those of minibatch descent."""
         return epoch_terms(problem, model, state)
 
     def init(self, problem: Problem) -> ThetaState:
@@ -167,7 +167,7 @@ class ThetaDescent(Solver[ThetaState], ABC):
     def observe(self, problem: Problem, state: ThetaState) -> Observation:
         model = copy.deepcopy(state.network.model).eval()
         theta = tuple(map_tensors(t, torch.clone) for t in state.network.theta)
-        return Observation(model, theta, self.terms(problem, model, state))
+        return observation_of(problem, model, theta, self.terms(problem, model, state))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from nncompress.solvers.training.descent import full_gradient
 
 
 def multiplier_figures(problem: Problem, model: nn.Module, w: Params, lam: Params, decay: float) -> dict[str, float]:
-    """How far λ is from grad L(w), to which it is equal at a minimum: norms, cosine and relative distance.
+    """Return how far λ is from grad L(w), to which it is equal at a minimum: norms, cosine and relative distance.
 
     L is the mean training loss of `model` in evaluation mode plus decay/2 ‖w‖², w being the compressed weights.
     """
@@ -37,7 +37,7 @@ def objective_of(problem: Problem, model: nn.Module, theta: tuple[Any, ...], den
 
 
 def parts_of(objective: float, penalty: float) -> dict[str, float]:
-    """The objective and, where there is a penalty, its two terms."""
+    """Return the objective and, where there is a penalty, its two terms."""
     return {"objective": objective} | (
         {"term/loss": objective - penalty, "term/penalty": penalty} if penalty > 0 else {}
     )

@@ -22,7 +22,8 @@ from nncompress.compressions.params import Params
 from nncompress.errors import ConfigError, Diverged
 from nncompress.metrics import evaluate, gap
 from nncompress.problem import Problem, weights_of
-from nncompress.solvers.base import Observation, Solver
+from nncompress.solvers.base import Observation, Solver, observation_of
+from nncompress.solvers.lc.columns import COLUMNS, PLOTS
 from nncompress.solvers.lc.figures import divergence, multiplier_figures, objective_of, parts_of
 from nncompress.solvers.lc.mu import found_mu0
 from nncompress.solvers.training.descent import (
@@ -107,6 +108,8 @@ class LC(Solver[LCState]):
     """
 
     from_reference: ClassVar[bool] = True
+    columns = COLUMNS
+    plots = PLOTS
 
     num_steps: int = 40
     mu0: float | None = None
@@ -188,14 +191,14 @@ class LC(Solver[LCState]):
         )
         if state.k > 0:
             terms |= {"step_sq": float(state.step_sq), "step_sq/sum": float(state.step_sq_sum)}
-        return Observation(model, theta, terms)
+        return observation_of(problem, model, theta, terms)
 
     def result(self, problem: Problem, state: LCState, observation: Observation) -> Observation:
         kept = state.kept
         if not self.keep_best or kept.step == state.k:
             return observation
         terms = observation.terms | parts_of(kept.objective, problem.plan.penalty(kept.theta))
-        return Observation(copy.deepcopy(kept.model).eval(), kept.theta, terms)
+        return observation_of(problem, copy.deepcopy(kept.model).eval(), kept.theta, terms)
 
     def finished(self, previous: float | None, terms: Mapping[str, float]) -> bool:
         return terms["gap"] < self.tolerance
@@ -212,7 +215,7 @@ class LC(Solver[LCState]):
             )
 
     def _reach(self, problem: Problem) -> float:
-        """The sum of the learning rates of the first quarter of all L steps, times 1/(1 - beta) with momentum beta.
+        """Return the sum of the learning rates of the first quarter of all L steps, times 1/(1 - beta) with momentum beta.
 
         Infinite for other methods than SGD.
         """
@@ -226,11 +229,11 @@ class LC(Solver[LCState]):
         return sum(self._rate(k, e) for k, e in epochs) * batches / (1 - beta)
 
     def _rate(self, k: int, e: int) -> float:
-        """The learning rate of epoch e of L step k, not clipped."""
+        """Return the learning rate of epoch e of L step k, not clipped."""
         return self.lr * self.schedule.factor(k, self.num_steps) * self.epoch_schedule.factor(e, self._epochs(k))
 
     def _some_optimizer(self) -> Optimizer:
-        """The optimiser on a number of its own, to be asked for its settings."""
+        """Return the optimiser on a number of its own, to be asked for its settings."""
         return self.optimizer([torch.zeros((), requires_grad=True)], lr=self.lr)
 
     def _mu(self, state: LCState, ahead: int = 0) -> float:
@@ -241,7 +244,7 @@ class LC(Solver[LCState]):
         return epochs_of(k, self.epochs, self.first_epochs)
 
     def _minimise(self, problem: Problem, state: LCState, target: Params, mu: float) -> float:
-        """The L step, on the state's model; the largest learning rate it used."""
+        """Return the L step, on the state's model; the largest learning rate it used."""
         model, largest = state.model, 0.0
         optimizer = optimizer_of(self.optimizer, (p for p in model.parameters() if p.requires_grad), self.lr)
         minibatches = Minibatches(self.batch_size, state.generator)
@@ -257,7 +260,7 @@ class LC(Solver[LCState]):
         return largest
 
     def _decay(self) -> float:
-        """The optimiser's weight decay, where it is the gradient of a term of L (AdamW's is not)."""
+        """Return the optimiser's weight decay, where it is the gradient of a term of L (AdamW's is not)."""
         group = self._some_optimizer().param_groups[0]
         return 0.0 if group.get("decoupled_weight_decay") else float(group.get("weight_decay", 0.0))
 

@@ -16,7 +16,7 @@ EXPONENTS = (-64, 40)
 
 
 def found_mu0(problem: Problem, w: Params, reach: float) -> float:
-    """A first mu for compressed weights w; `reach` is the sum of the learning rates of the first L steps.
+    """Return a first mu for compressed weights w; `reach` is the sum of the learning rates of the first L steps.
 
     Constraints: mu/2 ‖w - Δ(Θ)‖² is 1 % of the loss L(Δ(Θ)) - L(w) that direct compression costs (of L(Δ(Θ)) where it
     costs none): the path then starts near w, as it has to (arXiv 1707.01209: mu0 near 0). Penalties C: the least mu, up

@@ -54,7 +54,7 @@ class ActivationStep:
 
 
 def gives_product(shape: Sequence[int]) -> bool:
-    """Whether `ActivationStep` works on the small side of a matrix of this shape and gives V Bᵀ."""
+    """Return whether `ActivationStep` works on the small side of a matrix of this shape and gives V Bᵀ."""
     return shape[0] <= shape[1]
 
 
@@ -146,7 +146,7 @@ def add_cross_(out: Tensor, R: Tensor, rows: Tensor, bias: bool) -> None:
 
 
 def weight_step(pull: Tensor, cross: Tensor, gram: Tensor, diagonal: Tensor, rho: float) -> Tensor:
-    """What (W_i, b_i) moves by: (pull + rho RᵀV)(rho VᵀV + diag)⁻¹, residual R = U_i - V_{i-1} W_oldᵀ - 1 b_oldᵀ.
+    """Return what (W_i, b_i) moves by: (pull + rho RᵀV)(rho VᵀV + diag)⁻¹, residual R = U_i - V_{i-1} W_oldᵀ - 1 b_oldᵀ.
 
     `cross` is RᵀV; of `gram`, VᵀV, the lower triangle is read. pull = tau (T(G) - W_old) (0 in the bias column),
     diag = alpha + tau (alpha for the bias). The same minimiser of the ridge problem, jointly in W_i and b_i, as

@@ -32,7 +32,7 @@ class Chain:
     layers: tuple[ChainLayer, ...]
 
     def leaving(self, j: int) -> list[tuple[int, bool]]:
-        """The layers that V_j skips to, and whether it is added to their U (else to their V)."""
+        """Return the layers that V_j skips to, and whether it is added to their U (else to their V)."""
         inner = [(i, True) for i, layer in enumerate(self.layers, 1) if layer.inner == j]
         return inner + [(i, False) for i, layer in enumerate(self.layers, 1) if layer.outer == j]
 
@@ -60,14 +60,14 @@ class LinearMap:
 
     @classmethod
     def of(cls, width: int, index: Tensor) -> LinearMap:
-        """The map of an index (..., inputs, q), leading dimensions being positions."""
+        """Return the map of an index (..., inputs, q), leading dimensions being positions."""
         positions = index[..., 0, 0].numel()
         straight = positions == 1 and index.shape[-1] == 1
         whole = straight and torch.equal(index.flatten(), torch.arange(width))
         return cls(width, positions, None if whole else index.reshape(positions, *index.shape[-2:]).contiguous())
 
     def to(self, device: torch.device) -> LinearMap:
-        """The same map for tensors on `device`."""
+        """Return the same map for tensors on `device`."""
         return self if self.index is None else LinearMap(self.width, self.positions, self.index.to(device))
 
     def rows(self, V: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class LinearMap:
         return product.view(len(V), -1)
 
     def matrix(self, W: Tensor) -> Tensor:
-        """The matrix B with U = V Bᵀ, (positions * outputs) x width: W itself where the rows are V."""
+        """Return the matrix B with U = V Bᵀ, (positions * outputs) x width: W itself where the rows are V."""
         if self.index is None:
             return W
         positions, inputs, q = self.index.shape
@@ -97,7 +97,7 @@ class LinearMap:
 
 
 def windows(index: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int] = (1, 1)) -> Tensor:
-    """The windows of an index (channels, height, width, q): (height', width', channels, kernel_h, kernel_w, q)."""
+    """Return the windows of an index (channels, height, width, q): (height', width', channels, kernel_h, kernel_w, q)."""
     found = index
     for axis, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True), 1):
         found = found.unfold(axis, (size - 1) * gap + 1, step)[..., ::gap]
@@ -105,5 +105,5 @@ def windows(index: Tensor, kernel: Sequence[int], stride: Sequence[int], dilatio
 
 
 def padded(index: Tensor, padding: Sequence[int], zero: int) -> Tensor:
-    """An index (channels, height, width, q) with `zero` around it: padding left, right, top and bottom."""
+    """Return an index (channels, height, width, q) with `zero` around it: padding left, right, top and bottom."""
     return nn.functional.pad(index.movedim(3, 0), tuple(padding), value=zero).movedim(0, 3)

@@ -53,7 +53,7 @@ def _put(P: Blocks, groups: tuple[Group, ...]) -> None:
 
 
 def _distance_sq(old: tuple[Group, ...], new: tuple[Group, ...]) -> Tensor:
-    """The squared distance of two (W, b, U, V), all processes' samples together."""
+    """Return the squared distance of two (W, b, U, V), all processes' samples together."""
     W, b, U, V = (_group_distance_sq(o, x) for o, x in zip(old, new, strict=True))
     of_samples = U + V
     parallel.sum_(of_samples)

@@ -16,7 +16,7 @@ TERMS = ("fit", "activation", "linear", "compression", "multipliers")
 
 
 def terms_of(P: Blocks, *, tau: float, gamma: float, rho: float) -> Tensor:
-    """The terms of L(P) that are listed in TERMS, a float64 tensor on the blocks' device."""
+    """Return the terms of L(P) that are listed in TERMS, a float64 tensor on the blocks' device."""
     squares = torch.zeros(3, dtype=torch.float64, device=P.Y.device)
     N = P.last
     for i in range(1, N + 1):
@@ -53,7 +53,7 @@ def figures(P: Blocks, *, tau: float, gamma: float, rho: float) -> dict[str, flo
 
 
 def sparsity(P: Blocks) -> dict[str, float]:
-    """The effective sparsity of what is deployed; nothing with biases, skips or convolutions, or without a zero."""
+    """Return the effective sparsity of what is deployed; nothing with biases, skips or convolutions, or without a zero."""
     weights = [W if T is None else T for W, T in zip(P.W[1:], P.T[1:], strict=True)]
     layers = P.chain.layers
     if any(part is not None for layer in layers for part in (layer.bias, layer.inner, layer.outer)):
@@ -85,7 +85,7 @@ def subgradient_sq(P: Blocks, *, tau: float, gamma: float, rho: float) -> float:
 def _of_chunk(
     P: Blocks, rows: slice, in_weights: list[Tensor], in_biases: list[Tensor], gamma: float, rho: float
 ) -> Tensor:
-    """The part of the blocks U, V for some samples; adds theirs to the gradients in the weights and biases."""
+    """Return the part of the blocks U, V for some samples; adds theirs to the gradients in the weights and biases."""
     N = P.last
     in_V = {N: P.V[N][rows] - P.Y[rows]}
 

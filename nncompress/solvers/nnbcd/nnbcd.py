@@ -12,7 +12,7 @@ from torch import Tensor
 from nncompress import parallel
 from nncompress.compressions.base import distance_sq
 from nncompress.problem import Problem, with_weights
-from nncompress.solvers.base import Observation, Solver
+from nncompress.solvers.base import Observation, Solver, observation_of
 from nncompress.solvers.nnbcd import blocks
 from nncompress.solvers.nnbcd.extrapolation import INITIAL_BETA, extrapolate
 from nncompress.solvers.nnbcd.figures import figures, sparsity
@@ -187,7 +187,7 @@ class NNBCD(Solver[NNBCDState]):
         if state.k > 0 and not own:
             strengths = [self.alpha, self.gamma, *([self.alpha_theta] if self.alpha_theta else [])]
             terms["decrease/lambda"] = min(strengths) / 2
-        return Observation(with_weights(problem.model, P.weights()), state.theta, terms)
+        return observation_of(problem, with_weights(problem.model, P.weights()), state.theta, terms)
 
     def whole(self, problem: Problem, state: NNBCDState) -> NNBCDState:
         return whole(problem, state)
@@ -251,14 +251,14 @@ class NNBCD(Solver[NNBCDState]):
         return U - product
 
     def _activation_step(self, P: Blocks, i: int) -> blocks.ActivationStep:
-        """The V_i block, ready for any samples: what skips leave V_i add to its curvature."""
+        """Return the V_i block, ready for any samples: what skips leave V_i add to its curvature."""
         B = P.layer(i + 1).map.matrix(P.W[i + 1])
         if P.layer(i + 1).inner == i:
             B = B + torch.eye(len(B), dtype=B.dtype, device=B.device)
         return blocks.ActivationStep(B, self.rho, sum(self._strengths(P, i).values()))
 
     def _strengths(self, P: Blocks, i: int) -> dict[tuple[int, bool], float]:
-        """The weights of ½‖V_i - t‖² for the targets t: sigma_i(U_i), key (i, False), and the layers V_i skips to."""
+        """Return the weights of ½‖V_i - t‖² for the targets t: sigma_i(U_i), key (i, False), and the layers V_i skips to."""
         leaving = [(m, inner) for m, inner in P.chain.leaving(i) if not (inner and m == i + 1)]
         return {(i, False): self.gamma} | {(m, inner): self.rho if inner else self.gamma for m, inner in leaving}
 
@@ -276,7 +276,7 @@ class NNBCD(Solver[NNBCDState]):
             saved[rows] = product if b is None else product + b.repeat(following.map.positions)
 
     def _target(self, P: Blocks, i: int, rows: slice, c: float) -> Tensor:
-        """What the V_i block pulls V_i to, a new tensor: sigma_i(U_i) and, weighted, what it skips to."""
+        """Return what the V_i block pulls V_i to, a new tensor: sigma_i(U_i) and, weighted, what it skips to."""
         target, outer = P.activation(i, rows), P.layer(i).outer
         if outer is not None:
             target += P.V[outer][rows]
@@ -316,7 +316,7 @@ class NNBCD(Solver[NNBCDState]):
                     P.project(layers[name])
 
     def _centre(self, P: Blocks, i: int, tau: float) -> Tensor:
-        """What the G step projects: W_i, or (tau W_i - lam_i + alpha_theta T_old)/(tau + alpha_theta)."""
+        """Return what the G step projects: W_i, or (tau W_i - lam_i + alpha_theta T_old)/(tau + alpha_theta)."""
         W, T, lam = P.W[i], P.T[i], P.lam[i]
         centre = W if lam is None else W - lam / tau
         share = self.alpha_theta / (tau + self.alpha_theta)

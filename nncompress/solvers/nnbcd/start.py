@@ -25,7 +25,7 @@ LARGEST = 1 << 31
 
 
 def chain_for(problem: Problem) -> Chain:
-    """The chain of the problem's network, on its device. Raises Unsupported, naming what NN-BCD cannot treat."""
+    """Return the chain of the problem's network, on its device. Raises Unsupported, naming what NN-BCD cannot treat."""
     model = copy.deepcopy(problem.model).eval()  # as it is deployed
     chain = chain_of(model, problem.data.input_shape)
     outside = weights_of(problem.model).keys() - {layer.weight for layer in chain.layers}
@@ -96,7 +96,7 @@ def forward(chain: Chain, W: list[Tensor], b: list[Tensor | None], V0: Tensor) -
 
 
 def known_products(chain: Chain, U: list[Tensor], V: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """The products at the start, map(V_{i-1}) W_iᵀ + 1 b_iᵀ, of the layers whose V block will give them."""
+    """Return the products at the start, map(V_{i-1}) W_iᵀ + 1 b_iᵀ, of the layers whose V block will give them."""
     found: list[Tensor | None] = [None]
     for layer, u in zip(chain.layers[1:], U[1:], strict=True):
         given = blocks.gives_product((u.shape[1], layer.map.width))
@@ -106,7 +106,7 @@ def known_products(chain: Chain, U: list[Tensor], V: list[Tensor]) -> tuple[Tens
 
 
 def copies(tensors: list[Tensor] | list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Copies of tensors, None where there is none."""
+    """Return copies of tensors, None where there is none."""
     return tuple(None if tensor is None else tensor.clone() for tensor in tensors)
 
 
@@ -124,7 +124,7 @@ def input_gram(P: Blocks) -> Tensor | None:
 
 
 def with_rank(plan: Plan, rank: int) -> Plan:
-    """The same tasks at another rank."""
+    """Return the same tasks at another rank."""
 
     def changed(task: Task) -> Task:
         settings = {field.name for field in dataclasses.fields(task.compression)}  # type: ignore[arg-type]
@@ -160,7 +160,7 @@ SCHEMES: Mapping[str, tuple[float, Callable[..., Tensor]]] = {
 
 
 def draw(shape: torch.Size, scheme: str, scale: float | None, generator: Generator) -> Tensor:
-    """A weight (outputs x inputs ...), float32 on the CPU whatever the run's precision, so that all precisions and
+    """Return a weight (outputs x inputs ...), float32 on the CPU whatever the run's precision, so that all precisions and
     devices start from the same numbers."""
     default, fill = SCHEMES[scheme]
     w = torch.empty(shape, dtype=torch.float32)

@@ -74,7 +74,7 @@ class Blocks:
 
     @classmethod
     def of(cls, problem: Problem, state: NNBCDState) -> Blocks:
-        """The blocks of a state; tensors are shared, not copied."""
+        """Return the blocks of a state; tensors are shared, not copied."""
         zero = torch.zeros_like(state.step_sq)
         V0 = inputs_of(problem)
         return cls(
@@ -99,7 +99,7 @@ class Blocks:
         )
 
     def state(self, old: NNBCDState) -> NNBCDState:
-        """The state behind `old`, after the sweep."""
+        """Return the state behind `old`, after the sweep."""
         parallel.sum_(self.of_samples)
         self.step_sq += self.of_samples[0]
         self.guaranteed += self.of_samples[1]
@@ -117,7 +117,7 @@ class Blocks:
         )
 
     def put_into(self, state: NNBCDState) -> NNBCDState:
-        """The state with these W, b, U, V and their products."""
+        """Return the state with these W, b, U, V and their products."""
         W, b, U, V, products = (tuple(group[1:]) for group in (self.W, self.b, self.U, self.V, self.products))
         return state._replace(W=W, b=b, U=U, V=V, products=products)  # type: ignore[arg-type]
 
@@ -131,7 +131,7 @@ class Blocks:
         return self.chain.layers[i - 1]
 
     def chunks(self, i: int, most: int | None = None) -> Iterator[slice]:
-        """The samples, so many at a time that the tensors of layer i stay small; on the CPU `most` at the most."""
+        """Return the samples, so many at a time that the tensors of layer i stay small; on the CPU `most` at the most."""
         n, widest = len(self.Y), max(self.U[i].shape[1], self.V[i - 1].shape[1])
         cpu = self.Y.device.type == "cpu"
         size = max(1, (CHUNK if cpu else CHUNK_GPU) // widest)
@@ -143,7 +143,7 @@ class Blocks:
         return self.layer(i).map.product(self.V[i - 1][rows], self.W[i], self.b[i])
 
     def known_product(self, i: int, rows: slice) -> Tensor:
-        """The same, taken over from the V block where that gave it."""
+        """Return the same, taken over from the V block where that gave it."""
         product = self.products[i]
         return self.product(i, rows) if product is None else product[rows]
 
@@ -162,7 +162,7 @@ class Blocks:
         return activation(self.U[i][rows], self.layer(i).slope)
 
     def weights(self) -> dict[str, Tensor]:
-        """The network's parameters among the blocks, shaped as in the network."""
+        """Return the network's parameters among the blocks, shaped as in the network."""
         named: dict[str, Tensor] = {}
         for layer, w, b in zip(self.chain.layers, self.W[1:], self.b[1:], strict=True):
             named[layer.weight] = w.view(self.shapes[layer.weight])
@@ -171,7 +171,7 @@ class Blocks:
         return named
 
     def layers_of(self, task: Task) -> dict[str, int]:
-        """The paper's index of each weight of a task."""
+        """Return the paper's index of each weight of a task."""
         index = {layer.weight: i for i, layer in enumerate(self.chain.layers, 1)}
         return {name: index[name] for name in task.params}
 
@@ -202,7 +202,7 @@ class Blocks:
         return sum((distance_sq(W, T) for W, T in pairs), torch.zeros_like(self.step_sq))
 
     def few(self, i: int) -> bool:
-        """Whether the W_i block works on the side of the rows, of which there are fewer than half the columns."""
+        """Return whether the W_i block works on the side of the rows, of which there are fewer than half the columns."""
         rows = len(self.Y) * self.layer(i).map.positions
         return parallel.size() == 1 and 2 * rows < self.W[i].shape[1]
 
@@ -242,19 +242,19 @@ def targets_of(problem: Problem) -> Tensor:
 
 
 def whole(problem: Problem, state: NNBCDState) -> NNBCDState:
-    """The state with all processes' samples, on process 0."""
+    """Return the state with all processes' samples, on process 0."""
     n = len(problem.data.train)
-    return _each_sample(state, lambda tensor: parallel.gathered(tensor, n))
+    return _each_sample(state, lambda tensor: parallel.gather(tensor, n))
 
 
 def own(problem: Problem, state: NNBCDState) -> NNBCDState:
-    """The state with this process's samples, of one with all."""
+    """Return the state with this process's samples, of one with all."""
     n = len(problem.data.train)
     return _each_sample(state, lambda tensor: tensor[parallel.share(n)].clone() if parallel.size() > 1 else tensor)
 
 
 def _each_sample(state: NNBCDState, change: Callable[[Tensor], Tensor]) -> NNBCDState:
-    """The state with `change` applied to every tensor that has a row for each sample."""
+    """Return the state with `change` applied to every tensor that has a row for each sample."""
 
     def changed(tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
         return tuple(None if tensor is None else change(tensor) for tensor in tensors)

@@ -37,7 +37,7 @@ class Value:
 
 
 def chain_of(model: nn.Module, input_shape: Sequence[int]) -> Chain:
-    """The chain of a network that takes samples of `input_shape`. Raises Unsupported, naming what does not fit."""
+    """Return the chain of a network that takes samples of `input_shape`. Raises Unsupported, naming what does not fit."""
     try:
         graph = fx.Tracer().trace(model)
     except Exception as error:
@@ -148,7 +148,7 @@ class _Trace:
         return found.flatten(2, 4)
 
     def _added(self, node: fx.Node, first: fx.Node, second: fx.Node) -> Value:
-        """The sum of a layer's U or V and an earlier V: an identity skip."""
+        """Return the sum of a layer's U or V and an earlier V: an identity skip."""
         (early, late) = sorted((self.values[first], self.values[second]), key=lambda value: value.layer)
         node_of_late = first if self.values[first] is late else second
         i, j = late.layer, early.layer
@@ -167,7 +167,7 @@ class _Trace:
         return replace(late, summed=late.activated)
 
     def _before_skip(self, value: Value) -> bool:
-        """Whether the value is V_i without what skips to it, which NN-BCD keeps no copy of."""
+        """Return whether the value is V_i without what skips to it, which NN-BCD keeps no copy of."""
         return value.layer > 0 and self.layers[value.layer - 1].outer is not None and not value.summed
 
     def _read_output(self, node: fx.Node, sources: list[fx.Node]) -> None:
@@ -186,7 +186,7 @@ class _Trace:
 
 
 def _whole(shape: Sequence[int]) -> Tensor:
-    """The index (*shape, 1) of all entries in their order."""
+    """Return the index (*shape, 1) of all entries in their order."""
     return torch.arange(torch.Size(shape).numel()).view(*shape, 1)
 
 
@@ -195,14 +195,14 @@ def _name(node: fx.Node) -> str:
 
 
 def _is_batch_size(node: fx.Node) -> bool:
-    """Whether a node only asks for the number of samples, as in x.view(x.size(0), -1)."""
+    """Return whether a node only asks for the number of samples, as in x.view(x.size(0), -1)."""
     if node.target == "size" or (node.target is getattr and node.args[1] == "shape"):
         return True
     return node.target is operator.getitem and _is_batch_size(node.all_input_nodes[0])
 
 
 def _flattens(module: nn.Module | None, node: fx.Node) -> bool:
-    """Whether a node turns samples into rows, x (n, ...) to (n, d)."""
+    """Return whether a node turns samples into rows, x (n, ...) to (n, d)."""
     if module is not None:
         return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
     if node.target in ("view", "reshape"):
@@ -213,7 +213,7 @@ def _flattens(module: nn.Module | None, node: fx.Node) -> bool:
 
 
 def _pooled(module: nn.Module | None, node: fx.Node, index: Tensor) -> Tensor | None:
-    """The index behind an average pooling without padding, (channels, height', width', q'); None for other nodes."""
+    """Return the index behind an average pooling without padding, (channels, height', width', q'); None for other nodes."""
     if isinstance(module, nn.AvgPool2d):
         settings = {key: getattr(module, key) for key in POOLING}
     elif isinstance(module, nn.AdaptiveAvgPool2d):

@@ -51,7 +51,7 @@ class Regulariser(ABC):
         return
 
     def weights(self, model: nn.Module) -> list[Tensor]:
-        """The parameters of `model` that R is a function of, in the model's order.
+        """Return the parameters of `model` that R is a function of, in the model's order.
 
         Raises ConfigError for a pattern that matches nothing, Unsupported for a network without such weights or one
         that is frozen.
@@ -73,7 +73,7 @@ class Regulariser(ABC):
 
 
 def _convolutions(model: nn.Module) -> list[str]:
-    """The names of the weights of the convolutions."""
+    """Return the names of the weights of the convolutions."""
     return [*own_weights(model, nn.Conv2d)]
 
 
@@ -164,14 +164,14 @@ def _nuclear_norm(weights: Sequence[Tensor]) -> Tensor:
 
 
 def _directions(a: Tensor) -> Tensor:
-    """The rows of a (..., m, n) divided by their norms, zeros where they are zero."""
+    """Return the rows of a (..., m, n) divided by their norms, zeros where they are zero."""
     norms = torch.linalg.vector_norm(a, dim=-1, keepdim=True)
     directions: Tensor = a / torch.where(norms > 0, norms, 1)
     return directions
 
 
 def _shorter_rows(a: Tensor, threshold: float) -> Tensor:
-    """The rows of a (..., m, n), their norms less by `threshold`, zeros where that is negative."""
+    """Return the rows of a (..., m, n), their norms less by `threshold`, zeros where that is negative."""
     norms = torch.linalg.vector_norm(a, dim=-1, keepdim=True)
     shorter: Tensor = a * ((norms - threshold).clamp_min(0) / torch.where(norms > 0, norms, 1))
     return shorter

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from nncompress import parallel
 from nncompress.problem import Problem, weights_of
-from nncompress.solvers.base import Observation, Solver
+from nncompress.solvers.base import Column, Observation, Solver, observation_of
 from nncompress.solvers.sgd.regularisers import Regulariser
 from nncompress.solvers.training.descent import (
     Cosine,
@@ -57,6 +57,7 @@ class SGD(Solver[SGDState]):
     """
 
     parallel: ClassVar[bool] = True
+    columns = (Column("term/loss", "loss"), Column("term/regulariser", "regulariser"))
 
     num_steps: int = 20
     lr: float = 0.1
@@ -101,7 +102,7 @@ class SGD(Solver[SGDState]):
         model = copy.deepcopy(state.model if state.averaged is None else state.averaged).eval()
         plan = problem.plan
         theta = plan.compress(plan.select(weights_of(model)))
-        return Observation(model, theta, self._terms(problem, model, state))
+        return observation_of(problem, model, theta, self._terms(problem, model, state))
 
     def _terms(self, problem: Problem, model: nn.Module, state: SGDState) -> dict[str, float]:
         terms = epoch_terms(problem, model, state)
@@ -114,7 +115,7 @@ class SGD(Solver[SGDState]):
     def _additions(
         self, problem: Problem, state: SGDState, lr: float
     ) -> tuple[Callable[[], None] | None, Callable[[], None]]:
-        """What is done in every minibatch before the optimiser's step, and behind it: shrinking, then averaging."""
+        """Return what is done in every minibatch before the optimiser's step, and behind it: shrinking, then averaging."""
         add: Callable[[], None] | None = None
         behind: list[Callable[[], None]] = []
         if self.regulariser is not None:

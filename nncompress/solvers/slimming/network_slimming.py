@@ -20,7 +20,9 @@ from nncompress import parallel
 from nncompress.compressions.sparsity.magnitude import L1Penalty
 from nncompress.metrics import evaluate
 from nncompress.problem import Problem
-from nncompress.solvers.base import Observation, Slimmed, Solver
+from nncompress.solvers.base import Observation, Solver
+from nncompress.solvers.slimming.columns import NETWORK_SLIMMING
+from nncompress.solvers.slimming.figures import channel_details, channel_observation, unrounded_details
 from nncompress.solvers.slimming.scales import Scales, check_slimming, chosen, groups_of
 from nncompress.solvers.training.descent import (
     MultiStep,
@@ -74,6 +76,7 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
 
     parallel: ClassVar[bool] = True
     removes_channels: ClassVar[bool] = True
+    columns = NETWORK_SLIMMING
 
     num_steps: int = 320
     fine_tune: int | None = None
@@ -141,23 +144,24 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
         }
         if state.k > 0:
             terms |= {"step_sq": float(state.step_sq), "step_sq/sum": float(state.step_sq_sum)}
-        return Observation(model, (), terms)
-
-    def slimmed(self, problem: Problem, state: NetworkSlimmingState) -> Slimmed:
-        model = copy.deepcopy(state.model).eval()
-        scales = Scales.of(model)
-        return Slimmed(masked(model, self._kept(problem, state)[0], fold=self.fold), scales.named(scales.gamma()))
-
-    def unrounded(self, problem: Problem, state: NetworkSlimmingState) -> nn.Module:
-        if state.pruned < 0:
-            return self.slimmed(replace(problem, round_to=1), state).network
-        return masked(problem.model, Scales.of(problem.model).named(state.plain != 0))
+        return channel_observation(problem, model, self.masked_network(problem, state), terms)
 
     def result(self, problem: Problem, state: NetworkSlimmingState, observation: Observation) -> Observation:
-        if state.pruned < 0:
-            for words in self._kept(problem, state)[1]:
-                log.warning("%s", words)
-        return observation
+        scales = Scales.of(observation.model)
+        keep, notes = self._kept(problem, state)
+        network = masked(observation.model, keep, fold=self.fold)
+        details = channel_details(network, scales.named(scales.gamma()))
+        if problem.round_to > 1 and state.pruned < 0:
+            details |= unrounded_details(problem, self.masked_network(replace(problem, round_to=1), state))
+        elif problem.round_to > 1:
+            own = Scales.of(problem.model)
+            details |= unrounded_details(problem, masked(problem.model, own.named(state.plain != 0)))
+        return observation._replace(details=details, notes=(*observation.notes, *notes))
+
+    def masked_network(self, problem: Problem, state: NetworkSlimmingState) -> nn.Module:
+        """Return the network whose dead channels are zero, in evaluation mode."""
+        model = copy.deepcopy(state.model).eval()
+        return masked(model, self._kept(problem, state)[0], fold=self.fold)
 
     @property
     def _fine_tuning(self) -> int:
@@ -188,7 +192,7 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
         return add
 
     def _kept(self, problem: Problem, state: NetworkSlimmingState) -> tuple[dict[str, Tensor], list[str]]:
-        """The channels that stay, by batch norm; and what had to be changed in those above the threshold, in words."""
+        """Return the channels that stay, by batch norm; and what had to be changed in those above the threshold, in words."""
         scales = Scales.of(state.model)
         if state.pruned >= 0:
             return scales.named(state.keep != 0), []
@@ -199,7 +203,7 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
         return chosen(problem, state.model, above, scores, fold=self.fold)
 
     def _pruned(self, problem: Problem, state: NetworkSlimmingState) -> NetworkSlimmingState:
-        """The masked network, with a new optimiser, for fine-tuning."""
+        """Return the masked network, with a new optimiser, for fine-tuning."""
         keep, said = self._kept(problem, state)
         for words in said:
             log.warning("%s", words)

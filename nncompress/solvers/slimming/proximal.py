@@ -6,7 +6,6 @@ Bui, Xue, Park, Qi, Xin, "A proximal algorithm for network slimming", arXiv 2307
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +19,9 @@ from nncompress import parallel
 from nncompress.compressions.sparsity.magnitude import L1Penalty, SeparablePenalty
 from nncompress.metrics import evaluate
 from nncompress.problem import Problem
-from nncompress.solvers.base import Observation, Slimmed, Solver
+from nncompress.solvers.base import Observation, Solver
+from nncompress.solvers.slimming.columns import PROXIMAL
+from nncompress.solvers.slimming.figures import channel_details, channel_observation, unrounded_details
 from nncompress.solvers.slimming.scales import Scales, check_slimming, chosen, groups_of
 from nncompress.solvers.training.descent import (
     MultiStep,
@@ -34,9 +35,6 @@ from nncompress.solvers.training.descent import (
 from nncompress.solvers.training.minibatches import Minibatches, epoch
 from nncompress.surgery.channels import masked
 from nncompress.surgery.norms import SharedNorm, shared_norms
-
-log = logging.getLogger(__name__)
-
 
 STARTING_SPREAD = 0.06
 """xi starts at gamma times a number uniform in 1 -+ this: U(0.47, 0.53) for scaling factors of 0.5, as published."""
@@ -84,6 +82,7 @@ class Slimming(Solver[SlimmingState]):
 
     parallel: ClassVar[bool] = True
     removes_channels: ClassVar[bool] = True
+    columns = PROXIMAL
 
     num_steps: int = 160
     lam: float = 0.0045
@@ -163,32 +162,34 @@ class Slimming(Solver[SlimmingState]):
         if self.curvature:
             samples = self.curvature_samples
             terms["curvature"] = largest_curvature(problem, model, steps=self.curvature, samples=samples)
-        return Observation(model, (), terms)
-
-    def slimmed(self, problem: Problem, state: SlimmingState) -> Slimmed:
-        model = copy.deepcopy(state.model).eval()
-        keep, _ = self._kept(problem, model, state.xi)
-        return Slimmed(self._deployed(model, state.xi, keep, self.project), Scales.of(model).named(state.xi))
-
-    def unrounded(self, problem: Problem, state: SlimmingState) -> nn.Module:
-        return self.slimmed(replace(problem, round_to=1), state).network
+        return channel_observation(problem, model, self.masked_network(problem, state), terms)
 
     def result(self, problem: Problem, state: SlimmingState, observation: Observation) -> Observation:
-        model, test = observation.model, problem.data.test
-        keep, said = self._kept(problem, model, state.xi)
-        for words in said:
-            log.warning("%s", words)
-        finals = {"projected": self._deployed(model, state.xi, keep, True)}
-        finals["masked"] = self._deployed(model, state.xi, keep, False)
-        found = {f"accuracy/{n}_test": evaluate(network, test, problem.loss).accuracy for n, network in finals.items()}
-        return observation._replace(terms=observation.terms | found)
+        model, xi, test = observation.model, state.xi, problem.data.test
+        keep, notes = self._kept(problem, model, xi)
+        networks = {project: self._deployed(model, xi, keep, project) for project in (True, False)}
+        accuracies = {
+            f"accuracy/{name}_test": evaluate(networks[project], test, problem.loss).accuracy
+            for name, project in (("projected", True), ("masked", False))
+        }
+        details = channel_details(networks[self.project], Scales.of(model).named(xi))
+        if problem.round_to > 1:
+            details |= unrounded_details(problem, self.masked_network(replace(problem, round_to=1), state))
+        return observation._replace(
+            terms=observation.terms | accuracies, details=details, notes=(*observation.notes, *notes)
+        )
+
+    def masked_network(self, problem: Problem, state: SlimmingState) -> nn.Module:
+        """Return the network whose dead channels are zero, in evaluation mode."""
+        model = copy.deepcopy(state.model).eval()
+        return self._deployed(model, state.xi, self._kept(problem, model, state.xi)[0], self.project)
 
     def _rate(self, k: int) -> float:
-        """The learning rate of epoch k, 1/alpha."""
+        """Return the learning rate of epoch k, 1/alpha."""
         return self.lr * self.schedule.factor(k, self.num_steps)
 
     def _after(self, scales: Scales, xi: Tensor, alpha: float) -> Callable[[], None]:
-        """What follows the optimiser's step: gamma is blended with xi, then xi is shrunk, both in place."""
+        """Return what follows the optimiser's step: gamma is blended with xi, then xi is shrunk, both in place."""
         penalty = self.penalty(self.lam)
 
         @torch.no_grad()
@@ -200,13 +201,13 @@ class Slimming(Solver[SlimmingState]):
         return update
 
     def _kept(self, problem: Problem, model: nn.Module, xi: Tensor) -> tuple[dict[str, Tensor], list[str]]:
-        """The channels that stay, by batch norm; and what had to be changed in those with xi != 0, in words."""
+        """Return the channels that stay, by batch norm; and what had to be changed in those with xi != 0, in words."""
         gamma = Scales.of(model).gamma()
         scores = torch.where(xi != 0, xi, gamma).abs()
         return chosen(problem, model, xi != 0, scores, fold=self.fold)
 
     def _deployed(self, model: nn.Module, xi: Tensor, keep: dict[str, Tensor], project: bool) -> nn.Module:
-        """The masked network with scaling factors xi (`project`) or gamma."""
+        """Return the masked network with scaling factors xi (`project`) or gamma."""
         network = copy.deepcopy(model)
         scales = Scales.of(network)
         if project:
@@ -237,7 +238,7 @@ SEED = 0
 
 
 def largest_curvature(problem: Problem, model: nn.Module, *, steps: int, samples: int) -> float:
-    """The largest |eigenvalue| of the Hessian of the loss in all trainable parameters, where `model` is now.
+    """Return the largest |eigenvalue| of the Hessian of the loss in all trainable parameters, where `model` is now.
 
     It is a lower estimate of the Lipschitz constant of the gradient of the loss on these samples, of which there are
     `samples`, always the same. Batch norms normalise with their statistics, as in training. `steps` of the power method

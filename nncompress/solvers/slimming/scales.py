@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nncompress import parallel
 from nncompress.compressions.base import FLOAT_BITS
-from nncompress.compressions.target import rounded
+from nncompress.compressions.target import round_up
 from nncompress.errors import ConfigError, Unsupported
 from nncompress.problem import Problem
 from nncompress.surgery.channels import declares_scales, guarded, masked, norm_of, scales_of
@@ -55,7 +55,7 @@ class Scales:
         return [len(gamma) for gamma in self.gammas]
 
     def gamma(self) -> Tensor:
-        """All scaling factors (m,), detached."""
+        """Return all scaling factors (m,), detached."""
         return torch.cat([gamma.detach() for gamma in self.gammas])
 
     @torch.no_grad()
@@ -70,12 +70,12 @@ class Scales:
         torch._foreach_mul_(self.shifts, keep)
 
     def named(self, vector: Tensor) -> dict[str, Tensor]:
-        """The parts of a vector (m,) by the names of the batch norms."""
+        """Return the parts of a vector (m,) by the names of the batch norms."""
         return dict(zip(self.names, torch.split(vector, self.sizes), strict=True))
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
-    """The `count` largest of scores (m,), bool (m,); among equals the first."""
+    """Return the `count` largest of scores (m,), bool (m,); among equals the first."""
     keep = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     keep[scores.argsort(descending=True, stable=True)[:count]] = True
     return keep
@@ -115,12 +115,12 @@ def chosen(
 
 def _filled(mask: Tensor, scores: Tensor, round_to: int) -> Tensor:
     """`mask` (channels,) and the largest of the other scores, so many that a multiple of `round_to` stays, or all."""
-    count = rounded(int(mask.sum()), round_to, len(mask))
+    count = round_up(int(mask.sum()), round_to, len(mask))
     return largest(scores.masked_fill(mask, torch.inf), count)
 
 
 def _count(problem: Problem, most: int, network: Callable[[int], nn.Module]) -> int:
-    """The largest number of channels, at most `most`, with which a network meets the problem's target."""
+    """Return the largest number of channels, at most `most`, with which a network meets the problem's target."""
     name, value = problem.target or ("ratio", 1.0)
     dense = size_of(problem, problem.model, name)
     limit = value * dense if value <= 1 else value
@@ -142,7 +142,7 @@ def _count(problem: Problem, most: int, network: Callable[[int], nn.Module]) -> 
 
 
 def size_of(problem: Problem, network: nn.Module, name: str) -> int:
-    """The size of a network by the name of a target: multiply-accumulates of one sample, bits, or parameters.
+    """Return the size of a network by the name of a target: multiply-accumulates of one sample, bits, or parameters.
 
     Of bits, one a channel says which are left, as in `metrics.sizes`.
     """
@@ -156,7 +156,7 @@ def size_of(problem: Problem, network: nn.Module, name: str) -> int:
 
 
 def groups_of(model: nn.Module, decay_scales: bool) -> list[Any]:
-    """The trainable parameters for an optimiser; in two groups when its weight decay is not to act on the scales."""
+    """Return the trainable parameters for an optimiser; in two groups when its weight decay is not to act on the scales."""
     trained = [p for p in model.parameters() if p.requires_grad]
     if decay_scales:
         return trained

@@ -129,7 +129,7 @@ class Descent(Protocol):
 
 
 def stability_limit(optimizer: Optimizer) -> float | None:
-    """The learning rate times curvature from which descent on a quadratic is unstable; None for other methods than SGD.
+    """Return the learning rate times curvature from which descent on a quadratic is unstable; None for other methods than SGD.
 
     2 (1 + beta) with momentum beta, 2 (1 + beta)/(1 + 2 beta) with Nesterov's: where a root of the recursion's
     characteristic polynomial reaches -1 (Polyak 1964 for the former).
@@ -142,7 +142,7 @@ def stability_limit(optimizer: Optimizer) -> float | None:
 
 
 def optimizer_of(factory: Callable[..., Optimizer], parameters: Iterable[Any], lr: float) -> Optimizer:
-    """The optimiser that `factory` makes of parameters (or groups of them), on a GPU in its fused form if it has it."""
+    """Return the optimiser that `factory` makes of parameters (or groups of them), on a GPU in its fused form if it has it."""
     given = list(parameters)
     tensors = [p for group in given for p in (group["params"] if isinstance(group, dict) else [group])]
     chosen = getattr(factory, "keywords", {})  # of a partial
@@ -151,7 +151,7 @@ def optimizer_of(factory: Callable[..., Optimizer], parameters: Iterable[Any], l
 
 
 def set_rate(optimizer: Optimizer, lr: float) -> None:
-    """The learning rate of the next epoch."""
+    """Return the learning rate of the next epoch."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
@@ -177,7 +177,7 @@ def gradient_of(p: Tensor) -> Tensor:
 
 
 def full_gradient(model: nn.Module, split: Split, loss: Loss) -> dict[str, Tensor]:
-    """The gradient of the mean loss of `model`, in evaluation mode, on a whole split, by parameter."""
+    """Return the gradient of the mean loss of `model`, in evaluation mode, on a whole split, by parameter."""
     was_training = model.training
     model.eval()
     model.zero_grad(set_to_none=True)
@@ -197,7 +197,7 @@ def moved_sq(model: nn.Module, before: list[Tensor]) -> Tensor:
 
 
 def epoch_terms(problem: Problem, model: nn.Module, state: Descent) -> dict[str, float]:
-    """The record of an epoch: the training loss of `model`, the epochs so far and the squared steps."""
+    """Return the record of an epoch: the training loss of `model`, the epochs so far and the squared steps."""
     terms = {"objective": evaluate(model, problem.data.train, problem.loss).loss, "epochs": state.k}
     if state.k > 0:
         terms |= {"step_sq": float(state.step_sq), "step_sq/sum": float(state.step_sq_sum)}

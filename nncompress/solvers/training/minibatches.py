@@ -81,7 +81,7 @@ def epoch(
 
 
 def loss_of(problem: Problem, minibatches: Minibatches) -> Loss:
-    """The loss that is trained: the problem's, its cross-entropy with smoothed labels if asked."""
+    """Return the loss that is trained: the problem's, its cross-entropy with smoothed labels if asked."""
     if minibatches.smoothing == 0:
         return problem.loss
     if problem.loss is not nn.functional.cross_entropy:
@@ -90,7 +90,7 @@ def loss_of(problem: Problem, minibatches: Minibatches) -> Loss:
 
 
 def _batches(problem: Problem, minibatches: Minibatches) -> Iterator[tuple[Batch, float]]:
-    """The batches of this process, and its part of all samples of each; all that is random is drawn at the start."""
+    """Return the batches of this process, and its part of all samples of each; all that is random is drawn at the start."""
     train, augmentation, generator = problem.data.train, problem.data.augmentation, minibatches.generator
     n, device = len(train), problem.device
     order = torch.randperm(n, generator=generator)
@@ -105,14 +105,14 @@ def _batches(problem: Problem, minibatches: Minibatches) -> Iterator[tuple[Batch
 
 
 def _with_last(values: Tensor, own: slice, minibatches: Minibatches) -> Tensor:
-    """A part of what belongs to the samples of a batch, for mixup behind that of the one before it."""
+    """Return a part of what belongs to the samples of a batch, for mixup behind that of the one before it."""
     if minibatches.mixup == 0:
         return values[own]
     return torch.cat([values.roll(1, 0)[own.start : own.start + 1], values[own]])
 
 
 def batch_lengths(n: int, size: int) -> list[int]:
-    """How many of n samples are in each batch of an epoch, `size` of them in each process."""
+    """Return how many of n samples are in each batch of an epoch, `size` of them in each process."""
     whole, rest = divmod(n, size * parallel.size())
     lengths = [size * parallel.size()] * whole + [rest] * (rest > 0)
     if len(lengths) > 1 and lengths[-1] < max(2, parallel.size()):
@@ -121,7 +121,7 @@ def batch_lengths(n: int, size: int) -> list[int]:
 
 
 def _mixing(count: int, minibatches: Minibatches) -> Tensor:
-    """The weights of mixup for `count` batches, 1 without it."""
+    """Return the weights of mixup for `count` batches, 1 without it."""
     if minibatches.mixup == 0:
         return torch.ones(count)
     seed = int(torch.randint(2**31, (), generator=minibatches.generator))
@@ -136,12 +136,12 @@ class _Gradient:
         self.loss, self.mixed = loss_of(problem, minibatches), minibatches.mixup > 0
 
     def __call__(self, batch: Batch, part: float) -> Tensor:
-        """The sum of the losses of the batch; the gradient is that of their mean times `part`."""
+        """Return the sum of the losses of the batch; the gradient is that of their mean times `part`."""
         size = len(batch.rows) - self.mixed
         return (self._replayed(batch) if self._fixed(size, part) else self.compute(batch, part)) * size
 
     def compute(self, batch: Batch, part: float = 1.0) -> Tensor:
-        """The mean loss, the gradient of it times `part` added to that of the parameters."""
+        """Return the mean loss, the gradient of it times `part` added to that of the parameters."""
         data, how = self.problem.data, self.problem.computation
         x, y = data.train.x.index_select(0, batch.rows), data.train.y.index_select(0, batch.rows)
         if data.augmentation is not None:
@@ -149,7 +149,7 @@ class _Gradient:
         if self.mixed:
             x = torch.lerp(x[:-1], x[1:], batch.weight)
         with how.autocast(x.device):
-            logits = self.model(how.laid_out(x))
+            logits = self.model(how.lay_out(x))
         logits = logits.to(x.dtype)
         value = self.loss(logits, y[1:] if self.mixed else y)
         if self.mixed:
@@ -158,7 +158,7 @@ class _Gradient:
         return value.detach()
 
     def _fixed(self, size: int, part: float) -> bool:
-        """Whether the batch is one of many of its size, on a GPU that is to replay them."""
+        """Return whether the batch is one of many of its size, on a GPU that is to replay them."""
         replayed = self.problem.computation.graphs and self.problem.device.type == "cuda"
         return replayed and part == 1 and size == self.size
 
@@ -221,7 +221,7 @@ def _captured(gradient: _Gradient, batch: Batch) -> _Replay | None:
 
 
 def _add_up(model: nn.Module) -> None:
-    """The gradients of all processes added up, in one go."""
+    """Return the gradients of all processes added up, in one go."""
     if parallel.size() == 1:
         return
     gradients = [p.grad for p in model.parameters() if p.grad is not None]

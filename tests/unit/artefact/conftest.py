@@ -2,11 +2,11 @@
 
 import pytest
 
-from nncompress.surgery import autotune as planning
+from nncompress.surgery import autotune
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers that hold Θ measure shortly: no fact hangs on what they take."""
-    monkeypatch.setattr(planning, "BLOCKS", 1)
-    monkeypatch.setattr(planning, "BLOCK_SECONDS", 1e-5)
+    monkeypatch.setattr(autotune, "BLOCKS", 1)
+    monkeypatch.setattr(autotune, "BLOCK_SECONDS", 1e-5)

@@ -5,25 +5,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import zstandard
 from artefact_cases import F32, assert_close, assert_same_state, check_size, noise, projected, saved
 from cases import case
 from problems import F64, OPTIONS, problem, problem_of
-from torch import Tensor, nn
+from torch import nn
 
 from nncompress import metrics
-from nncompress.artefact.model import load, open_artefact, stored_bytes
+from nncompress.artefact.files import stored_bytes
+from nncompress.artefact.model import load, open_artefact
 from nncompress.compressions.quantization.codebook import codebook
 from nncompress.config.build import build
 from nncompress.errors import ConfigError
-from nncompress.report.run.weights import REST, stored_numbers
 from nncompress.surgery.compact_layers import CompactLayer
 
 # What is loaded.
@@ -46,32 +42,6 @@ def test_the_loaded_network_is_the_deployed_one_bit_for_bit_in_files_as_small_as
     replaced = [module for module in compact.modules() if isinstance(module, CompactLayer)]
     assert len(replaced) == sum(len(task.params) == 1 for task in p.plan.tasks)
     check_size(tmp_path, p, observation)
-    check_numbers(tmp_path, p.plan.tasks, observation.theta)
-
-
-def leaves(value: Any, field: str) -> Iterator[tuple[str, Any]]:
-    """Every tensor and value in Θ with the fields it stands in."""
-    fields = getattr(value, "_fields", None)
-    if fields is None and not isinstance(value, tuple | list):
-        yield field, value
-        return
-    items = zip(fields, value, strict=True) if fields is not None else enumerate(value)
-    for key, item in items:
-        yield from leaves(item, f"{field} {key}" if field.endswith("t") else f"{field}.{key}")
-
-
-def check_numbers(folder: Path, tasks: Any, thetas: Any) -> None:
-    """The numbers of each tensor are found without torch."""
-    expected = {
-        name: tensor.numpy()
-        for task, theta in zip(tasks, thetas, strict=True)
-        for name, tensor in leaves(theta, ", ".join(task.params))
-        if isinstance(tensor, Tensor) and tensor.dtype in (F32, F64, torch.float16)
-    }
-    found = stored_numbers(folder)
-    expected = {name: value for name, value in expected.items() if value.size > 1 and np.ptp(value) > 0}
-    assert found.keys() - {REST} == expected.keys()
-    assert all(np.array_equal(found[name], value.astype(found[name].dtype)) for name, value in expected.items())
 
 
 def test_numbers_of_64_bits_are_loaded_rounded_to_32(tmp_path):
@@ -208,12 +178,12 @@ def test_bytes_are_those_of_the_files_and_of_gzip_and_zstd(tmp_path):
     assert found["bytes/zstd"] == pytest.approx(len(zstandard.compress(content)), abs=32)
 
 
-def test_plans_are_passed_on_and_a_wrong_one_is_the_callers_error(tmp_path):
+def test_ways_are_passed_on_and_a_wrong_one_is_the_callers_error(tmp_path):
     saved(tmp_path, problem_of("low_rank", F32))
-    network = load(tmp_path, compact=True, plans=("reconstruct",))
-    assert {m.plans for m in network.modules() if isinstance(m, CompactLayer)} == {("reconstruct",)}
-    with pytest.raises(ConfigError, match="plans must be some of chain, reconstruct, cached, found slow"):
-        load(tmp_path, compact=True, plans=("slow",))
+    network = load(tmp_path, compact=True, ways=("reconstruct",))
+    assert {m.ways for m in network.modules() if isinstance(m, CompactLayer)} == {("reconstruct",)}
+    with pytest.raises(ConfigError, match="ways must be some of chain, reconstruct, cached, found slow"):
+        load(tmp_path, compact=True, ways=("slow",))
 
 
 def test_of_a_network_without_channels_what_is_left_and_a_bit_for_each_is_counted():

@@ -9,14 +9,16 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pytest
 import torch
-from artefact_cases import F32, assert_close, assert_same_state, noise, projected, refusal, saved
+from artefact_cases import F32, about, assert_close, assert_same_state, noise, projected, refusal, saved
 from cases import case
 from problems import ARCHITECTURE, F64, mlp, problem, small_digits
 from runs import resign
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nncompress import metrics
-from nncompress.artefact.model import load, load_file, open_artefact, save_compact
+from nncompress.artefact.model import load, open_artefact
+from nncompress.artefact.save import save
 from nncompress.compressions.base import Compression
 from nncompress.compressions.decomposition.low_rank import low_rank
 from nncompress.compressions.plan import Plan, Task, none
@@ -24,8 +26,7 @@ from nncompress.compressions.quantization.codebook import codebook
 from nncompress.compressions.sparsity.magnitude import l0
 from nncompress.compressions.views import AsMatrix, AsVector
 from nncompress.errors import CheckpointError
-from nncompress.problem import Dataset, Problem
-from nncompress.solvers.base import Observation
+from nncompress.problem import Dataset
 
 
 @pytest.fixture(autouse=True)
@@ -278,12 +279,6 @@ def test_numbers_of_numpy_and_infinite_ones_are_written(tmp_path):
     data = Dataset(data.train, data.test, np.int64(3), "noise", classes=(np.str_("a"), np.str_("b"), np.str_("c")))
     p = problem(data, nn.Sequential(nn.Linear(6, 3)))
     node = ARCHITECTURE | {"widths": []}
-    save_compact(
-        tmp_path,
-        Problem(mlp(data, ()), data, p.plan),
-        Observation(mlp(data, ()), (), {}),
-        node,
-        data={"limit": math.inf},
-    )
-    about = open_artefact(tmp_path).description
-    assert (about["num_classes"], about["classes"], about["data"]) == (3, ["a", "b", "c"], {"limit": math.inf})
+    save(tmp_path, mlp(data, ()), p.plan, (), about(data, node, {"limit": math.inf}))
+    found = open_artefact(tmp_path).description
+    assert (found["num_classes"], found["classes"], found["data"]) == (3, ["a", "b", "c"], {"limit": math.inf})

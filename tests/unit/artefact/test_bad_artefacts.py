@@ -15,7 +15,8 @@ from runs import resign
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nncompress.artefact.model import load, stored_bytes
+from nncompress.artefact.files import stored_bytes
+from nncompress.artefact.model import load
 from nncompress.compressions.decomposition.tensor_train import tt
 from nncompress.compressions.plan import Plan, Task
 from nncompress.compressions.quantization.codebook import Codebook

@@ -13,7 +13,6 @@ from problems import randn
 from torch import Tensor
 
 from nncompress.artefact import encoding
-from nncompress.artefact import encoding as packing
 from nncompress.artefact.encoding import (
     BITS,
     Reader,
@@ -67,7 +66,7 @@ def test_codes_of_every_width_are_read_as_they_were_written():
 def test_chunks_leave_no_seam(monkeypatch):
     sizes = [*itertools.product((1, 2, 3, 5, 7, 8, 9, 13, 16, 31, 32), (7, 8, 16, 17, 63, 64, 65, 200))]
     whole = {(width, count): pack(numbers(count, width), width) for width, count in sizes}
-    monkeypatch.setattr(packing, "CHUNK", 8)
+    monkeypatch.setattr(encoding, "CHUNK", 8)
     for (width, count), expected in whole.items():
         with case(width=width, count=count):
             assert torch.equal(pack(numbers(count, width), width), expected)

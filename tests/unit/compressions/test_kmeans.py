@@ -9,9 +9,8 @@ from problems import F64
 
 from nncompress.compressions.base import sort_rows
 from nncompress.compressions.quantization import kmeans_exact
-from nncompress.compressions.quantization import kmeans_exact as kmeans_search
-from nncompress.compressions.quantization.kmeans import Clusters, Points, clusters_at, companded, lloyd, points_of
-from nncompress.compressions.quantization.kmeans_exact import PositionBlocks, bounds, windows
+from nncompress.compressions.quantization.kmeans import Clusters, Points, clusters_at, compand, lloyd, points_of
+from nncompress.compressions.quantization.kmeans_bounds import PositionBlocks, bounds, windows
 
 
 def numbers(kind: str, count: int, seed: int) -> torch.Tensor:
@@ -48,7 +47,7 @@ def centred(rows: torch.Tensor) -> Points:
 
 def searched(rows: torch.Tensor, K: int, pieces: int = kmeans_exact.PIECES) -> Clusters:
     points = centred(rows)
-    return kmeans_exact.search(points, lloyd(points, companded(points, K)), pieces)
+    return kmeans_exact.search(points, lloyd(points, compand(points, K)), pieces)
 
 
 def plain_errors(row: torch.Tensor, K: int) -> list[float]:
@@ -112,8 +111,8 @@ def test_rows_of_different_kinds_are_searched_together_alone_and_in_halves(monke
     assert (alone - least).abs().le(tolerance).all()
     assert (searched(rows, 6).error - least).abs().le(tolerance).all()
     halves, narrow_halves = [], kmeans_exact._narrow_halves
-    monkeypatch.setattr(kmeans_search, "_narrow_halves", lambda *given: halves.append(0) or narrow_halves(*given))
-    monkeypatch.setattr(kmeans_search, "MAX_ROW_PAIRS", 1 << 11)
+    monkeypatch.setattr(kmeans_exact, "_narrow_halves", lambda *given: halves.append(0) or narrow_halves(*given))
+    monkeypatch.setattr(kmeans_exact, "MAX_ROW_PAIRS", 1 << 11)
     assert (searched(rows, 6).error - least).abs().le(tolerance).all()
     assert halves
 
@@ -123,7 +122,7 @@ def test_bounds_are_below_the_reduced_costs_of_all_positions_in_the_blocks():
     g, seen = torch.Generator().manual_seed(0), 0
     for kind in KINDS:
         points = centred(numbers(kind, 300, 5)[None])
-        best = lloyd(points, companded(points, 4))
+        best = lloyd(points, compand(points, 4))
         blocks = kmeans_exact._cut(points, best, 3)
         blocks = blocks._replace(low=torch.zeros_like(blocks.low))
         if torch.equal(blocks.first, blocks.last):
@@ -146,12 +145,12 @@ def test_bounds_are_below_the_reduced_costs_of_all_positions_in_the_blocks():
 def test_a_search_that_gives_up_returns_the_best_it_knows(monkeypatch):
     row = numbers("bimodal", 2000, 1)[None]
     points = centred(row)
-    start = lloyd(points, companded(points, 8))
+    start = lloyd(points, compand(points, 8))
     least = float(searched(row, 8).error)
-    monkeypatch.setattr(kmeans_search, "MAX_PAIRS", 0)
+    monkeypatch.setattr(kmeans_exact, "MAX_PAIRS", 0)
     assert least <= float(searched(row, 8).error) <= float(start.error)
     monkeypatch.undo()
-    monkeypatch.setattr(kmeans_search, "MAX_CENTRES", 4)
+    monkeypatch.setattr(kmeans_exact, "MAX_CENTRES", 4)
     assert least <= float(searched(row, 8).error) <= float(start.error)
 
 
@@ -174,7 +173,7 @@ def test_scikit_learn_is_never_better():
 
 def test_lloyd_never_increases_the_error():
     points = centred(numbers("laplace", 500, 2)[None])
-    errors = [float(lloyd(points, companded(points, 6), steps).error) for steps in range(1, 15)]
+    errors = [float(lloyd(points, compand(points, 6), steps).error) for steps in range(1, 15)]
     assert errors == sorted(errors, reverse=True)
 
 

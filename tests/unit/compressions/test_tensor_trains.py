@@ -12,16 +12,9 @@ from tensor_counts import SHAPE, conv_use, relative_error, weights
 from tensorly.decomposition import tensor_train
 from torch import Tensor
 
-from nncompress.compressions.decomposition.tensor_train import (
-    Cores,
-    TensorTrain,
-    balanced_modes,
-    middle_bond,
-    tt,
-    tt_als,
-    tt_ranks,
-    tt_to_tensor,
-)
+from nncompress.compressions.decomposition.modes import balanced_modes
+from nncompress.compressions.decomposition.tensor_train import Cores, TensorTrain, tt
+from nncompress.compressions.decomposition.trains import middle_bond, tt_als, tt_ranks, tt_to_tensor
 
 
 def random_train(shape: tuple[int, ...], rank: int, seed: int = 0) -> tuple[Tensor, ...]:

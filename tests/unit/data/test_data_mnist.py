@@ -196,7 +196,7 @@ def test_every_address_and_checksum_of_a_data_set_is_there():
 
 def test_of_several_that_want_a_download_one_fetches_it(tmp_path, server, monkeypatch):
     fetched = []
-    opened = files._opened
+    opened = files._open
 
     def counted(url):
         fetched.append(url)
@@ -208,7 +208,7 @@ def test_of_several_that_want_a_download_one_fetches_it(tmp_path, server, monkey
         return mnist(root=str(tmp_path / "data"))
 
     together = Barrier(4)
-    monkeypatch.setattr(files, "_opened", counted)
+    monkeypatch.setattr(files, "_open", counted)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(wanted, range(4)))
     assert {len(data.train) for data in found} == {7}

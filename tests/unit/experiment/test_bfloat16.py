@@ -9,7 +9,7 @@ import torch
 from cases import case
 from runs import configuration, finish, resume, rows, struck, summary
 
-from nncompress.experiment.setup import build
+from nncompress.experiment.setup import setup
 from nncompress.solvers.sgd.sgd import SGD
 from nncompress.solvers.slimming.proximal import Slimming
 
@@ -48,7 +48,7 @@ def test_bfloat16_is_close_to_float32_and_not_the_same(tmp_path: Path) -> None:
 
 
 def test_in_bfloat16_images_and_filters_are_channels_last() -> None:
-    p = build(configuration(*NET, "precision=bf16", "validation=0.2"))[0]
+    p = setup(configuration(*NET, "precision=bf16", "validation=0.2")).problem
     images = [p.data.train.x, p.data.test.x, p.data.validation.x]
     filters = [w for w in p.model.parameters() if w.dim() == 4]
     for tensor in (*images, *filters):

@@ -14,10 +14,10 @@ from torch import nn
 from nncompress.artefact.model import load
 from nncompress.data.digits import digits
 from nncompress.errors import CheckpointError, ConfigError, Diverged
-from nncompress.experiment import run as experiment_run
+from nncompress.experiment.run import run as run_setup
+from nncompress.experiment.setup import setup
 from nncompress.metrics import evaluate
 from nncompress.report.run.tables import run_tables
-from nncompress.report.run.weights import stored_numbers
 from nncompress.results.records import read_run
 from nncompress.solvers.nnbcd.nnbcd import NNBCD
 
@@ -55,7 +55,8 @@ def test_a_run_leaves_every_file_with_its_keys(family, golden):
     environment = json.loads((folder / "environment.json").read_text())
     assert {"packages", "device", "commit", "command", "seed", "deterministic"} <= environment.keys()
     assert [table.name for table in run_tables(read_run(folder))] == ["accuracy", "compression", "convergence"]
-    assert stored_numbers(folder / "model")  # what the plot of the weights is drawn from
+    assert full["weights"]["largest"]  # what the plot of the weights is drawn from
+    assert json.loads((folder / "columns.json").read_text()).keys() == {"columns", "plots"}
 
 
 @families
@@ -72,12 +73,12 @@ def test_same_seed_same_records_and_another_seed_others(family, golden, tmp_path
 def test_a_run_by_itself_writes_no_tables_and_plots(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    written = experiment_run.run(configuration(*CODEBOOK_WORDS), folder)
+    written = run_setup(setup(configuration(*CODEBOOK_WORDS)), folder)
     assert written == json.loads((folder / "summary.json").read_text())
     left = {path.name for path in folder.iterdir()}
     assert left == {
-        "config.yaml", "environment.json", "records.jsonl", "status.json", "summary.json", "checkpoints", "model",
-        "run.lock",
+        "config.yaml", "settings.json", "environment.json", "columns.json", "records.jsonl", "status.json",
+        "summary.json", "checkpoints", "model", "run.lock",
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from runs import configuration, finish, refusal, resume, rows, run, struck, summ
 import nncompress.experiment.summary
 from nncompress.config.build import build, validate
 from nncompress.data.digits import digits
-from nncompress.experiment import setup
+from nncompress.experiment.setup import setup
 from nncompress.problem import Problem, Split
 from nncompress.report.collect import final
 from nncompress.report.run.tables import accuracy_table
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("apart")
 
 
 def built(*words: str) -> Problem:
-    return setup.build(configuration(*PLAIN, *words))[0]
+    return setup(configuration(*PLAIN, *words)).problem
 
 
 def numbers_of(part: Split, of: Split) -> list[int]:
@@ -101,7 +101,7 @@ def test_the_best_step_by_validation_is_the_first_of_equals_and_not_that_by_test
     ]
     (tmp_path / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "status.json").write_text('{"status": "done"}')
-    found = nncompress.experiment.summary._selected(OmegaConf.create({"protocol": "last"}), read_run(tmp_path).rows)
+    found = nncompress.experiment.summary._best(read_run(tmp_path).rows, "last")
     assert found == {
         "protocol": "last", "accuracy/validation_at_best_validation": 0.8, "accuracy/test_at_best_validation": 0.5,
         "step/best_validation": 1,
@@ -210,7 +210,7 @@ def test_a_users_augmentation_is_taken_by_its_dotted_path_or_by_the_name_of_its_
         with case(words=words):
             cfg = configuration(*PLAIN, *words, "solver.num_steps=2")
             validate(cfg)
-            augmentation = setup.build(cfg)[0].data.augmentation
+            augmentation = setup(cfg).problem.data.augmentation
             assert (type(augmentation).__name__, augmentation.by) == ("Shifted", by)
     finish(cfg, tmp_path / "own")
     for name, word in (("none", "augmentation=none"), ("without", "~augmentation")):

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import case
-from omegaconf import DictConfig
 from own_parts import Started
 from runs import configuration, refusal, resume, rows, run, status, summary
 
 import nncompress.experiment.reference
+import nncompress.files
 from nncompress.errors import ConfigError, NNCompressError, Unsupported
 from nncompress.experiment.reference import reference_of, with_reference
-from nncompress.experiment.run import run as experiment_run
+from nncompress.experiment.run import run as run_setup
+from nncompress.experiment.setup import Setup
 from nncompress.solvers.sgd.sgd import SGD
 
 DATA = ["dataset.train_size=100", "dataset.test_size=50"]
@@ -213,10 +214,10 @@ def test_an_interrupted_run_resumes_from_the_reference_it_began_with(tmp_path, m
 def test_of_two_that_want_a_reference_at_once_one_trains_and_the_other_waits_for_it(monkeypatch):
     waits, trained = threading.Event(), []
 
-    def slow(cfg: DictConfig, folder: Path) -> dict[str, object]:
+    def slow(setup: Setup, folder: Path) -> dict[str, object]:
         assert waits.wait(60)
         trained.append(folder)
-        return experiment_run(cfg, folder)
+        return run_setup(setup, folder)
 
     def said(record):
         if "waiting for the process that trains" in record.getMessage():
@@ -224,8 +225,8 @@ def test_of_two_that_want_a_reference_at_once_one_trains_and_the_other_waits_for
         return True
 
     monkeypatch.setattr(nncompress.experiment.reference, "run", slow)
-    monkeypatch.setattr(nncompress.experiment.reference.log, "disabled", False)
-    monkeypatch.setattr(nncompress.experiment.reference.log, "filters", [said])
+    monkeypatch.setattr(nncompress.files.log, "disabled", False)
+    monkeypatch.setattr(nncompress.files.log, "filters", [said])
     folders: list[str] = []
     cfg = configuration(*SMALL, SOLVER, *TRAINING)
     threads = [threading.Thread(target=lambda: folders.append(with_reference(cfg).reference)) for _ in range(2)]

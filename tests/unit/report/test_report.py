@@ -1,28 +1,30 @@
 """The report of a run: tables against hand numbers, plots that need no explanation and raise no warning."""
 
-import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from cases import case
 from fake_runs import drawn, fake_run, texts, undrawn
-from safetensors.torch import save_file as torch_save
 
+from nncompress.constraints import L2, Assignment
 from nncompress.files import write_json
 from nncompress.report import style, write_run_report
-from nncompress.report.collect import final
-from nncompress.report.run.plots import constraint_plot, objective_plot, rate_plot
-from nncompress.report.run.tables import accuracy_table, compression_table, convergence_table, log_spaced
-from nncompress.report.run.weights import REST, stored_numbers
+from nncompress.report.collect import declared_columns, final
+from nncompress.report.run.compression import compression_table
+from nncompress.report.run.plots import objective_plot, panels_plot, rate_plot, weights_plot
+from nncompress.report.run.tables import accuracy_table, convergence_table, log_spaced, run_tables
+from nncompress.report.sweep.tables import measures_of
 from nncompress.report.tables import Table, escape, latex, markdown
 from nncompress.report.text import number, percent, spread, times
 from nncompress.results.records import Recorder, read_run
+from nncompress.solvers.base import Column, declared
+from nncompress.solvers.frank_wolfe import FrankWolfe
+from nncompress.solvers.lc import LC
 
 
 def test_torch_is_not_imported() -> None:
@@ -120,7 +122,7 @@ def test_a_run_with_its_summary_is_not_called_unfinished_while_its_status_is_sti
 ) -> None:
     folder = fake_run(tmp_path / "run", n=3)
     write_json(folder / "status.json", {"status": "running", "reason": None, "traceback": None, "step": 3})
-    assert "not done" not in " ".join(convergence_table(read_run(folder)).notes)
+    assert all("not done" not in " ".join(table.notes) for table in run_tables(read_run(folder)))
 
 
 def test_a_run_with_only_its_starting_point_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,26 +157,65 @@ def constrained(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**growing, **kkt, **{"loss/w": 0.5 * rows["objective"]})
 
 
-def test_the_constraint_plot_draws_gap_mu_and_multipliers_where_they_are_recorded(tmp_path: Path) -> None:
+def test_the_plot_a_solver_declares_is_drawn_where_each_of_its_panels_has_records(tmp_path: Path) -> None:
     rows = read_run(fake_run(tmp_path / "run", n=20)).rows
-    assert constraint_plot(rows, "") is None
-    figure = constraint_plot(constrained(rows), "Constraint")
+    plot = declared(LC())["plots"][0]
+    assert panels_plot(rows, "", plot) is None
+    figure = panels_plot(constrained(rows), "Constraint", plot)
     assert figure is not None
     assert len(figure.axes) == 3
     for words in ("gap ‖w − Δ(Θ)‖ / ‖w‖", "μ", "‖λ‖", "cosine of λ and ∇L(w)"):
         assert words in texts(figure)
-    objective = objective_plot(constrained(rows), "")
-    assert objective is not None
-    assert "training loss of the weights w" in texts(objective)
+    assert figure.axes[1].get_lines()[0].get_xdata()[0] == plot["first"] == 1
     assert len({*drawn(figure)}) > 50
 
 
-def test_the_convergence_table_has_mu_gap_and_multipliers_where_they_are_recorded(tmp_path: Path) -> None:
+def test_the_parts_of_a_declared_panel_are_lines_of_their_own(tmp_path: Path) -> None:
+    rows = read_run(fake_run(tmp_path / "run", n=20)).rows
+    own = {"fw_gap": 2.0, "eta": 0.5, "eta/a": 0.4, "eta/b": 0.6, "eta/clipped": 0.1, "gauge": 1.0, "gauge/a": 1.0}
+    columns = declared(FrankWolfe(constraint=Assignment(set=L2())))
+    plot, figures = columns["plots"][0], [column["key"] for column in columns["columns"]]
+    figure = panels_plot(rows.assign(**own), "Sets", plot, figures)
+    assert figure is not None
+    assert [len(axes.get_lines()) for axes in figure.axes] == [1, 3, 2]
+    assert "each of 2 sets" in texts(figure)
+
+
+def test_the_tables_and_plots_have_the_columns_that_the_runs_solver_declares(tmp_path: Path) -> None:
     run = read_run(fake_run(tmp_path / "run", n=20))
+    run = replace(run, rows=constrained(run.rows))
     assert "μ" not in convergence_table(run).shown
-    table = convergence_table(replace(run, rows=constrained(run.rows)))
+    write_json(run.folder / "columns.json", declared(LC()))
+    table = convergence_table(run)
     assert table.raw.loc[20, "mu"] == pytest.approx(1e-3 * 1.1**20)
     assert {"μ", "gap", "loss of w", "‖λ‖", "cosine of λ and ∇L(w)"} <= set(table.shown)
+    assert "kkt/distance" in table.raw
+    lines = {column["key"]: column["label"] for column in declared_columns([run], "objective")}
+    objective = objective_plot(run.rows, "", lines)
+    assert objective is not None
+    assert "training loss of the weights w" in texts(objective)
+
+
+def test_a_declared_column_may_be_a_check_a_size_or_of_a_sweep(tmp_path: Path) -> None:
+    run = read_run(fake_run(tmp_path / "run", n=3))
+    columns = [
+        Column("alpha", "α > c/2", above=(0.5, "c"), note="What α is."),
+        Column("kept", "channels", table="compression", dense="total"),
+        Column("kept", "channels left", table="summary"),
+        Column("ok", "held", form="yes_no"),
+    ]
+    write_json(run.folder / "columns.json", {"columns": [asdict(column) for column in columns]})
+    rows = run.rows.assign(alpha=[1.0, 1.0, 3.0, 3.0], c=4.0, ok=1.0)
+    table = convergence_table(replace(run, rows=rows))
+    assert "α > c/2" not in table.shown  # c is no column
+    write_json(run.folder / "columns.json", {"columns": [asdict(column) for column in (*columns, Column("c"))]})
+    table = convergence_table(replace(run, rows=rows))
+    assert table.shown["α > c/2"].to_list() == ["no", "no", "yes", "yes"]
+    assert table.shown["held"].to_list() == ["yes"] * 4
+    assert table.notes[-1] == "What α is."
+    sizes = compression_table(run, {"kept": 3, "total": 12}).raw.set_index("quantity")
+    assert sizes.loc["channels", ["dense", "compressed", "ratio"]].to_list() == [12, 3, 0.25]
+    assert ("kept", "channels left") in [measure[:2] for measure in measures_of([run])]
 
 
 def test_the_accuracy_table_says_which_step_was_kept(tmp_path: Path) -> None:
@@ -209,25 +250,18 @@ def test_a_negative_objective_is_drawn_on_a_linear_axis(tmp_path: Path) -> None:
     assert figure.axes[0].get_yscale() == "linear"
 
 
-def test_codes_and_constant_tensors_are_not_drawn_and_a_damaged_model_is_only_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = fake_run(tmp_path / "run", n=2) / "model"
-    assert list(stored_numbers(folder)) == [*(f"fc2.weight cores.{i}" for i in range(3)), REST]
-    about = (folder / "model.json").read_text()
-    short, long = json.loads(about), json.loads(about)
-    short["tasks"][0]["sizes"].pop()
-    long["tasks"][0]["sizes"][3] = [1000000]
-    for wrong in ('{"tasks": [{}]}', json.dumps(short), json.dumps(long), "{", "[]"):
-        (folder / "model.json").write_text(wrong)
-        caplog.clear()
-        assert stored_numbers(folder) == {}
-        assert "no plot of the weights" in caplog.text
-    (folder / "model.json").write_text(about)
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:100])
-    assert stored_numbers(folder) == {}
-    assert stored_numbers(tmp_path / "absent") == {}
+def test_the_weights_plot_has_a_panel_for_each_histogram_of_the_summary(tmp_path: Path) -> None:
+    summary = final(read_run(fake_run(tmp_path / "run", n=2)))
+    figure = weights_plot(summary, "Weights")
+    assert figure is not None
+    heads = [axes.get_title() for axes in figure.axes]
+    assert heads[0] == "fc2.weight cores.0\n1 × 16 × 8"
+    assert heads[3] == "all other parameters and buffers\n2560, 70.0 % zeros not drawn"
+    more = weights_plot({"weights": summary["weights"] | {"tensors": 9}}, "Weights")
+    assert more is not None
+    assert more.get_suptitle() == "Weights (4 largest of 9 tensors)"
+    for without in ({}, {"weights": {"tensors": 0, "largest": []}}):
+        assert weights_plot(without, "") is None
 
 
 # --- text ---
@@ -259,21 +293,6 @@ def test_selected_rows_keep_first_and_last_without_repeats() -> None:
         assert chosen[-1] == n - 1
         assert len(chosen) <= 30
         assert chosen == sorted(set(chosen))
-
-
-def test_formats_that_numpy_does_not_have_are_left_out_of_the_weights(tmp_path: Path) -> None:
-    half = torch.tensor([1.0, 2.0])
-    streams = {
-        "float32": half,
-        "float16": half.half(),
-        "bfloat16": half.bfloat16(),
-        "float8_e5m2": half.to(torch.float8_e5m2),
-    }
-    torch_save(streams, tmp_path / "model.safetensors")
-    theta = {"a": "plain bfloat16", "b": "plain float16"}
-    about = {"kinds": [{"theta": theta}], "tasks": [{"params": ["w"], "kind": 0, "sizes": [[2], [2]]}]}
-    write_json(tmp_path / "model.json", about)
-    assert {key: value.tolist() for key, value in stored_numbers(tmp_path).items()} == {"w b": [1, 2], REST: [1, 2]}
 
 
 def test_a_log_axis_is_labelled_in_plain_numbers_or_powers_of_ten() -> None:

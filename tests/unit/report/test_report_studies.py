@@ -21,6 +21,7 @@ from nncompress.report.sweep.study_plots import courses_plot, sensitivity_plot, 
 from nncompress.report.sweep.tables import sensitivity_table
 from nncompress.report.tables import latex, markdown
 from nncompress.results.records import Recorder, Run, read_runs
+from nncompress.results.run_folder import write_config
 
 STUDIES = {"sensitivity.png", "sensitivity.svg", "spread.png", "spread.svg", "curves.png", "curves.svg"}
 
@@ -45,7 +46,7 @@ def study_run(
     """A run folder with a row per accuracy, two seconds a step; the settings are the solver's."""
     settings = config(seed, solver=solver) | {"solver": {"_target_": f"nncompress.{solver}"} | settings}
     folder.mkdir(parents=True)
-    write_json(folder / "config.yaml", settings)
+    write_config(folder, settings)
     with Recorder(folder / "records.jsonl") as recorder:
         for step, value in zip(steps or range(len(accuracy)), accuracy, strict=True):
             recorder.write({"step": step, "seconds": 2.0 * step, "accuracy/test": value})

@@ -20,8 +20,7 @@ from nncompress.report.sweep.plots import accuracy_ratio_plot, objectives_plot
 from nncompress.report.sweep.searches import search_plot
 from nncompress.report.sweep.tables import sweep_table
 from nncompress.report.tables import markdown
-from nncompress.results.query import flatten
-from nncompress.results.records import read_run
+from nncompress.results.records import flatten, read_run
 
 
 @pytest.fixture(autouse=True)
@@ -190,7 +189,7 @@ def test_the_ratio_plot_names_points_front_and_dense_reference(sweep: Path) -> N
     assert accuracy_ratio_plot(groups.drop(columns="ratio/params"), keys, "") is None
     assert len(failures(runs)) == 1
     assert "12.50×" in markdown(sweep_table(groups, keys, failures(runs), "title"))
-    objectives = objectives_plot([(f"rank={run.config['compression']['rank']}", run.rows) for run in runs], "title")
+    objectives = objectives_plot([(f"rank={run.settings['compression.rank']}", run.rows) for run in runs], "title")
     assert objectives is not None
     bits = accuracy_ratio_plot(groups, keys, "title", of="bits")
     assert bits is not None

@@ -49,7 +49,7 @@ def test_figures_are_taken_at_the_end_at_a_step_and_before_fine_tuning(tmp_path:
     assert measured(run, METRICS["test accuracy pruned (%)"]) == pytest.approx(100 * accuracy[15])
     assert measured(run, METRICS["test accuracy (%)"], step=31) is None
     assert figure(run, "no/such") is None
-    without = replace(run, config=run.config | {"solver": {"num_steps": 30, "fine_tune": 0}})
+    without = replace(run, settings=run.settings | {"solver.fine_tune": 0})
     assert measured(without, METRICS["test accuracy with sparsity (%)"]) == pytest.approx(
         100 * run.rows["accuracy/dense_test"].iloc[-1]
     )

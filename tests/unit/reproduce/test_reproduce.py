@@ -17,8 +17,8 @@ import torch
 from cases import case
 from fake_runs import undrawn
 
-import nncompress.cli.reproduce as command
 import nncompress.reproduce.planning as planning
+import nncompress.reproduce.run as command
 from nncompress.cli.main import main
 from nncompress.config.overrides import named_folder
 from nncompress.files import read_json, write_json
@@ -26,6 +26,7 @@ from nncompress.reproduce.planning import Cost, Forecast, _recorded, jobs_of, pl
 from nncompress.reproduce.protocol import CLAIM, Alternative, Claim, PaperStudy, Protocol, Published, Selection
 from nncompress.reproduce.rows import FAIL, PASS
 from nncompress.results.records import read_run
+from nncompress.results.run_folder import write_config
 from nncompress.results.sweep_folder import ENDED, SWEEP, Job, Manifest, read_manifest, standing, write_manifest
 
 OUT = "my out, it's #1 (é)"
@@ -151,9 +152,9 @@ def _copy(sweep: Path, folder: Path, words: Sequence[str]) -> None:
     """The run that keeps as much, under another seed."""
     given = dict(word.split("=", 1) for word in words if not word.startswith("~"))
     shutil.copytree(sweep / {"0.5": "0", "0.1": "1"}[given["compression.keep"]], folder, dirs_exist_ok=True)
-    for name in ("config.yaml", "summary.json"):
-        write_json(folder / name, (read_run(folder).config if name == "config.yaml" else read_json(folder / name) or {})
-                   | {"seed": int(given.get("seed", 0))})  # fmt: skip
+    seed = {"seed": int(given.get("seed", 0))}
+    write_config(folder, read_run(folder).settings | seed)
+    write_json(folder / "summary.json", (read_json(folder / "summary.json") or {}) | seed)
 
 
 def tables(folder: Path, name: str) -> pd.DataFrame:
@@ -287,10 +288,10 @@ def test_wrong_words_are_one_sentence_and_exit_code_2(apart: None, capsys: pytes
     wrong = [
         ([], "needs one or more of nnbcd"),
         (["nbcd"], "found nbcd"),
-        (["lc", "--scale", "big"], "--scale must be one of smoke, cpu, gpu, found big"),
-        (["lc", "--scale"], "--scale needs a value"),
-        (["lc", "--quick"], "no option --quick"),
-        (["lc", "--launcher", "cloud"], "--launcher must be one of"),
+        (["lc", "--scale", "big"], "argument --scale: invalid choice: 'big'"),
+        (["lc", "--scale"], "argument --scale: expected one argument; usage: nncompress reproduce PAPER"),
+        (["lc", "--quick"], "unrecognized arguments: --quick"),
+        (["lc", "--launcher", "cloud"], "argument --launcher: invalid choice: 'cloud'"),
         (["lc", "--study", "nothing_like_it"], "--study must be one of"),
         (["lc", "solver.num_steps=1"], "would change what is reproduced"),
         (["lc", "--scale", "smoke", "--tables", "--out", "nowhere"], "--tables needs what was run"),

@@ -13,8 +13,9 @@ import pytest
 from cases import case
 
 from nncompress.errors import CheckpointError, ConfigError
-from nncompress.files import replace_bytes, write_json
-from nncompress.results.records import Recorder, is_run, read_run, read_runs
+from nncompress.files import write_bytes, write_json
+from nncompress.results.records import Recorder, flatten, is_older, is_run, read_run, read_runs, read_settings
+from nncompress.results.run_folder import write_config
 
 
 def write_rows(path: Path, n: int) -> None:
@@ -25,7 +26,7 @@ def write_rows(path: Path, n: int) -> None:
 
 def make_run(folder: Path, rows: int = 3) -> Path:
     write_rows(folder / "records.jsonl", rows)
-    (folder / "config.yaml").write_text("seed: 1\n")
+    write_config(folder, {"seed": 1, "solver": {"lr": 0.1}})
     write_json(folder / "status.json", {"status": "done", "reason": None, "traceback": None, "step": rows - 1})
     return folder
 
@@ -140,7 +141,7 @@ def test_a_run_killed_before_its_summary_is_read_without_one_and_counts_as_runni
     folder = make_run(tmp_path / "run")
     run = read_run(folder)
     assert run.summary is None
-    assert run.config == {"seed": 1}
+    assert run.settings == {"seed": 1, "solver.lr": 0.1}
     assert run.status["status"] == "done"
     (folder / "status.json").unlink()
     assert is_run(folder)
@@ -150,17 +151,42 @@ def test_a_run_killed_before_its_summary_is_read_without_one_and_counts_as_runni
 def test_a_job_that_failed_before_its_first_record_is_still_a_run(tmp_path: Path) -> None:
     write_json(tmp_path / "status.json", {"status": "failed", "reason": "no data", "traceback": None, "step": None})
     run = read_run(tmp_path)
-    assert (len(run.rows), run.config, run.status["reason"]) == (0, {}, "no data")
+    assert (len(run.rows), run.settings, run.status["reason"]) == (0, {}, "no data")
     assert "step" in run.rows
 
 
 def test_a_damaged_small_file_is_ignored_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = make_run(tmp_path / "run")
-    for name in ("summary.json", "status.json", "config.yaml"):
+    for name in ("summary.json", "status.json", "settings.json"):
         with case(name=name), caplog.at_level(logging.WARNING):
             (folder / name).write_text("{ [")
             assert len(read_run(folder).rows) == 3
             assert f"{folder / name}: ignored, it is damaged" in caplog.text
+
+
+def test_settings_come_back_by_their_dotted_keys(tmp_path: Path) -> None:
+    config = {
+        "seed": 1, "names": ["a", "b: c"], "note": "two\nlines: of\n\ntext", "empty": {}, "none": None,
+        "solver": {"tau": 0.5, "p": float("inf"), "modes": [1, [2, 3]], "inner": {"deep": {"x": True}}},
+        "choices": {"solver": "nnbcd"},
+    }  # fmt: skip
+    write_config(tmp_path, config)
+    assert read_settings(tmp_path) == flatten(config) == {
+        "seed": 1, "names": "['a', 'b: c']", "note": "two\nlines: of\n\ntext", "none": None, "solver": "nnbcd",
+        "solver.tau": 0.5, "solver.p": "inf", "solver.modes": "[1, [2, 3]]", "solver.inner.deep.x": True,
+    }  # fmt: skip
+
+
+def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    write_json(folder / "settings.json", {"format": 2, "settings": {}})
+    with pytest.raises(CheckpointError, match=r"settings.json has format 2, this version reads format 1"):
+        read_run(folder)
+    assert not is_older(folder)
+    (folder / "settings.json").unlink()
+    assert is_older(folder)
+    with pytest.raises(CheckpointError, match=r"run was written by an older version .* train it again"):
+        read_runs([tmp_path])
 
 
 def test_runs_come_in_the_natural_order_of_their_job_numbers_each_once(tmp_path: Path) -> None:
@@ -198,19 +224,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_bytes_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.safetensors"
-    replace_bytes(path, b"\x00old")
+    write_bytes(path, b"\x00old")
     assert path.read_bytes() == b"\x00old"
-    replace_bytes(path, b"")
+    write_bytes(path, b"")
     assert path.read_bytes() == b""
-    replace_bytes(path, b"kept")
+    write_bytes(path, b"kept")
 
     def full(file: int) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space left"):
-        replace_bytes(path, b"new")
+        write_bytes(path, b"new")
     assert path.read_bytes() == b"kept"
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
     with pytest.raises(OSError, match="No such file"):
-        replace_bytes(tmp_path / "nowhere" / "file", b"new")
+        write_bytes(tmp_path / "nowhere" / "file", b"new")

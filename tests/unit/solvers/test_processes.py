@@ -86,7 +86,7 @@ def test_a_group_of_one_keeps_what_it_has() -> None:
     part = torch.arange(6.0).view(3, 2)
     value = {"objective": 1.0}
     assert (parallel.size(), parallel.rank()) == (1, 0)
-    assert parallel.gathered(part, 3) is part
+    assert parallel.gather(part, 3) is part
     assert parallel.broadcast(value) is value
     assert parallel.largest(143) == 143
     parallel.sum_(part)
@@ -105,7 +105,7 @@ def test_a_group_of_two_sums_gathers_and_agrees(tmp_path: Path) -> None:
         rank = parallel.rank()
         sums = [torch.tensor([1.0, 2.0]) + rank, torch.full((1,), 10.0 * rank)]
         parallel.sum_(*sums)
-        whole = parallel.gathered(torch.arange(5.0)[parallel.share(5)].view(-1, 1), 5)
+        whole = parallel.gather(torch.arange(5.0)[parallel.share(5)].view(-1, 1), 5)
         try:
             with parallel.together():
                 if rank == 1:

@@ -14,7 +14,7 @@ from nncompress.compressions.decomposition.low_rank import low_rank
 from nncompress.compressions.plan import Plan
 from nncompress.compressions.quantization.codebook import codebook
 from nncompress.problem import weights_of
-from nncompress.surgery.compact_layers import CompactLayer, CompactLinear, chosen_plans, compacted
+from nncompress.surgery.compact_layers import CompactLayer, CompactLinear, chosen_ways, compacted
 
 every_recipe = pytest.mark.parametrize(("recipe", "settings"), RECIPES, ids=[recipe.__name__ for recipe, _ in RECIPES])
 pytestmark = pytest.mark.usefixtures("quick")
@@ -71,12 +71,12 @@ def test_exported_it_is_the_dense_network_and_nothing_is_measured():
             if measured:
                 with torch.no_grad():
                     compact(x)
-            choices = len(chosen_plans(compact))
+            choices = len(chosen_ways(compact))
             assert choices == (6 if measured else 0)
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
                 program = torch.export.export(compact, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-            assert len(chosen_plans(compact)) == choices
+            assert len(chosen_ways(compact)) == choices
             exported = program.module()
             for n in (4, 2, 9):
                 y = randn(n, 2, 6, 6)
@@ -92,7 +92,7 @@ def test_compiled_it_is_the_dense_network_and_nothing_is_measured():
         for n in (4, 7):
             x = randn(n, 2, 6, 6)
             torch.testing.assert_close(compiled(x), dense(x), rtol=1e-10, atol=1e-10)
-    assert chosen_plans(compact) == []
+    assert chosen_ways(compact) == []
 
 
 # Networks.

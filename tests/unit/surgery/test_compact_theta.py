@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cases import case
-from compact_cases import DENSE_ONLY, OF_LINEAR, fc, pair_of, plans_of
+from compact_cases import DENSE_ONLY, OF_LINEAR, fc, pair_of, ways_of
 from compression_cases import CASES
 from problems import F64, randn
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from nncompress.compressions.decomposition.low_rank import LowRank
 from nncompress.compressions.quantization.codebook import Codebook
 from nncompress.compressions.sparsity.magnitude import L0
 from nncompress.compressions.views import AsMatrix, AsVector
-from nncompress.surgery.compact_layers import CACHED, PLANS, RECONSTRUCT
+from nncompress.surgery.compact_layers import CACHED, RECONSTRUCT, WAYS
 from nncompress.surgery.theta import HeldTheta, power_of_two
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -131,12 +131,12 @@ def check_changes(pair: tuple[Any, Any]) -> None:
     for change in (in_place, by_a_view, in_inference_mode, loaded, assigned, replaced, of_another_type, stepped):
         _, layer = pair_of(fc(), *pair)
         with torch.no_grad():
-            before = {plan: layer.compute(x, plan) for plan in plans_of(layer)}
+            before = {way: layer.compute(x, way) for way in ways_of(layer)}
             change(layer)
             expected = linear(x, layer.view.split(layer.theta.delta(), [layer.shape])[0], layer.bias)
-            for plan, old in before.items():
+            for way, old in before.items():
                 assert not torch.allclose(old, expected), change.__name__
-                torch.testing.assert_close(layer.compute(x, plan), expected)
+                torch.testing.assert_close(layer.compute(x, way), expected)
 
 
 def test_swapped_parameters_are_taken_and_given_back():
@@ -144,8 +144,8 @@ def test_swapped_parameters_are_taken_and_given_back():
     x = randn(4, 20)
     other = {name: 2 * tensor for name, tensor in layer.state_dict().items() if "free" in name}
     with torch.no_grad():
-        for plan in PLANS:
-            layer.plans = (plan,)
+        for way in WAYS:
+            layer.ways = (way,)
             layer.choices.clear()
             expected = layer(x)
             found = torch.func.functional_call(layer, other, (x,))
@@ -194,7 +194,7 @@ def check_copies(dense: nn.Module, layer: Any) -> None:
 
 
 def test_a_copy_keeps_choices_but_nothing_that_was_made_and_another_type_neither():
-    _, layer = pair_of(fc(), LowRank(3), AsMatrix(), plans=(CACHED,))
+    _, layer = pair_of(fc(), LowRank(3), AsMatrix(), ways=(CACHED,))
     with torch.no_grad():
         layer(randn(4, 20))
     assert layer._kept

@@ -20,7 +20,7 @@ from nncompress.compressions.decomposition.tucker import tucker
 from nncompress.compressions.plan import Plan, mixed, none, plan_of
 from nncompress.compressions.sparsity.magnitude import l0
 from nncompress.compressions.sparsity.structured import GroupL0, group_l0
-from nncompress.compressions.target import Change, SizeTarget, changes, fit, rounded
+from nncompress.compressions.target import Change, SizeTarget, changes, fit, round_up
 from nncompress.errors import ConfigError
 
 # Ranks and rows.
@@ -32,7 +32,7 @@ def test_a_number_is_rounded_up_but_not_beyond_what_there_is():
         (0, 8, 5, 0), (-1, 8, 5, -1), (13, 1, 20, 13), (7, 3, 20, 9),
     ]:  # fmt: skip
         with case(count=count, round_to=round_to, most=most):
-            assert rounded(count, round_to, most) == found
+            assert round_up(count, round_to, most) == found
 
 
 def weights() -> dict[str, Tensor]:
@@ -173,7 +173,7 @@ def test_a_target_is_met_with_the_largest_multiple():
             assert target.measure(plan_of(recipe, w, round_to=8, **{found.name: larger})) > ratio
             whole = recipe(w, **{found.name: 1.0 if recipe is group_l0 else 100_000})
             for plan_task, whole_task in zip(found.plan.tasks, whole.tasks, strict=True):
-                sizes = (task.compression.size(found.plan.seen(task)) for task in (plan_task, whole_task))
+                sizes = (task.compression.size(found.plan.seen_shape(task)) for task in (plan_task, whole_task))
                 assert all(n % 8 == 0 or n == most for n, most in zip(*(s.counts for s in sizes), strict=True))
 
 

@@ -44,7 +44,7 @@ def three() -> nn.Module:
 def left(p: Problem, xi: Tensor, **settings: object) -> nn.Module:
     """What proximal slimming leaves of the network for these xi."""
     method = slimming(**settings)
-    return method.slimmed(p, method.init(p)._replace(xi=xi)).network
+    return method.masked_network(p, method.init(p)._replace(xi=xi))
 
 
 def test_of_the_dead_channels_those_with_the_largest_scaling_factors_stay():
@@ -106,7 +106,7 @@ def test_a_target_is_met_with_multiples_and_as_few_channels_gone_as_possible():
                     if size_by_hand(name, sizes) <= value * dense:
                         best = sizes
                 p = problem_with(network, (name, value), round_to=MULTIPLE)
-                found = method.slimmed(p, state).network
+                found = method.masked_network(p, state)
                 assert counts(found) == best
                 assert size_of(p, removed(found), name) <= value * dense
                 assert sum(w.numel() for w in removed(found).parameters()) == size_by_hand("ratio", best)
@@ -135,13 +135,13 @@ def residual() -> nn.Module:
 def test_the_channels_that_rounding_keeps_are_fine_tuned(make, target):
     p, method = problem_with(make(), target, round_to=MULTIPLE), network_slimming()
     states = [copy.deepcopy(iterate.state) for iterate in method.run(p, 4)]
-    before, tuned, last = (method.slimmed(p, state).network for state in states[2:])
+    before, tuned, last = (method.masked_network(p, state) for state in states[2:])
     keep = torch.cat(list(kept_in(before).values()))
     assert all(k in (0, n) or k % MULTIPLE == 0 for k, n in zip(counts(before), Scales.of(p.model).sizes, strict=True))
     for state in states[3:]:
         assert torch.equal(state.keep != 0, keep)
     without = Problem(p.model, p.data, p.plan, target=target)
-    plain = method.slimmed(without, states[2]).network  # what would have stayed
+    plain = method.masked_network(without, states[2])  # what would have stayed
     back = keep & ~torch.cat(list(kept_in(plain).values()))
     assert bool(back.any())
     assert torch.equal(states[-1].plain != 0, torch.cat(list(kept_in(plain).values())))
@@ -149,7 +149,9 @@ def test_the_channels_that_rounding_keeps_are_fine_tuned(make, target):
     assert bool((moved[back] != 0).all())
     assert counts(last) == counts(before)
     for state in states[2:]:
-        assert counts(method.unrounded(p, state)) == counts(plain)
+        details = method.result(p, state, method.observe(p, state)).details
+        assert details["round_to/channels"] == sum(counts(plain))
+        assert details["round_to/params"] == sum(w.numel() for w in removed(plain).parameters())
     if target is not None:
         assert size_of(p, removed(last), "ratio") <= 0.6 * sum(w.numel() for w in p.model.parameters())
 

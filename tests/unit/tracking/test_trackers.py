@@ -12,7 +12,7 @@ import pytest
 import torch
 from runs import resume, rows, run, struck, summary
 
-from nncompress.errors import ConfigError
+from nncompress.errors import Unsupported
 from nncompress.solvers.sgd.sgd import SGD
 from nncompress.tracking.base import About
 from nncompress.tracking.mlflow import MLflow
@@ -97,11 +97,11 @@ def test_mlflow_learns_of_failure_and_a_store_that_lost_the_run_gets_a_new_one(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(store)
-    with pytest.raises(ConfigError, match="lenet5 needs images"):
-        run(tmp_path / "run", "solver=nnbcd", "model=lenet5", "tracking=mlflow")
+    with pytest.raises(Unsupported, match="needs batch norms"):
+        run(tmp_path / "run", *WORDS, "solver=slimming", "tracking=mlflow")
     found = run_of(store, tmp_path / "run")
     assert found.info.status == "FAILED"
-    assert "lenet5 needs images" in found.data.tags["reason"]
+    assert "needs batch norms" in found.data.tags["reason"]
     tracker = MLflow(uri="sqlite:///outputs/mlflow.db")
     known = {"uri": f"sqlite:///{store}/outputs/mlflow.db", "run": "0" * 32}
     assert tracker.start(About(tmp_path / "run", {}, {}, known))["run"] != known["run"]

@@ -15,6 +15,7 @@ import torch
 from cases import case
 from composing import composing
 from hydra import compose
+from own_parts import Failing
 from runs import configuration, resume, rows, run, status, struck, summary
 
 from nncompress.cli.main import main
@@ -72,7 +73,7 @@ def test_a_tracker_that_draws_leaves_the_random_generators_as_they_were(tmp_path
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]
 
     before = state()
-    with Tracking(configuration(*WORDS, own("Failing", method="end")), tmp_path) as tracking:
+    with Tracking({"own": lambda: Failing(method="end")}, {}, tmp_path) as tracking:
         tracking.start()
         assert state() == before
         tracking.row({"step": 0, "objective": 1.0})

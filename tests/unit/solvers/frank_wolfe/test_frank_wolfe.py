@@ -120,7 +120,7 @@ def test_the_gap_recorded_is_that_of_samples_drawn_once():
         state = solver.step(p, solver.init(p))
         for samples, batch in ((0, whole), (50, Split(whole.x[drawn], whole.y[drawn])), (500, whole)):
             with case(constraint=constraint, samples=samples):
-                model, _, found = replace(solver, gap_samples=samples).observe(p, state)
+                model, _, found, *_ = replace(solver, gap_samples=samples).observe(p, state)
                 held = [w for w in model.parameters() if w.dim() >= 2]
                 gradients = torch.autograd.grad(p.loss(model(batch.x), batch.y), held)
                 vertices = [vertex(constraint.of_radius(3.0), [g])[0] for g in gradients]

@@ -20,7 +20,7 @@ from nncompress.compressions.quantization.codebook import codebook
 from nncompress.compressions.sparsity.magnitude import l0, l0_penalty, l1_penalty
 from nncompress.errors import ConfigError, Unsupported
 from nncompress.metrics import evaluate
-from nncompress.problem import Dataset, Problem, Split, weights_of, with_weights
+from nncompress.problem import Dataset, Problem, Split, weights_of
 from nncompress.solvers.lc.lc import LC
 from nncompress.solvers.lc.mu import found_mu0
 from nncompress.solvers.training.descent import Exponential, full_gradient
@@ -49,9 +49,8 @@ def test_the_result_is_the_step_of_the_lowest_objective_direct_compression_inclu
     objectives = [i.observation.terms["objective"] for i in iterates]
     best = objectives.index(min(objectives))
     end = iterates[-1]
-    model, theta, terms = SMALL.result(p, end.state, end.observation)
+    _, _, terms, deployed, *_ = SMALL.result(p, end.state, end.observation)
     assert terms["step/kept"] == best
-    deployed = with_weights(model, p.plan.decompress(theta))
     assert evaluate(deployed, p.data.train, p.loss).loss == pytest.approx(min(objectives))
     ruined = LC(num_steps=2, mu0=1e-9, lr=3.0, epochs=3, batch_size=16, growth=1.0)
     *_, end = ruined.run(p, 2)
@@ -79,7 +78,7 @@ def test_the_gradient_figures_are_those_of_the_whole_loss_and_its_weight_decay()
         last_of(LC(num_steps=1, epochs=1, batch_size=8, lr=0.01, optimizer=o), p).observation
         for o in (DESCENT, decayed)
     ]
-    for (model, _, found), decay in zip(terms, (0.0, 0.3), strict=True):
+    for (model, _, found, *_), decay in zip(terms, (0.0, 0.3), strict=True):
         network = copy.deepcopy(model)
         loss = p.loss(network(data.train.x), data.train.y) + decay / 2 * network.fc1.weight.square().sum()
         (gradient,) = torch.autograd.grad(loss, [network.fc1.weight])

@@ -59,7 +59,7 @@ def test_the_loss_reached_on_the_rank_one_quadratic_by_descent_is_that_of_exact_
 
 
 def test_the_augmented_lagrangian_ends_at_the_weighted_truncation_with_lambda_the_gradient():
-    _, theta, terms = last_of(exact(140, ROOT), quadratic(ROOT, FULL, rank_one)).observation
+    _, theta, terms, *_ = last_of(exact(140, ROOT), quadratic(ROOT, FULL, rank_one)).observation
     dense = theta[0].U @ theta[0].V
     assert dense == pytest.approx(torch.tensor(BEST_FULL, dtype=F64), abs=1e-4)
     assert terms["kkt/distance"] < 1e-5

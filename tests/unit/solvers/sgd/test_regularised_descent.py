@@ -38,7 +38,7 @@ def test_the_objective_is_the_loss_and_the_price_of_the_observed_network():
         for average in (0.0, 0.5):
             with case(kind=kind, average=average):
                 *_, last = solver(regulariser=kind(lam=0.02), average=average).run(p, 2)
-                model, _, found = last.observation
+                model, _, found, *_ = last.observation
                 filters = [row.flatten().norm() for w in convolutions(model) for row in w]
                 values = [s for w in convolutions(model) for s in torch.linalg.svdvals(w.flatten(1))]
                 price = 0.02 * float(sum(values if "Nuclear" in kind.__name__ else filters))

@@ -19,6 +19,7 @@ from nncompress.models.densenet import DenseNet
 from nncompress.models.preresnet import PreResNet
 from nncompress.problem import Problem
 from nncompress.solvers.slimming import network_slimming
+from nncompress.solvers.slimming.figures import channel_details
 from nncompress.solvers.slimming.network_slimming import NetworkSlimming, NetworkSlimmingState
 from nncompress.solvers.slimming.scales import Scales
 from nncompress.surgery.channels import is_reshaped, kept_in
@@ -112,26 +113,28 @@ def test_what_is_at_most_the_threshold_over_all_layers_goes():
     for percent in (0.0, 0.1, 0.29, 0.5, 0.7, 0.99):
         with case(percent=percent):
             method = solver(percent=percent)
-            found = method.slimmed(p, method.init(p))
+            state = method.init(p)
+            found = method.masked_network(p, state)
             threshold = sorted(map(abs, values.tolist()))[int(percent * 45)]
             expected = list((values.abs() > threshold).split([6, 13, 26]))
             for k, part in enumerate(values.split([6, 13, 26])):
                 if not expected[k].any():  # the largest stays
                     expected[k] = part.abs() == part.abs().max()
-            assert all(map(torch.equal, kept_in(found.network).values(), expected))
-            assert torch.equal(Scales.of(found.network).gamma(), torch.where(torch.cat(expected), values, 0))
-            assert torch.equal(torch.cat(list(found.factors.values())), values)
+            assert all(map(torch.equal, kept_in(found).values(), expected))
+            assert torch.equal(Scales.of(found).gamma(), torch.where(torch.cat(expected), values, 0))
+            details = method.result(p, state, method.observe(p, state)).details
+            assert details == channel_details(found, Scales.of(network).named(values))
 
 
 def test_a_share_of_none_takes_the_smallest_channel():
     p, method = small(), solver(percent=0.0)
-    kept = torch.cat(list(kept_in(method.slimmed(p, method.init(p)).network).values()))
+    kept = torch.cat(list(kept_in(method.masked_network(p, method.init(p))).values()))
     assert kept.nonzero().flatten().tolist() == [c for c in range(9) if c != int(Scales.of(p.model).gamma().argmin())]
 
 
 def test_a_target_takes_the_place_of_the_share():
     p, method = small(vgg((1, 1, 1), 0.1), ("ratio", 0.4)), solver(percent=0.99)
-    network = removed(method.slimmed(p, method.init(p)).network)
+    network = removed(method.masked_network(p, method.init(p)))
     size = sum(w.numel() for w in p.model.parameters())
     assert 0.35 * size < sum(w.numel() for w in network.parameters()) <= 0.4 * size
 
@@ -141,7 +144,7 @@ def test_before_fine_tuning_the_network_is_the_one_pruned_without_it():
     with_tuning, without = solver(4, 2), solver(2, 0)
     first, second = states(with_tuning, p)[2], states(without, p)[-1]
     assert all(map(torch.equal, first.model.state_dict().values(), second.model.state_dict().values()))
-    a, b = (method.slimmed(p, state).network for method, state in ((with_tuning, first), (without, second)))
+    a, b = (method.masked_network(p, state) for method, state in ((with_tuning, first), (without, second)))
     assert all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
     terms = with_tuning.observe(p, first).terms
     assert terms == without.observe(p, second).terms
@@ -202,12 +205,12 @@ def test_fine_tuning_with_masks_is_training_the_smaller_network(make):
         assert not shifts[~keep].any()
         assert bool((scales.gamma()[keep] != 0).all())
     assert not torch.equal(Scales.of(found[3].model).gamma(), Scales.of(found[4].model).gamma())
-    network = removed(method.slimmed(p, found[2]).network)
+    network = removed(method.masked_network(p, found[2]))
     assert is_reshaped(network)
     generator = torch.Generator()
     generator.set_state(found[2].generator.get_state())
     descend(p, network, generator, [0.1, 0.1, 0.01, 0.001])
-    masked = method.slimmed(p, found[-1]).network
+    masked = method.masked_network(p, found[-1])
     torch.testing.assert_close(removed(masked).state_dict(), network.state_dict(), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(outputs(masked, p.data.test.x), outputs(network, p.data.test.x), rtol=1e-9, atol=1e-9)
 
@@ -225,10 +228,10 @@ def test_dead_channels_stay_zero_where_no_relu_keeps_gradients_from_them():
 def test_all_epochs_may_be_fine_tuning():
     p, method = small(), solver(2, 2)
     found = states(method, p)
-    kept = method.slimmed(p, found[0]).network
+    kept = method.masked_network(p, found[0])
     model = copy.deepcopy(removed(kept))
     descend(p, model, torch.Generator().manual_seed(0), [0.1, 0.01])
-    after = removed(method.slimmed(p, found[-1]).network)
+    after = removed(method.masked_network(p, found[-1]))
     torch.testing.assert_close(after.state_dict(), model.state_dict(), rtol=1e-9, atol=1e-9)
 
 
@@ -256,7 +259,7 @@ def test_more_steps_than_planned_go_on_with_fine_tuning():
     assert (pruned, more.state.pruned) == (2, 2)
     assert torch.equal(more.state.keep, keep)
     assert more.observation.terms["term/penalty"] == 0
-    before, after = ({n: m.tolist() for n, m in kept_in(x.slimmed(p, s).network).items()} for x, s in (
+    before, after = ({n: m.tolist() for n, m in kept_in(x.masked_network(p, s)).items()} for x, s in (
         (solver(4, 2), part.state), (method, more.state)
     ))  # fmt: skip
     assert before == after
@@ -275,9 +278,8 @@ def test_a_layer_left_without_channels_is_told(caplog):
         norms(network)[0].weight *= 1e-3
     p, method = small(network), solver(1, 1)
     state = method.init(p)
-    method.result(p, state, method.observe(p, state))
-    assert "no channel is left in features.bn1_1: the one with the largest scale stays" in caplog.text
-    caplog.clear()
+    (note,) = method.result(p, state, method.observe(p, state)).notes
+    assert note.startswith("no channel is left in features.bn1_1: the one with the largest scale stays")
     method.step(p, state)
     assert "no channel is left in features.bn1_1" in caplog.text
 
@@ -288,7 +290,7 @@ def test_a_residual_block_left_without_channels_is_its_shortcut():
         network.blocks[1].branch.bn2.weight *= 1e-3
     p, method = small(network), solver(2, 1)
     found = states(method, p)
-    last = method.slimmed(p, found[-1]).network
+    last = method.masked_network(p, found[-1])
     assert not any(mask.any() for name, mask in kept_in(last).items() if name.startswith("blocks.1.branch"))
     assert not list(removed(last).blocks[1].branch.parameters())
 

@@ -15,6 +15,7 @@ from nncompress.errors import ConfigError, Unsupported
 from nncompress.metrics import evaluate, sizes
 from nncompress.models.preresnet import PreResNet
 from nncompress.problem import Problem
+from nncompress.solvers.slimming.figures import channel_details
 from nncompress.solvers.slimming.proximal import Slimming, SlimmingState
 from nncompress.solvers.slimming.scales import Scales
 from nncompress.solvers.training.descent import MultiStep
@@ -33,22 +34,24 @@ def test_what_is_deployed_has_xi_or_gamma_where_xi_is_not_zero():
     for project in (True, False):
         with case(project=project):
             p, method = small(), proximal(project=project)
-            found = method.slimmed(p, with_xi(method, p, xi))
-            before, after = Scales.of(p.model), Scales.of(found.network)
+            state = with_xi(method, p, xi)
+            found = method.masked_network(p, state)
+            before, after = Scales.of(p.model), Scales.of(found)
             assert torch.equal(after.gamma(), torch.where(xi != 0, xi if project else before.gamma(), 0))
             assert torch.equal(torch.cat(after.shifts), torch.where(xi != 0, torch.cat(before.shifts), 0))
-            assert torch.equal(torch.cat(list(found.factors.values())), xi)
+            details = method.result(p, state, method.observe(p, state)).details
+            assert details == channel_details(found, before.named(xi))
 
 
-def test_a_layer_whose_xi_are_all_zero_keeps_its_largest_channel_with_gamma(caplog):
+def test_a_layer_whose_xi_are_all_zero_keeps_its_largest_channel_with_gamma():
     p, method = small(), proximal()
     xi = torch.tensor([0.0, 0, 0, 0.1, 0.1, 0, 0, 0, 0], dtype=F64)
     state = with_xi(method, p, xi)
     gamma = norms(p.model)[0].weight.detach()
-    found = norms(method.slimmed(p, state).network)[0].weight.detach()
+    found = norms(method.masked_network(p, state))[0].weight.detach()
     assert torch.equal(found, torch.where(gamma == gamma.max(), gamma, 0))
-    method.result(p, state, method.observe(p, state))
-    assert "no channel is left in features.bn1_1: the one with the largest scale stays" in caplog.text
+    (note,) = method.result(p, state, method.observe(p, state)).notes
+    assert note.startswith("no channel is left in features.bn1_1: the one with the largest scale stays")
 
 
 def test_the_result_has_the_accuracies_of_both_deployed_networks():
@@ -56,7 +59,7 @@ def test_the_result_has_the_accuracies_of_both_deployed_networks():
     *_, iterate = method.run(p, 3)
     terms = method.result(p, iterate.state, iterate.observation).terms
     for name, project in (("projected", True), ("masked", False)):
-        network = proximal(3, lam=0.5, beta=0.25, project=project).slimmed(p, iterate.state).network
+        network = proximal(3, lam=0.5, beta=0.25, project=project).masked_network(p, iterate.state)
         assert terms[f"accuracy/{name}_test"] == evaluate(network, p.data.test, p.loss).accuracy
 
 
@@ -66,7 +69,7 @@ def test_more_xi_are_zero_and_fewer_channels_stay_the_larger_lam():
         p, method = small(vgg((1, 1, 1), 0.1)), proximal(6, lam=lam, lr=0.1, batch_size=10)
         *_, last = method.run(p, 6)
         zeros.append(last.observation.terms["channels/zero"])
-        kept.append(sum(counts(method.slimmed(p, last.state).network)))
+        kept.append(sum(counts(method.masked_network(p, last.state))))
     assert zeros[0] < zeros[1] < zeros[2]
     assert 45 >= kept[0] > kept[1] > kept[2] > 0
 
@@ -80,7 +83,7 @@ def test_a_target_is_met_by_taking_as_few_channels_as_possible_the_smallest_firs
     for name in NAMES:
         for value in (0.2, 0.5, 0.9):
             with case(name=name, value=value):
-                found = method.slimmed(small(network, (name, value)), state).network
+                found = method.masked_network(small(network, (name, value)), state)
                 dense = size_by_hand(name, [6, 13, 26]) - (45 if name == "bits" else 0)
                 best = [0, 0, 0]
                 for count in range(int((xi != 0).sum()) + 1):  # at least a channel in each layer
@@ -98,7 +101,7 @@ def test_a_target_above_one_is_a_number():
     for name, value in (("macs", 5000.0), ("bits", 40_000.0)):
         with case(name=name):
             method, p = proximal(), small(vgg((1, 1, 1), 0.1), (name, value))
-            kept = counts(method.slimmed(p, with_xi(method, p, randn(45))).network)
+            kept = counts(method.masked_network(p, with_xi(method, p, randn(45))))
             assert size_by_hand(name, kept) <= value
             assert max(size_by_hand(name, [*kept[:k], kept[k] + 1, *kept[k + 1 :]]) for k in range(3)) > value
 
@@ -107,7 +110,7 @@ def test_a_target_of_the_whole_network_takes_nothing():
     for name in NAMES:
         with case(name=name):
             method, p = proximal(), small(vgg((1, 1, 1), 0.1), (name, 1.0))
-            assert counts(method.slimmed(p, with_xi(method, p, randn(45))).network) == [6, 13, 26]
+            assert counts(method.masked_network(p, with_xi(method, p, randn(45)))) == [6, 13, 26]
 
 
 def test_a_target_counts_the_biases_that_folding_adds():
@@ -118,7 +121,7 @@ def test_a_target_counts_the_biases_that_folding_adds():
     for value in (0.3, 0.5, 0.7):
         with case(value=value):
             p = small(network, ("ratio", value))
-            found = method.slimmed(p, state).network
+            found = method.masked_network(p, state)
             assert sizes(p, (), removed(found))["ratio/params"] <= value
 
 

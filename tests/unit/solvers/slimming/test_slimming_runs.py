@@ -14,12 +14,13 @@ from torch import nn
 
 from nncompress.artefact.model import load
 from nncompress.experiment import checkpoint
-from nncompress.experiment.setup import build
+from nncompress.experiment.setup import setup
 from nncompress.metrics import evaluate
 from nncompress.report.run import plots as run_plots
 from nncompress.report.run.tables import run_tables
 from nncompress.report.tables import csv, markdown
 from nncompress.results.records import read_run
+from nncompress.solvers.slimming import figures
 
 DATA = ["dataset.train_size=100", "dataset.test_size=50"]
 VGG = ["model=vgg19", "model.layers=[1,1,1]", "model.width=0.1", *DATA]
@@ -50,16 +51,24 @@ def test_the_summary_of_a_run_counts_channels_and_holds_both_accuracies(ran):
 
 
 def test_the_stored_network_is_smaller_and_gives_the_outputs_of_the_masked_one(ran):
-    p, method, _ = build(OmegaConf.load(ran / "config.yaml"))
+    made = setup(OmegaConf.load(ran / "config.yaml"))
+    p, method = made.problem, made.solver
     content = checkpoint.load(ran / "checkpoints/last.pt")
     state = checkpoint.restore(method.init(p), content["state"], ran)
-    masked = method.slimmed(p, state).network
+    masked = method.masked_network(p, state)
     found, x = load(ran / "model"), p.data.test.x
     with torch.no_grad():
         torch.testing.assert_close(found(x), masked.eval()(x), rtol=1e-5, atol=1e-5)
     size = (ran / "model/model.safetensors").stat().st_size
     assert size < 4 * size_by_hand("ratio", [6, 13, 26])
     assert evaluate(found, p.data.test, p.loss).accuracy == summary(ran)["accuracy/test"]
+
+
+def test_why_channels_stay_masked_is_told_once(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(figures, "smaller", lambda network, x: (network, "no channel is taken out: so it is"))
+    ends = run(tmp_path / "run", *PROXIMAL, "solver.lam=0.4", "solver.num_steps=2")
+    assert caplog.messages.count("no channel is taken out: so it is") == 1
+    assert ends["params/compressed"] == ends["params/dense"]
 
 
 def test_the_report_has_the_channels(ran, monkeypatch, tmp_path):
@@ -101,7 +110,7 @@ def test_a_run_with_folding_and_no_dead_channel_stores_a_network_that_loads(tmp_
     words = ["solver=slimming", "model=resnet20", "model.depth=8", "model.width=0.25", *DATA, "solver.batch_size=50"]
     ends = run(tmp_path / "run", *words, "solver.fold=true", "solver.lam=1e-6", "solver.num_steps=1")
     assert ends["ratio/params"] == 1
-    p, _, _ = build(OmegaConf.load(tmp_path / "run/config.yaml"))
+    p = setup(OmegaConf.load(tmp_path / "run/config.yaml")).problem
     found = load(tmp_path / "run/model")
     assert evaluate(found, p.data.test, nn.functional.cross_entropy).accuracy == ends["accuracy/test"]
 

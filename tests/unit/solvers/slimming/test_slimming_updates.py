@@ -248,7 +248,7 @@ def test_f_is_the_sum_of_its_terms():
     for kind in PENALTIES:
         with case(penalty=kind):
             p, method = small(), proximal(2, penalty=kind)
-            state, (model, _, terms) = last_of(method, p)[2:4]
+            state, (model, _, terms, *_) = last_of(method, p)[2:4]
             gamma, xi = Scales.of(model).gamma(), state.xi
             assert terms["term/loss"] == evaluate(model, p.data.train, p.loss).loss
             each = {L1Penalty: xi.abs(), L0Penalty: (xi != 0).double(), LHalfPenalty: xi.abs().sqrt()}
@@ -283,7 +283,7 @@ def test_the_problem_is_left_alone_and_an_observation_changes_nothing():
     method = proximal(2, curvature=3)
     state = method.step(p, method.init(p))
     packed = copy.deepcopy(checkpoint.pack(state))
-    method.observe(p, state), method.slimmed(p, state)
+    method.result(p, state, method.observe(p, state))
     assert all(map(torch.equal, tensors(checkpoint.pack(state)), tensors(packed)))
     assert all(map(torch.equal, p.model.state_dict().values(), before.values()))
 

@@ -28,7 +28,7 @@ from nncompress.compressions.sparsity.structured import group_l0, n_m
 from nncompress.data.digits import digits
 from nncompress.errors import Unsupported
 from nncompress.experiment import checkpoint
-from nncompress.metrics import evaluate, held
+from nncompress.metrics import describe_theta, evaluate
 from nncompress.problem import Computation
 from nncompress.solvers.lc.direct_learning import DirectLearning
 from nncompress.solvers.training.descent import Constant
@@ -103,7 +103,7 @@ def test_the_deployed_network_is_the_trained_one_and_keeps_the_ranks_of_the_plan
         first, *_, final = (i.observation for i in DirectLearning(num_steps=5).run(p, 5, every=5) if i.observation)
         weights = p.plan.select(dict(final.model.named_parameters())).detach()
         with case(recipe=recipe_name):
-            assert [held(t) for t in first.theta] == [held(t) for t in final.theta]
+            assert [describe_theta(t) for t in first.theta] == [describe_theta(t) for t in final.theta]
             assert all(torch.equal(w, p.plan.decompress(final.theta)[name]) for name, w in weights.items())
             assert all(not torch.equal(w, p.model.get_parameter(name)) for name, w in final.model.named_parameters())
             if recipe not in (cp, additive):  # whose projection finds local minima

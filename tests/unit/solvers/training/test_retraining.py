@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from artefact_cases import about
 from baseline_cases import FAMILIES, INPUTS, OUTPUTS, descended, fixed_parts, last, least_squares, on_support, small
 from cases import case
 from problems import F64, gaussian, mlp, problem
 from torch import nn
 
 from nncompress import metrics
-from nncompress.artefact.model import load, save_compact
+from nncompress.artefact.model import load
+from nncompress.artefact.save import save
 from nncompress.compressions.decomposition.low_rank import low_rank
 from nncompress.compressions.params import Params
 from nncompress.compressions.quantization.codebook import codebook
@@ -67,7 +69,7 @@ def test_the_retrained_network_is_stored_and_loaded(tmp_path):
     for family, (recipe, settings) in FAMILIES.items():
         p = small(recipe, settings)
         observation = last(DCRetrain(num_steps=2), p, 2).observation
-        save_compact(tmp_path / family, p, observation, architecture)
+        save(tmp_path / family, observation.model, p.plan, observation.theta, about(p.data, architecture))
         x = p.data.test.x.float()
         found, expected = load(tmp_path / family)(x), observation.model.float()(x)
         with case(family=family):

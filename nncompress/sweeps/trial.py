@@ -1,4 +1,4 @@
-"""What the trials of a search share with the search: where its study is, and whether a trial is worth going on with."""
+"""What trials share with their search: where its study is, and whether a trial is worth going on with."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
+from nncompress.config.build import build
+from nncompress.config.schema import SearchSettings
 from nncompress.errors import NNCompressError, Pruned, one_line
 
 if TYPE_CHECKING:
@@ -21,53 +21,45 @@ NAME = "nncompress"
 STORE = "study.db"
 PATIENCE = 60
 """Seconds to wait for another process that writes to the study."""
+Watch = Callable[[Mapping[str, Any]], None]
 
 
-def missing() -> None:
+def require_optuna() -> None:
     """Raise NNCompressError when Optuna is not installed."""
     if importlib.util.find_spec("optuna") is None:
         raise NNCompressError("search needs Optuna, found none; pip install 'nncompress[search]'")
 
 
 def storage(path: Path) -> optuna.storages.RDBStorage:
-    """The sqlite file of a study, made when absent."""
+    """Return the sqlite file of a study, made when absent."""
     import optuna
 
     return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": PATIENCE}})
 
 
-def watch(cfg: DictConfig) -> Callable[[Mapping[str, Any]], None]:
-    """What looks at every row of a run: in a trial with one objective, the search's pruner; else nothing.
+def watch_of(search: SearchSettings) -> Watch | None:
+    """Return what looks at every row of a trial with one objective: the search's pruner; None where nothing does.
 
     It raises Pruned when the trials so far make this one hopeless. Where the study cannot be asked, the run goes on
     without it.
     """
-    objectives = [*cfg.search.maximize, *cfg.search.minimize]
-    if cfg.search.trial is None or cfg.search.pruner is None or len(objectives) != 1:
-        return _nothing
-    if not Path(cfg.search.store).is_file():
-        log.info(
-            "the run was trial %d of a search whose study is not at %s any more", cfg.search.trial, cfg.search.store
-        )
-        return _nothing
-    return _Watch(cfg, objectives[0]).look
+    objectives = [*search.maximize, *search.minimize]
+    if search.trial is None or search.store is None or search.pruner is None or len(objectives) != 1:
+        return None
+    if not Path(search.store).is_file():
+        log.info("the run was trial %d of a search whose study is not at %s any more", search.trial, search.store)
+        return None
+    return _Trial(search, search.trial, Path(search.store), objectives[0]).look
 
 
-def _nothing(row: Mapping[str, Any]) -> None:
-    """A run that is no trial is not watched."""
-
-
-class _Watch:
+class _Trial:
     """One trial that is under way, and its study."""
 
-    def __init__(self, cfg: DictConfig, objective: str) -> None:
+    def __init__(self, search: SearchSettings, number: int, store: Path, objective: str) -> None:
         import optuna
 
-        from nncompress.config.build import build
-
-        pruner = build(cfg.search.pruner)
-        study = optuna.load_study(study_name=NAME, storage=storage(Path(cfg.search.store)), pruner=pruner)
-        frozen = next(trial for trial in study.get_trials() if trial.number == cfg.search.trial)
+        study = optuna.load_study(study_name=NAME, storage=storage(store), pruner=build(search.pruner))
+        frozen = next(trial for trial in study.get_trials() if trial.number == number)
         self.objective, self.known = objective, set(frozen.intermediate_values)
         self.trial = None if frozen.state.is_finished() else optuna.trial.Trial(study, frozen._trial_id)
 

@@ -1,0 +1,145 @@
+"""The jobs that the words of a command make: their overrides and configurations, and the keys that tell them apart."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from nncompress.config.overrides import sentence
+from nncompress.config.schema import CHOICES, register, results_in, role_of
+from nncompress.errors import ConfigError
+
+
+class ComposedJob(NamedTuple):
+    """A job as a sweep would make it: its overrides, its configuration, and its key."""
+
+    overrides: tuple[str, ...]
+    cfg: DictConfig
+    key: str
+
+
+def composed_jobs(words: Sequence[str]) -> list[ComposedJob]:
+    """Return the jobs of `nncompress train -m` with these words.
+
+    Raises:
+        ConfigError: a word is wrong.
+    """
+    register()
+    try:
+        with initialize_config_module("nncompress.conf", version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(words))
+            swept = [word.input_line for word in parsed if word.is_sweep_override()]
+            shared = compose("config", [word for word in words if word not in swept])  # as Hydra does before the jobs
+            values = values_of(parsed)
+            return list(_composed(combinations(values, shared.sweep.zip), varied_in(values)))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(sentence(error, words)) from error
+
+
+def _composed(crossed: Sequence[Sequence[str]], varied: Collection[str]) -> Iterator[ComposedJob]:
+    """Yield the configurations as `nncompress train` has them, after which a job's reference is named."""
+    for overrides in crossed:
+        cfg = compose("config", list(overrides), return_hydra_config=True)
+        choices = cfg.hydra.runtime.choices
+        cfg.choices = {group: choices[group] for group in CHOICES if choices.get(group)}
+        with open_dict(cfg):
+            del cfg.hydra
+        yield ComposedJob(tuple(overrides), cfg, key_of(cfg, varied))
+
+
+def combinations(values: Mapping[str, list[str]], zipped: Sequence[Any]) -> list[list[str]]:
+    """Return every combination of the keys' values as overrides, in the order of the keys and of their values.
+
+    zipped: keys, or lists of keys, of which the first values belong together, the second ones, and so on.
+
+    Raises:
+        ConfigError: a zipped key is not swept, stands in two groups, or has another number of values than its group.
+    """
+    groups = _groups(zipped, values)
+    grouped = {key for group in groups for key in group}
+    axes = [*groups, *([key] for key in values if key not in grouped)]
+    axes.sort(key=lambda keys: min(map(list(values).index, keys)))
+    columns = [[[f"{key}={values[key][i]}" for key in keys] for i in range(len(values[keys[0]]))] for keys in axes]
+    return [list(itertools.chain(*words)) for words in itertools.product(*columns)]
+
+
+def _groups(zipped: Sequence[Any], values: Mapping[str, list[str]]) -> list[list[str]]:
+    """Return the lists of keys whose values belong together."""
+    several = any(isinstance(part, ListConfig | list) for part in zipped)
+    groups = [list(part) for part in zipped] if several else [list(zipped)] if zipped else []
+    named = [key for group in groups for key in group]
+    for group in groups:
+        for key in group:
+            if key not in values or named.count(key) > 1:
+                wrong = "twice" if key in values else "no values of it"
+                raise ConfigError(f"sweep.zip: must name keys of this sweep, each once, found '{key}' and {wrong}")
+        counts = {key: len(values[key]) for key in group}
+        if len(set(counts.values())) > 1:
+            numbers = ", ".join(f"{count} of {key}" for key, count in counts.items())
+            raise ConfigError(f"sweep.zip: must have as many values of each of its keys, found {numbers}")
+    return groups
+
+
+def values_of(overrides: Sequence[Override]) -> dict[str, list[str]]:
+    """Return each key with the values it takes, as they are typed; a key given twice takes those given last.
+
+    Raises:
+        ConfigError: a key takes an interval.
+    """
+    values: dict[str, list[str]] = {}
+    for override in overrides:
+        if not override.is_sweep_override():
+            values[override.get_key_element()] = [override.get_value_element_as_str()]
+        elif override.is_discrete_sweep():
+            values[override.get_key_element()] = list(override.sweep_string_iterator())
+        else:
+            raise ConfigError(
+                f"{override.key_or_group}: a sweep needs single values (a,b,c or range(1,10)), found an interval; "
+                "`nncompress search` takes those"
+            )
+    return values
+
+
+def varied_in(values: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the keys that take several values."""
+    return [key for key, each in values.items() if len(each) > 1]
+
+
+def key_of(cfg: DictConfig, varied: Collection[str] = ()) -> str:
+    """Return 12 hexadecimal digits that follow from all settings which change a job's figures, and from no place.
+
+    varied: keys that take several values in the sweep. One that says how a run is run (`device`, `eval_every`) tells
+    jobs apart when it is among them, and only then.
+    """
+    tree = results_in(settings_of(cfg))
+    for key in sorted(key for key in varied if role_of(key) == "run"):
+        tree[key] = OmegaConf.select(cfg, key)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
+    """Return a configuration without Hydra's part as plain containers.
+
+    A part in which something is missing is text, with nothing resolved in it: the job itself will say what.
+    """
+
+    def plain(key: str) -> Any:
+        try:
+            value = cfg[key]
+            return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        except OmegaConfBaseException:
+            return OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, key))
+
+    return {str(key): plain(str(key)) for key in cfg if key != "hydra"}
