@@ -22,7 +22,7 @@ PACKAGES = ("nncompress", "torch", "torchvision", "numpy", "hydra-core", "omegac
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of `auto`, `cpu`, `cuda` or `cuda:N`. Raises ConfigError when it is not there."""
+    """Choose the device of `auto`, `cpu`, `cuda` or `cuda:N`. Raises ConfigError when it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -34,7 +34,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(precision: str, default: str) -> torch.dtype:
-    """Return the floating-point type of `float32`, `float64`, `tf32` or `bf16`; `auto` is the solver's own choice.
+    """Choose the floating-point type of `float32`, `float64`, `tf32` or `bf16`; `auto` is the solver's own choice.
 
     `tf32` is float32 with products that a GPU may round to ten bits of mantissa; else they stay exact. `bf16` is
     float32 with minibatches in bfloat16 where autocast allows it (`Computation.half`).

@@ -79,7 +79,7 @@ def file_bits(problem: Problem, theta: Sequence[Any], network: nn.Module | None 
 
 
 def dense_bits(network: nn.Module) -> int:
-    """Return all numbers of a network, buffers included."""
+    """Count the bits of all numbers of a network, buffers included."""
     return FLOAT_BITS * sum(p.numel() for p in network.parameters()) + _buffer_bits(network)
 
 
@@ -97,7 +97,7 @@ def huffman_bits(problem: Problem, theta: Sequence[Any], network: nn.Module | No
 
 
 def _outside(problem: Problem, network: nn.Module | None) -> tuple[int, int]:
-    """Return the parameters that no task compresses, and the bits that say which channels are left."""
+    """Count the parameters that no task compresses, and the bits that say which channels are left."""
     dense = sum(p.numel() for p in problem.model.parameters())
     left = dense if network is None else sum(p.numel() for p in network.parameters())
     masks = sum(len(mask) for mask in kept_in(problem.model).values()) if left < dense else 0
@@ -179,7 +179,7 @@ def task_sizes(plan: Plan, w: Params, theta: Sequence[Any]) -> list[dict[str, An
 
 
 def describe_theta(theta: Any) -> str:
-    """Return the tensors of Θ with their shapes: `U 512x16, V 16x64`; parts in brackets."""
+    """Describe the tensors of Θ by their shapes: `U 512x16, V 16x64`; parts in brackets."""
     fields = [(name, getattr(theta, name)) for name in theta._fields]
     return ", ".join(f"{name} {_shapes(value)}" for name, value in fields if isinstance(value, Tensor | tuple))
 

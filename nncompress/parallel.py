@@ -54,7 +54,7 @@ def size() -> int:
 
 
 def rank() -> int:
-    """Return which of them this one is, from 0; process 0 writes the run folder."""
+    """Return the number of this process, from 0; process 0 writes the run folder."""
     import torch.distributed as dist
 
     return dist.get_rank() if dist.is_initialized() else 0
@@ -94,7 +94,7 @@ def check_alike(tensors: Iterable[Tensor], what: str) -> None:
 
 
 def gather(part: Tensor, n: int) -> Tensor:
-    """Return the n rows of which each process holds its share; on process 0 (elsewhere `part`)."""
+    """Gather the n rows of which each process holds its share, on process 0 (elsewhere `part`)."""
     import torch
     import torch.distributed as dist
 

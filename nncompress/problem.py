@@ -57,7 +57,7 @@ class Augmentation(ABC):
 
     @property
     def smallest_side(self) -> int:
-        """Default: 1. Pixels that height and width must have at least; 0 when samples need not be images."""
+        """Pixels that height and width must have at least; 0 when samples need not be images. Default: 1."""
         return 1
 
     @abstractmethod

@@ -147,7 +147,7 @@ def file_line(protocol: Protocol, rows: Sequence[Row], studies: Sequence[Row]) -
     dates = sorted({study["date"] for study in studies if study.get("date")})
     days = " to ".join(dict.fromkeys([*dates[:1], *dates[-1:]]))
     absent = len({row["row"] for row in tables["not_measured"]})
-    settings = f"{len(tables['measured'])} ({places}, {days})"
+    settings = str(len(tables["measured"])) + (f" ({places}, {days})" if places else "")
     cells = [f"[{name}]", protocol.title, f"[{len(studies)}][{name}_studies]", count(tables["published"]) or "–"]
     return f"| {' | '.join([*cells, count(tables['claims']) or '–', settings, f'{absent} rows'])} |"
 

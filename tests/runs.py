@@ -22,7 +22,7 @@ from nncompress.experiment.run import run as run_setup
 from nncompress.experiment.setup import setup
 from nncompress.results.run_folder import write_config
 from nncompress.sweeps import jobs
-from nncompress.sweeps.saved import changed, read_saved
+from nncompress.sweeps.saved import read_saved, with_overrides
 
 
 def configuration(*words: str) -> DictConfig:
@@ -72,7 +72,7 @@ def run(folder: Path, *words: str) -> dict[str, object]:
 
 def resume(folder: Path, *words: str) -> dict[str, object]:
     """Go on with a run as `nncompress train resume=FOLDER` with these words does; as `run`."""
-    return _attempted(changed(read_saved(folder), [*words, f"resume={folder}"]), folder)
+    return _attempted(with_overrides(read_saved(folder), [*words, f"resume={folder}"]), folder)
 
 
 def refusal(folder: Path, *words: str) -> NNCompressError:

@@ -24,7 +24,7 @@ from nncompress import parallel
 from nncompress.errors import NNCompressError
 from nncompress.solvers.nnbcd.state import NNBCDState
 from nncompress.sweeps import jobs
-from nncompress.sweeps.saved import changed, read_saved
+from nncompress.sweeps.saved import read_saved, with_overrides
 
 TORCHRUN = [
     *(sys.executable, "-m", "torch.distributed.run"),
@@ -107,7 +107,7 @@ def run(folder: Path, cfg: DictConfig) -> str | None:
 
 def resume(folder: Path, *words: str) -> str | None:
     """Go on with the run in the folder; what went wrong."""
-    return _told(jobs.attempt(changed(read_saved(folder), [*words, f"resume={folder}"]), folder))
+    return _told(jobs.attempt(with_overrides(read_saved(folder), [*words, f"resume={folder}"]), folder))
 
 
 def _told(failure: NNCompressError | None) -> str | None:

@@ -119,10 +119,11 @@ def path_of(kind: type[Any]) -> str:
     return path
 
 
-def put_plain(tensor: Tensor, writer: Writer) -> None:
-    """Append a tensor number by number, float64 as float32."""
+def put_plain(tensor: Tensor, writer: Writer) -> str:
+    """Append a tensor number by number, float64 as float32, and return the stream."""
     stored = tensor.float() if tensor.dtype == torch.float64 else tensor
     writer.put(name_of(stored.dtype), stored)
+    return name_of(stored.dtype)
 
 
 def take_plain(shape: torch.Size, dtype: torch.dtype, reader: Reader) -> Tensor:
@@ -149,9 +150,8 @@ def _encode_tensor(tensor: Tensor, writer: Writer, sizes: list[Any]) -> str:
     real = tensor.dtype.is_floating_point or tensor.dtype.is_complex
     least, greatest = (0, 0) if real or tensor.numel() == 0 else map(int, tensor.long().aminmax())
     if real or least < 0 or greatest >= 1 << WIDEST:
-        put_plain(tensor, writer)
         sizes.append(list(tensor.shape))
-        return f"plain {name_of(torch.float32 if tensor.dtype == torch.float64 else tensor.dtype)}"
+        return f"plain {put_plain(tensor, writer)}"
     flat, name = tensor.detach().reshape(-1).cpu().long(), name_of(tensor.dtype)
     width = greatest.bit_length()
     codes = flat.numel() * width

@@ -66,7 +66,7 @@ class Exported:
 
     @property
     def agrees(self) -> bool:
-        """Whether the outputs are those of the rebuilt network, as far as they were compared."""
+        """Return whether the outputs are those of the rebuilt network, as far as they were compared."""
         return self.difference is None or self.difference <= TOLERANCE * self.largest
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from nncompress.errors import CheckpointError
-from nncompress.files import write_bytes, write_text
+from nncompress.files import read_json, write_bytes, write_text
 from nncompress.results.records import STATUS
 
 FORMAT = 4
@@ -56,7 +56,8 @@ def model_folder(path: Path) -> Path:
     if not path.exists():
         reason = "there is no such folder"
     elif (path / STATUS).is_file():
-        reason = f"this run is {_status(path)} and has none; a run writes it when it is done (train resume={path})"
+        status = (read_json(path / STATUS) or {}).get("status", "unknown")
+        reason = f"this run is {status} and has none; a run writes it when it is done (train resume={path})"
     else:
         reason = f"neither {DESCRIPTION} nor {MODEL}/{DESCRIPTION} is there"
     raise CheckpointError(
@@ -130,11 +131,3 @@ def _parts(folder: Path, names: Sequence[str]) -> Iterator[bytes]:
                     yield part
         except OSError as error:
             raise CheckpointError(f"{folder / name} must be there and readable: {error}") from error
-
-
-def _status(path: Path) -> str:
-    """Return how a run ended; `unknown` where its file does not say."""
-    try:
-        return str(json.loads((path / STATUS).read_text(encoding="utf-8"))["status"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return "unknown"

@@ -63,11 +63,10 @@ class Artefact:
             for name, tensor in weights.items():
                 state[name].copy_(tensor)
         if compact:
-            pairs = zip(self.plan.tasks, self.theta, strict=True)
             with torch.device("cpu"):
-                thetas = [HeldTheta(task.compression, theta) for task, theta in pairs]
-                compacted(network.requires_grad_(False), self.plan, thetas, ways=ways)
-                network.requires_grad_(False)
+                pairs = zip(self.plan.tasks, self.theta, strict=True)
+                compacted(network, self.plan, [HeldTheta(task.compression, theta) for task, theta in pairs], ways=ways)
+            network.requires_grad_(False)
         return network.eval()
 
     def samples(self, count: int, seed: int = 0) -> Tensor:

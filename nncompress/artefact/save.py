@@ -48,12 +48,14 @@ def save(folder: Path, network: nn.Module, plan: Plan, theta: Sequence[Any], abo
         CheckpointError: no file can hold a compression or a Θ, or no other process can find its class.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    writer, kinds, tasks = Writer(), _Kinds(), []
+    writer, tasks = Writer(), []
+    kinds: dict[str, tuple[int, Any]] = {}  # what tasks have in common, each once with its number
     for task, part in zip(plan.tasks, theta, strict=True):
         sizes: list[Any] = []
         form = encode(part, writer, sizes)
         kind = {"compression": stored_object(task.compression), "view": stored_object(task.view), "theta": form}
-        tasks.append({"params": list(task.params), "kind": kinds.index(kind), "sizes": sizes})
+        number, _ = kinds.setdefault(to_json(kind, sort_keys=True), (len(kinds), kind))
+        tasks.append({"params": list(task.params), "kind": number, "sizes": sizes})
     tied = _ties(network)
     for _, tensor in outside(network, {*plan.shapes, *tied}):
         put_plain(tensor.float() if tensor.is_floating_point() else tensor, writer)
@@ -69,7 +71,7 @@ def save(folder: Path, network: nn.Module, plan: Plan, theta: Sequence[Any], abo
         "dataset": about.dataset,
         "data": about.data,
         "preprocessing": about.preprocessing,
-        "kinds": kinds.all,
+        "kinds": [kind for _, kind in kinds.values()],
         "tasks": tasks,
     }
     if tied:
@@ -85,30 +87,16 @@ def outside(network: nn.Module, others: Collection[str]) -> list[tuple[str, Tens
     return [(name, tensor) for name, tensor in network.state_dict().items() if name not in others]
 
 
-class _Kinds:
-    """What tasks have in common, each once."""
-
-    def __init__(self) -> None:
-        self.all: list[Any] = []
-        self._places: dict[str, int] = {}
-
-    def index(self, kind: Any) -> int:
-        place = self._places.setdefault(to_json(kind, sort_keys=True), len(self.all))
-        if place == len(self.all):
-            self.all.append(kind)
-        return place
-
-
 def _ties(network: nn.Module) -> dict[str, str]:
     """Return the first name of every tensor of a network's state that has more than one, by its other names.
 
     A network anew need not have the same: `Module.to` gives each module a copy of its own of a buffer that several
     share.
     """
-    places: dict[tuple[Any, ...], str] = {}
-    state = {name: tensor for name, tensor in network.state_dict().items() if tensor.numel()}
-    first = {
-        name: places.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name)
-        for name, tensor in state.items()
-    }
-    return {name: other for name, other in first.items() if other != name}
+    first: dict[tuple[Any, ...], str] = {}
+    ties = {}
+    for name, tensor in network.state_dict().items():
+        own = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name)
+        if tensor.numel() and own != name:
+            ties[name] = own
+    return ties

@@ -45,14 +45,15 @@ def compare(arguments: Sequence[str]) -> int:
     for run in runs:
         require_run(run.folder)
         require_current(run.folder)
-    sys.stdout.writelines(f"{line}\n" for line in _told(runs))
+    sys.stdout.writelines(f"{line}\n" for line in _differences(runs))
     return 0
 
 
-def _told(runs: Sequence[Outline]) -> Iterator[str]:
+def _differences(runs: Sequence[Outline]) -> Iterator[str]:
+    """Tell the runs, the settings that differ, the figures that do, and how many are equal, in lines of text."""
     letters = LETTERS[: len(runs)]
     for letter, run in zip(letters, runs, strict=True):
-        yield f"{letter}  {run.folder}: {_end(run)}"
+        yield f"{letter}  {run.folder}: {_standing(run)}"
     settings, figures = [run.settings for run in runs], [_own_figures(run) for run in runs]
     keys = _different(settings)
     yield from _table(["settings", *letters], [[key, *_setting_cells(settings, key)] for key in keys])
@@ -60,55 +61,55 @@ def _told(runs: Sequence[Outline]) -> Iterator[str]:
     keys = _different(figures)
     shared = [key for key in keys if sum(key in known for known in figures) > 1]
     yield from _table(["figures", *_figure_heads(letters)], [[key, *_figure_cells(figures, key)] for key in shared])
-    said = f"{len(shared) or 'none'} of {_count(figures)} figures differ, {_count(figures) - len(keys)} are equal"
-    yield f"{said}, {len(keys) - len(shared)} are known of one run alone" if len(shared) < len(keys) else said
+    alone = f", {len(keys) - len(shared)} are known of one run alone" if len(shared) < len(keys) else ""
+    yield f"{len(shared) or 'none'} of {_count(figures)} figures differ, {_count(figures) - len(keys)} are equal{alone}"
     details = [key for key in DETAILS if all(key in run.figures for run in runs)]
     lists = [key for key in details if _differ([run.figures for run in runs], key)]
     if lists:
         yield f"lists that differ too, in the tables of each run: {', '.join(lists)}"
 
 
-def _end(run: Outline) -> str:
-    """How the run stands, and which record its figures are from when they are not the final ones."""
+def _standing(run: Outline) -> str:
+    """Tell how the run stands, and which record its figures are from when they are not the final ones."""
     step = run.figures.get("steps")
     by = (
         f"compared by its last record, step {value_text(step)}" if step is not None else "there is no record to compare"
     )
-    said = f"{run.status['status']}, {run.date}" if run.date else run.status["status"]
-    return str(said) if run.summary is not None else f"{said}; not ended: {by}"
+    status = f"{run.status['status']}, {run.date}" if run.date else str(run.status["status"])
+    return status if run.summary is not None else f"{status}; not ended: {by}"
 
 
 def _own_figures(run: Outline) -> dict[str, Any]:
-    """The figures that are known, without the settings that a summary repeats."""
+    """Return the figures that are known, without the settings that a summary repeats."""
     known = {key: value for key, value in run.figures.items() if value is not None}
     return {key: known[key] for key in known if key not in (*run.settings, *run.status, *DETAILS)}
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The lines of a table behind an empty one; of no rows the empty one alone."""
+    """Return the lines of a table behind an empty one; of no rows the empty one alone."""
     yield ""
     if rows:
         yield from columns([head, *rows], [False, *[True] * (len(head) - 1)])
 
 
-def _count(found: Sequence[Mapping[str, Any]]) -> int:
-    return len({key for values in found for key in values})
+def _count(runs: Sequence[Mapping[str, Any]]) -> int:
+    return len({key for values in runs for key in values})
 
 
-def _different(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that differ, in their order."""
-    return [key for key in dict.fromkeys(key for values in found for key in values) if _differ(found, key)]
+def _different(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys that differ, in their order."""
+    return [key for key in dict.fromkeys(key for values in runs for key in values) if _differ(runs, key)]
 
 
-def _differ(found: Sequence[Mapping[str, Any]], key: str) -> bool:
-    """Whether a value is not that of the first, or is there in some alone."""
-    first = found[0].get(key, UNKNOWN)
-    return any(values.get(key, UNKNOWN) != first for values in found[1:])
+def _differ(runs: Sequence[Mapping[str, Any]], key: str) -> bool:
+    """Return whether a value is not that of the first run, or is there in some alone."""
+    first = runs[0].get(key, UNKNOWN)
+    return any(values.get(key, UNKNOWN) != first for values in runs[1:])
 
 
-def _setting_cells(found: Sequence[Mapping[str, Any]], key: str) -> list[str]:
-    """Null is a value of a setting, a key that is not there is not."""
-    return ["null" if values.get(key, UNKNOWN) is None else value_text(values.get(key)) for values in found]
+def _setting_cells(runs: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    """Return the value in each run as text; null is a value of a setting, a key that is not there is not."""
+    return ["null" if values.get(key, UNKNOWN) is None else value_text(values.get(key)) for values in runs]
 
 
 def _figure_heads(letters: str) -> Iterator[str]:
@@ -117,16 +118,16 @@ def _figure_heads(letters: str) -> Iterator[str]:
         yield from (letter, f"{letter} − {letters[0]}", f"{letter} / {letters[0]}")
 
 
-def _figure_cells(found: Sequence[Mapping[str, Any]], key: str) -> list[str]:
-    first = found[0].get(key)
+def _figure_cells(runs: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    first = runs[0].get(key)
     cells = [value_text(first)]
-    for values in found[1:]:
+    for values in runs[1:]:
         cells += [value_text(values.get(key)), *_change(values.get(key), first)]
     return cells
 
 
 def _change(value: Any, first: Any) -> tuple[str, str]:
-    """Difference and ratio of two numbers."""
+    """Return difference and ratio of two numbers as text."""
     if not (is_number(value) and is_number(first)):
         return UNKNOWN, UNKNOWN
     difference = value - first

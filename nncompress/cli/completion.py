@@ -81,12 +81,12 @@ def answer(line: str, breaks: str, parsers: Mapping[str, Callable[[], Parser]]) 
         offered: Iterable[str] = [*parsers, "--help", "--version"] if before else ()
     else:
         offered = _of_command(parsers[before[1]](), before[2:], typed) if before[1] in parsers else ()
-    found = list(dict.fromkeys(word for word in offered if word.startswith(typed)))
+    candidates = list(dict.fromkeys(word for word in offered if word.startswith(typed)))
     if not breaks:
-        return found
+        return candidates
     # Bash puts what is offered in the place of what is behind the last break.
     cut = max((typed.rfind(sign) for sign in "=:" if sign in breaks), default=-1) + 1
-    return [re.sub(r"([^\w@%+=:,./~-])", r"\\\1", word[cut:]) for word in found]
+    return [re.sub(r"([^\w@%+=:,./~-])", r"\\\1", word[cut:]) for word in candidates]
 
 
 def _words(line: str) -> list[str]:

@@ -50,13 +50,13 @@ def evaluate(arguments: Sequence[str]) -> int:
     """Measure the network the words name, print the tables, write them with `evaluation.json`; the exit code.
 
     Raises:
-        ConfigError: a word is wrong, the data asked for do not fit, the output folder is taken.
-        NNCompressError: there is no network, the data asked for are not there.
+        ConfigError: a word is wrong, the data it chooses do not fit, the output folder is taken.
+        NNCompressError: there is no network, the data that the words choose are not there.
     """
     path, overrides = parser().run_and_overrides(parser().parse(arguments).words)
     from nncompress.artefact.files import DESCRIPTION
     from nncompress.artefact.model import open_artefact
-    from nncompress.config.allow import check, given
+    from nncompress.config.allow import allowed_modules, check
     from nncompress.config.evaluation import read_settings
     from nncompress.experiment import evaluation
     from nncompress.files import create, write_json
@@ -64,7 +64,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     from nncompress.report.tables import markdown, write_table
     from nncompress.results.run_folder import stamp
 
-    allow = given(overrides)
+    allow = allowed_modules(overrides)
     artefact = open_artefact(path, allow)
     data = artefact.description.get("data")
     if not any(CHOOSES_DATA.match(word) for word in overrides):

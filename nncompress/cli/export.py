@@ -53,16 +53,16 @@ def export(arguments: Sequence[str]) -> int:
     run, overrides = parser().run_and_overrides(words.words)
     _check(words, overrides)
     from nncompress.artefact.export import FORMATS, PLAIN, TOLERANCE
-    from nncompress.artefact.export import export as exported
+    from nncompress.artefact.export import export as export_artefact
     from nncompress.artefact.model import open_artefact
-    from nncompress.config.allow import given
+    from nncompress.config.allow import allowed_modules
 
-    artefact = open_artefact(run, given(overrides))
+    artefact = open_artefact(run, allowed_modules(overrides))
     write, name = PLAIN if words.dense else FORMATS[words.format]
     path = _place(words, run, name)
     with create(path, OPTION) as draft:
-        result = exported(artefact, draft, write, words.batch)
-    for line in _told(path, result):
+        result = export_artefact(artefact, draft, write, words.batch)
+    for line in _outcome(path, result):
         sys.stdout.write(f"{line}\n")
     if not result.agrees:
         raise NNCompressError(
@@ -85,18 +85,18 @@ def _check(words: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _place(words: argparse.Namespace, run: Path, name: str) -> Path:
-    """Where the file or folder goes: a PATH that ends like the file is the file, any other one its folder."""
+    """Return where the file or folder goes: a PATH that ends like the file is the file, any other one its folder."""
     folder: Path = words.output or _run(run) / "export" / (f"{words.format}_dense" if words.dense else words.format)
     return folder if not name or folder.suffix == Path(name).suffix else folder / name
 
 
 def _run(path: Path) -> Path:
-    """The folder of a run, of which `path` may be the folder `model`."""
+    """Return the folder of a run, of which `path` may be the folder `model`."""
     return path.parent if path.name == "model" and (path.parent / STATUS).is_file() else path
 
 
-def _told(path: Path, result: Exported) -> list[str]:
-    """What was written, how close its outputs are, and the sizes."""
+def _outcome(path: Path, result: Exported) -> list[str]:
+    """Tell what was written, how close its outputs are, and the sizes."""
     from nncompress.report.text import number
 
     lines = [f"wrote {path}", *result.remarks]

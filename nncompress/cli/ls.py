@@ -68,15 +68,15 @@ def list_runs(arguments: Sequence[str]) -> int:
     words = parser().parse(arguments)
     if words.n is not None and words.n < 1:
         raise ConfigError(f"-n must be a number of runs, at least 1, found {words.n}")
-    folders, filters = _sorted_out(words.words)
+    folders, filters = _folders_and_filters(words.words)
     paths = run_folders(folders)
     older = {path for path in paths if is_older(path)}
-    found = [Outline(path) for path in paths if path not in older]
-    asked = [key for key in words.show.split(",") if key]
-    extra = [*(filter_.key for filter_ in filters), *([words.sort] if words.sort else []), *asked]
-    for key in dict.fromkeys(extra):
-        require_key(key, found)
-    chosen = [run for run in found if all(filter_.accepts(run) for filter_ in filters)]
+    runs = [Outline(path) for path in paths if path not in older]
+    more = [key for key in (words.sort, *words.show.split(",")) if key]
+    extra = list(dict.fromkeys([*(filter_.key for filter_ in filters), *more]))
+    for key in extra:
+        require_key(key, runs)
+    chosen = [run for run in runs if all(filter_.accepts(run) for filter_ in filters)]
     shown = _in_order(chosen, words.sort, words.reverse)[: words.n]
     keys = list(dict.fromkeys((*COLUMNS[:-1], *extra, COLUMNS[-1])))
     if words.quiet:
@@ -88,7 +88,7 @@ def list_runs(arguments: Sequence[str]) -> int:
         table.writerows([keys, *(_row(run, keys).values() for run in shown)])
     else:
         sys.stdout.writelines(f"{line}\n" for line in _table(shown, keys))
-        sys.stdout.write(f"{_told(shown, len(found), folders)}\n")
+        sys.stdout.write(f"{_summary(shown, len(runs), folders)}\n")
     if older:
         (sys.stderr if words.quiet or words.json or words.csv else sys.stdout).write(
             f"left out: {len(older)} run{'s' * (len(older) > 1)} that an older version of nncompress wrote, without "
@@ -97,8 +97,8 @@ def list_runs(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _sorted_out(words: Sequence[str]) -> tuple[list[Path], list[Filter]]:
-    """Folders and filters; a folder may have a sign in its name."""
+def _folders_and_filters(words: Sequence[str]) -> tuple[list[Path], list[Filter]]:
+    """Return folders and filters; a folder may have a sign in its name."""
     folders: list[Path] = []
     filters: list[Filter] = []
     for word in words:
@@ -113,7 +113,7 @@ def _sorted_out(words: Sequence[str]) -> tuple[list[Path], list[Filter]]:
 
 
 def _in_order(runs: Sequence[Outline], key: str | None, reverse: bool) -> list[Outline]:
-    """By the date, the newest first, or by a key: numbers before text, runs without the value last in any case."""
+    """Sort runs by the date, the newest first, or by a key: numbers before text, runs without the value last."""
     if key is None:
         return sorted(runs, key=lambda run: run.date or "", reverse=not reverse)
     known = [run for run in runs if not absent(run.get(key))]
@@ -131,15 +131,16 @@ def _row(run: Outline, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _table(runs: Sequence[Outline], keys: Sequence[str]) -> Iterator[str]:
-    """The columns in which anything is known."""
+    """Return the lines of a table of the columns in which anything is known."""
     rows = [_row(run, keys) for run in runs]
     kept = [key for key in keys if any(not absent(row[key]) for row in rows)]
     right = [all(absent(row[key]) or is_number(row[key]) for row in rows) for key in kept]
     return columns([kept, *([value_text(row[key]) for key in kept] for row in rows)], right) if kept else iter(())
 
 
-def _told(runs: Sequence[Outline], found: int, folders: Sequence[Path]) -> str:
+def _summary(runs: Sequence[Outline], of: int, folders: Sequence[Path]) -> str:
+    """Tell how many runs are shown of how many, and how they ended."""
     counts = Counter(run.status["status"] for run in runs)
     ends = ", ".join(f"{n} {status}" for status, n in counts.most_common())
-    of = f"{len(runs)} of {found} runs" if len(runs) < found else f"{found} run{'s' if found != 1 else ''}"
-    return f"{of} below {', '.join(map(str, folders))}" + (f": {ends}" if ends else "")
+    count = f"{len(runs)} of {of} runs" if len(runs) < of else f"{of} run{'s' if of != 1 else ''}"
+    return f"{count} below {', '.join(map(str, folders))}" + (f": {ends}" if ends else "")

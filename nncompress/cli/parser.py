@@ -114,12 +114,13 @@ def _rows(group: str, options: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _lines(name: str, text: str) -> Iterator[str]:
-    beside = len(name) + 4 <= COLUMN
-    if not beside:
-        yield f"  {name}"
-    first = f"  {name}".ljust(COLUMN) if beside else " " * COLUMN
-    options = {"subsequent_indent": " " * COLUMN, "break_on_hyphens": False, "break_long_words": False}
-    yield from textwrap.wrap(text, _width(), initial_indent=first, **options)
+    indent, first = " " * COLUMN, f"  {name}".ljust(COLUMN)
+    if not first.endswith("  "):
+        yield first
+        first = indent
+    yield from textwrap.wrap(
+        text, _width(), initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _width() -> int:

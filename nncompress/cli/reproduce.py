@@ -37,8 +37,7 @@ def parser() -> Parser:
     """Return the parser of `reproduce`."""
     command = Parser(
         "reproduce",
-        "PAPER ... [--scale SCALE] [--study NAME,NAME] [--launcher NAME] [--plan] [--tables] [--out FOLDER] "
-        "[KEY=VALUE ...]",
+        "PAPER ... [--scale smoke|cpu|gpu] [OPTION ...] [KEY=VALUE ...]",
         "Runs the experiments of papers as sweeps, and writes their figures beside the published ones. The same "
         "command goes on where it was stopped.",
         keys=KEYS,
@@ -109,8 +108,9 @@ def _check(papers: Sequence[str], overrides: Sequence[str]) -> None:
     for word in overrides:
         if not is_below(word.partition("=")[0], CHANGEABLE) and not _is_running(word):
             raise ConfigError(
-                f"{word.partition('=')[0]} would change what is reproduced, found {word}; give only {', '.join(CHANGEABLE)}, "
-                "sweep.retries, sweep.on_error and hydra.launcher.*, or run the experiment with nncompress train"
+                f"{word.partition('=')[0]} would change what is reproduced, found {word}; give only "
+                f"{', '.join(CHANGEABLE)}, sweep.retries, sweep.on_error and hydra.launcher.*, or run the experiment "
+                "with nncompress train"
             )
 
 

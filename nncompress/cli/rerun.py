@@ -63,7 +63,7 @@ def rerun(arguments: Sequence[str]) -> int:
     old = folder.absolute()
 
     def run(cfg: Any, new: Path) -> None:
-        jobs.single(cfg, new)
+        jobs.run_single(cfg, new)
         if parallel.first():
             for line in differences(old, new):
                 log.info("%s", line)
@@ -88,11 +88,11 @@ def differences(old: Path, new: Path) -> Iterator[str]:
     yield f"the final figures differ from those of {short(old)}:"
     for key in FIGURES:
         if key in unequal:
-            yield f"  {key} {_shown(after.get(key))}, there {_shown(before.get(key))}"
+            yield f"  {key} {_text(after.get(key))}, there {_text(before.get(key))}"
     others = [key for key in unequal if key not in FIGURES]
     if others:
         yield f"  and {', '.join(others)}"
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     return f"{value:.9g}" if isinstance(value, float) else str(value)

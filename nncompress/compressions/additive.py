@@ -38,14 +38,13 @@ class Additive(Compression[Parts]):
     Each pass minimises over one part after the other, Θ_j <- Π_j(w - sum over i != j of Δ_i(Θ_i)), from a sum of zeros
     or from `start`; once every part has a Θ the objective does not rise from one block to the next.
     Idelbayev and Carreira-Perpinan, "More general and effective model compression via an additive combination of
-    compressions", ECML 2021.
+    compressions", ECML 2021. Raises ValueError for settings out of range.
 
     - parts: the summands, in the order of a pass, at least two.
     - shapes: those of the weights that are seen end to end.
     - passes: the most rounds over the parts, at least 1; 10, as in the published code.
-    - tolerance: a round that lowers the objective by less than this part of it is the last; 1e-4 is ours.
-
-    Raises ValueError for other values.
+    - tolerance: a round that lowers the objective by less than this part of it is the last; 1e-4 is this package's
+      choice.
     """
 
     exact: ClassVar[bool] = False
@@ -121,14 +120,14 @@ class Additive(Compression[Parts]):
         return "; ".join(sentence for sentence in sentences if sentence) or None
 
     def _pairs(self, theta: Parts) -> Iterator[tuple[Compression[Any], Any]]:
-        """Return each part's compression with its Θ."""
+        """Pair each part's compression with its Θ."""
         return zip((part.compression for part in self.parts), theta.parts, strict=True)
 
     def _delta(self, j: int, theta: Any) -> Tensor:
         return self._flat(self.parts[j], self.parts[j].compression.decompress(theta))
 
     def _seen(self, part: Part, flat: Tensor) -> Tensor:
-        """Return the weights, end to end, as a part sees them."""
+        """Lay out the weights, end to end, as a part sees them."""
         return part.view.join(AsVector().split(flat, [torch.Size(shape) for shape in self.shapes]))
 
     def _shape(self, part: Part, shape: Sequence[int]) -> torch.Size:

@@ -55,7 +55,7 @@ class Compression(ABC, Generic[Theta]):
     @final
     @torch.no_grad()
     def compress_many(self, ws: Sequence[Tensor], mu: float, starts: Sequence[Theta | None]) -> list[Theta]:
-        """Return Π of several tensors of one shape, all finite."""
+        """Compress several tensors of one shape, all finite."""
         thetas = self.project_many(ws, mu, starts)
         return [
             theta if self.exact or start is None else self._better(w, mu, theta, start, None)[0]
@@ -94,7 +94,7 @@ class Compression(ABC, Generic[Theta]):
 
     @abstractmethod
     def bits(self, theta: Theta) -> int:
-        """Return all that must be stored to rebuild Δ(Θ), in bits."""
+        """Count all that must be stored to rebuild Δ(Θ), in bits."""
 
     @abstractmethod
     def num_params(self, theta: Theta) -> int:
@@ -137,8 +137,9 @@ class Compression(ABC, Generic[Theta]):
     def layer(self, theta: Theta, layer: nn.Module) -> nn.Module | None:
         """Return what computes in place of a layer of torch whose weight is Δ(Θ). Default: None, `product` says how.
 
-        It is made anew when Θ changes, and at every pass with gradients, which reach Θ where it computes with Θ's tensors
-        as they are (not with `nn.Parameter`s made of them). `layer` gives all but the weight: its kind, sizes, bias.
+        It is made anew when Θ changes, and at every pass with gradients, which reach Θ where it computes with Θ's
+        tensors as they are (not with `nn.Parameter`s made of them). `layer` gives all but the weight: its kind, sizes,
+        bias.
         """
         return None
 
@@ -213,7 +214,7 @@ def distance_sq(a: Tensor, b: Tensor) -> Tensor:
 
 
 def sort_rows(rows: Tensor) -> Tensor:
-    """Return each row of (R, P) in ascending order.
+    """Sort each row of (R, P) in ascending order.
 
     Single precision is sorted by its bits with the row's number before them: once the bits of negative numbers are
     flipped they are ordered as whole numbers, and PyTorch sorts those by radix, several times faster.

@@ -1,4 +1,4 @@
-"""Counting the bits of positions and codes, as `artefact.encoding` writes them."""
+"""Bits of positions and codes, as `artefact.encoding` writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a layer multiplies its input with in place of Δ(Θ): the factors themselves, in the cheapest order.
+"""Products: what a layer multiplies its input with in place of Δ(Θ), the factors themselves in the cheapest order.
 
 A product computes W x + b for the weight W = Δ(Θ) of a Linear layer (outputs, inputs) or the kernel of a convolution
 (outputs, inputs, height, width), which it never forms. It is made of Θ by `Compression.product`; what it merges of Θ
@@ -13,7 +13,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -38,7 +37,7 @@ class Use(NamedTuple):
 
     @property
     def positions(self) -> int:
-        """At how many places of the output the weight is applied."""
+        """Return at how many places of the output the weight is applied."""
         return math.prod(self.outputs)
 
 
@@ -68,42 +67,33 @@ class Product(ABC):
 
     @abstractmethod
     def __call__(self, x: Tensor, bias: Tensor | None = None, geometry: Geometry | None = None) -> Tensor:
-        """Of x (..., inputs), or of images (n, channels, height, width) with the layer's geometry."""
+        """Multiply x (..., inputs), or images (n, channels, height, width) with the layer's geometry."""
 
     @abstractmethod
     def macs(self, use: Use) -> int:
-        """Multiply-accumulates on one sample."""
+        """Count the multiply-accumulates on one sample."""
 
 
 @dataclass(frozen=True)
 class Linears(Product):
     """Matrices one after the other, each on what the one before gave, cut into rows of the length that it takes.
 
-    weights: (outputs, inputs) each. modes: the order of the entries at the end is (m_q, ..., m_1), which is
-    reversed; () for one mode.
+    - weights: (outputs, inputs) each.
+    - modes: the order of the entries at the end is (m_q, ..., m_1), which is reversed; () for one mode.
     """
 
     weights: tuple[Tensor, ...]
     modes: tuple[int, ...] = ()
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, geometry: Geometry | None = None) -> Tensor:
-        if self._uncut:
-            for weight in self.weights[:-1]:
-                x = linear(x, weight)
-            return linear(x, self.weights[-1], bias)
         lead, z = x.shape[:-1], x
-        for weight in self.weights[:-1]:
-            z = linear(_cut(z, weight), weight)
-        last = self.weights[-1]
+        for k, weight in enumerate(self.weights, 1):
+            z = z if z.shape[-1] == weight.shape[1] else z.reshape(-1, weight.shape[1])
+            z = linear(z, weight, None if self.modes or k < len(self.weights) else bias)
         if not self.modes:
-            return linear(_cut(z, last), last, bias).reshape(*lead, -1)
-        z = _reversed(linear(_cut(z, last), last).reshape(-1, *self.modes)).reshape(*lead, -1)
+            return z if z.shape[:-1] == lead else z.reshape(*lead, -1)
+        z = _reversed(z.reshape(-1, *self.modes)).reshape(*lead, -1)
         return z if bias is None else z + bias
-
-    @property
-    def _uncut(self) -> bool:
-        """Whether every matrix takes what the one before gives, as a whole."""
-        return not self.modes and all(a.shape[0] == b.shape[1] for a, b in pairwise(self.weights))
 
     def macs(self, use: Use) -> int:
         return use.positions * _linear_macs(self.weights, math.prod(use.shape[1:]))
@@ -138,16 +128,12 @@ class PairedTrain(Product):
 
 
 def _reversed(z: Tensor) -> Tensor:
-    """All dimensions but the first in reverse order."""
+    """Return all dimensions but the first in reverse order."""
     return z.permute(0, *range(z.dim() - 1, 0, -1))
 
 
-def _cut(z: Tensor, weight: Tensor) -> Tensor:
-    return z if z.shape[-1] == weight.shape[1] else z.reshape(-1, weight.shape[1])
-
-
 def _linear_macs(weights: Sequence[Tensor], entries: int) -> int:
-    """Of matrices on so many numbers, each cutting what the one before gave into rows."""
+    """Count those of matrices on so many numbers, each cutting what the one before gave into rows."""
     total = 0
     for weight in weights:
         rows = entries // weight.shape[1] if weight.shape[1] else 0
@@ -198,7 +184,7 @@ class Unfolded(Product):
 
     @property
     def plain(self) -> bool:  # type: ignore[override]
-        """As the product of the matrix is."""
+        """Return whether the product of the matrix is."""
         return self.product.plain
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, geometry: Geometry | None = None) -> Tensor:
@@ -238,14 +224,13 @@ class SparseRows(Product):
     """A matrix of which the entries at row-major `positions` (kappa,), ascending, are not zero, as compressed rows."""
 
     plain: ClassVar[bool] = False
-
     positions: Tensor
     values: Tensor
     shape: tuple[int, int]
 
     @cached_property
     def matrix(self) -> Tensor:
-        """The matrix in torch's CSR layout."""
+        """Return the matrix in torch's CSR layout."""
         rows, columns = self.positions // self.shape[1], self.positions % self.shape[1]
         starts = torch.zeros(self.shape[0] + 1, dtype=torch.int64, device=rows.device)
         starts[1:] = torch.bincount(rows, minlength=self.shape[0]).cumsum(0)
@@ -279,7 +264,7 @@ class Sum(Product):
 
     @property
     def plain(self) -> bool:  # type: ignore[override]
-        """If all parts are."""
+        """Return whether all parts are."""
         return all(part.plain for part in self.parts)
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, geometry: Geometry | None = None) -> Tensor:
@@ -293,14 +278,14 @@ class Sum(Product):
 
 
 def on_patches(product: Product | None, shape: Sequence[int]) -> Product | None:
-    """The product of a matrix (shape[0], all else) for a layer whose weight has this shape."""
+    """Return the product of a matrix (shape[0], all else) for a layer whose weight has this shape."""
     if product is None or len(shape) == 2:
         return product
     return Unfolded(product, (shape[2], shape[3])) if len(shape) == 4 else None
 
 
 def two_factors(a: Tensor, b: Tensor, shape: Sequence[int]) -> Product | None:
-    """W = a b, a (outputs, r) and b (r, all else): two linear layers, or a convolution to r channels and a 1x1 one."""
+    """Return W = a b, a (outputs, r), b (r, all else): two linear layers, or convolutions to r channels and of 1x1."""
     if len(shape) == 2:
         return Linears((b, a))
     if len(shape) != 4:

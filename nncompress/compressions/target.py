@@ -52,8 +52,8 @@ def fit(
     """Find the largest plan of `recipe` that measures at most what is requested.
 
     Its rank, kept part, codebook's size or bits are found by bisection, each try measured on the given weights, with
-    the ranks and rows as `round_to` makes them. Raises ConfigError for a recipe without such a
-    keyword and for a request that its smallest setting exceeds.
+    the ranks and rows as `round_to` makes them. Raises ConfigError for a recipe without such a keyword and for a
+    request that its smallest setting exceeds.
     """
     names = [] if isinstance(recipe, Compression) else [name for name in KNOBS if takes(recipe, name)]
     if len(names) != 1:

@@ -34,119 +34,98 @@ KNOWN = (
 PLACES = tuple(f"${{{key}}}" for key in FOLLOWED.values() if role_of(key) == "place")
 """Interpolations that the data set of a compact network holds."""
 TARGET = "_target_"
+"""The key whose value is the dotted path of a class or function."""
 
 
 def check(tree: Mapping[str, Any], allow: Sequence[str], source: str) -> None:
     """Refuse a tree of containers, read from `source`, that names what is neither known nor allowed.
 
-    allow: modules, with all below them, or classes. What a name leads to must lie in such a module too, so that nothing
-    is reached through what a module imports. Nothing is imported before every name is known or allowed.
+    What a name leads to must lie in such a module too, so that nothing is reached through what a module imports.
+    Nothing is imported before every name is known or allowed.
+
+    Args:
+        allow: modules, with all below them, or classes.
 
     Raises:
         ConfigError: with every name that is refused and what allows it; a name leads nowhere; a text in the tree holds
             an interpolation.
     """
-    allowed = [*KNOWN, *([allow] if isinstance(allow, str) else allow), *_from_environment()]
-    found = _plain(tree, source)
-    for text in _texts(found):
-        if "${" in text and text not in PLACES:
+    environment = [name.strip() for name in os.environ.get(ENVIRONMENT, "").split(",") if name.strip()]
+    allowed = [*KNOWN, *([allow] if isinstance(allow, str) else allow), *environment]
+    try:
+        plain = OmegaConf.to_container(tree, resolve=True) if OmegaConf.is_config(tree) else tree
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{source}: {error.full_key}: {one_line(error)}") from error
+    for text in _parts(plain):
+        if isinstance(text, str) and "${" in text and text not in PLACES:
             raise ConfigError(f"{source} must hold values, found the interpolation '{text}'; write the value there")
-    names = sorted(set(targets(found)))
-    refused = {name: name for name in names if not _covered(name, allowed)}
+    names = sorted(set(targets(plain)))
+    refused = {name: name for name in names if not _is_covered(name, allowed)}
     if not refused:
         origins = {name: _origin(name, source) for name in names if name not in allowed}
-        refused = {
-            name: origin
-            for name, origin in origins.items()
-            if not (_covered(origin, allowed) and _public(name, origin))
-        }
+        refused = {name: origin for name, origin in origins.items() if not _may_lead_to(origin, name, allowed)}
     if refused:
         raise ConfigError(_refusal(refused, source))
 
 
 def targets(tree: Any, key: str = TARGET) -> list[str]:
-    """The dotted paths that a tree of containers gives under a key, at any depth."""
+    """Return the dotted paths that a tree of containers gives under a key, at any depth."""
     plain = OmegaConf.to_container(tree) if OmegaConf.is_config(tree) else tree
-    return [str(name) for name in _named(plain, key)]
+    return [str(part[key]) for part in _parts(plain) if isinstance(part, Mapping) and key in part]
 
 
-def given(words: Sequence[str]) -> list[str]:
-    """The modules of the last word `allow=[...]` of a command.
+def allowed_modules(overrides: Sequence[str]) -> list[str]:
+    """Return the modules of the last override `allow=[...]` of a command.
 
     Raises:
         ConfigError: it gives something else than a list of names.
     """
-    last = [word for word in words if word.startswith("allow=")][-1:]
+    last = [override for override in overrides if override.startswith("allow=")][-1:]
     try:
-        found = OmegaConf.to_container(OmegaConf.from_dotlist(last)).get("allow", [])  # type: ignore[union-attr]
+        modules = OmegaConf.to_container(OmegaConf.from_dotlist(last)).get("allow", [])  # type: ignore[union-attr]
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{last[0]}: {one_line(error)}") from error
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+    if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
         raise ConfigError(f"allow must be a list of modules such as allow=[my_nets], found {last[0]}")
-    return found
+    return modules
 
 
-def _from_environment() -> list[str]:
-    return [word.strip() for word in os.environ.get(ENVIRONMENT, "").split(",") if word.strip()]
+def _parts(tree: Any) -> Iterator[Any]:
+    """Yield a tree of containers and all that is in it, keys included."""
+    yield tree
+    if isinstance(tree, Mapping | list | tuple):
+        for item in [*tree, *tree.values()] if isinstance(tree, Mapping) else tree:
+            yield from _parts(item)
 
 
-def _plain(tree: Any, source: str) -> Any:
-    """Plain containers, in which nothing is left to resolve."""
-    try:
-        return OmegaConf.to_container(tree, resolve=True) if OmegaConf.is_config(tree) else tree
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{source}: {error.full_key}: {one_line(error)}") from error
-
-
-def _named(tree: Any, key: str) -> Iterator[Any]:
-    """The values of a key, at any depth."""
-    if isinstance(tree, Mapping):
-        if key in tree:
-            yield tree[key]
-        tree = list(tree.values())
-    if isinstance(tree, list | tuple):
-        for item in tree:
-            yield from _named(item, key)
-
-
-def _texts(tree: Any) -> Iterator[str]:
-    if isinstance(tree, str):
-        yield tree
-    elif isinstance(tree, Mapping):
-        yield from _texts([*tree, *tree.values()])
-    elif isinstance(tree, list | tuple):
-        for item in tree:
-            yield from _texts(item)
-
-
-def _covered(name: str, allowed: Collection[str]) -> bool:
-    """Whether a dotted path is one of the allowed ones or below one."""
+def _is_covered(name: str, allowed: Collection[str]) -> bool:
+    """Return whether a dotted path is one of the allowed ones or below one."""
     return any(name == each or name.startswith(f"{each}.") for each in allowed)
 
 
 def _origin(name: str, source: str) -> str:
-    """Where the class or function at a dotted path was made; refused when `locate` finds none, for Hydra might."""
+    """Return where the class or function at a dotted path was made; refuse what `locate` does not find: Hydra might."""
     try:
-        found = locate(name)
+        target = locate(name)
     except ConfigError as error:
         raise ConfigError(
             f"{source} names {name}, which must be importable: {error}; run where it can be imported (its folder on "
             "PYTHONPATH, or the current one)"
         ) from error
-    named = found if inspect.isclass(found) or inspect.isroutine(found) else type(found)
-    return f"{getattr(named, '__module__', None)}.{getattr(named, '__qualname__', named)}"
+    made = target if inspect.isclass(target) or inspect.isroutine(target) else type(target)
+    return f"{getattr(made, '__module__', None)}.{getattr(made, '__qualname__', made)}"
 
 
-def _public(name: str, origin: str) -> bool:
-    """Whether it is not a function that is private to this package or torch."""
-    return not _covered(name, KNOWN) or not origin.rpartition(".")[2].startswith("_")
+def _may_lead_to(origin: str, name: str, allowed: Collection[str]) -> bool:
+    """Return whether a name may stand for what was made at `origin`: no private function of this package or torch."""
+    return _is_covered(origin, allowed) and not (_is_covered(name, KNOWN) and origin.rpartition(".")[2].startswith("_"))
 
 
 def _refusal(refused: Mapping[str, str], source: str) -> str:
-    found = [name if name == origin else f"{name}, which is {origin}" for name, origin in refused.items()]
+    names = [name if name == origin else f"{name}, which is {origin}" for name, origin in refused.items()]
     modules = list(dict.fromkeys(origin.rpartition(".")[0] or origin for origin in refused.values()))
     quoted = ", ".join(f'"{module}"' for module in modules)
     return (
-        f"{source} names {', '.join(found)}, but only classes of {PACKAGE}, torch and the modules you allow are "
+        f"{source} names {', '.join(names)}, but only classes of {PACKAGE}, torch and the modules you allow are "
         f"imported; if you trust it, add allow=[{','.join(modules)}], or nncompress.load(path, allow=[{quoted}])"
     )

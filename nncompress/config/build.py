@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,23 @@ from nncompress.config.signatures import Callee, check_call, locate
 from nncompress.errors import ConfigError, one_line
 
 OFFERED: dict[str, frozenset[str]] = {"model": frozenset({"input_shape", "num_classes"})}
-
-
-PRECISIONS = ("auto", "float32", "float64", "tf32", "bf16")
-
-
-PROTOCOLS = ("last", "paper")
-
-
-ON_ERROR = ("continue", "stop")
+"""The keywords that each group is supplied with where its target takes them."""
+LEAST = {
+    "eval_every": 1, "checkpoint_every": 1, "round_to": 1, "seed": 0, "sweep.retries": 0, "search.trials": 1,
+    "search.parallel": 1,
+}  # fmt: skip
+"""The least value of each key that is a whole number."""
+OPTIONS = {
+    "precision": ("auto", "float32", "float64", "tf32", "bf16"),
+    "protocol": ("last", "paper"),
+    "sweep.on_error": ("continue", "stop"),
+}
+"""The values of each key that is one of several words."""
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as plain containers with every interpolation replaced.
+    """Return the configuration as plain containers with every interpolation replaced.
 
     Raises:
         ConfigError: a value is missing (`???`) or an interpolation leads nowhere.
@@ -51,9 +56,9 @@ def validate(cfg: DictConfig) -> None:
     """Check the shell's ranges and bind every node to the signature of its `_target_`; nothing is built.
 
     Raises:
-        ConfigError: with all problems found, one a line, each prefixed by its place in the configuration.
+        ConfigError: with all problems, one a line, each prefixed by its place in the configuration.
     """
-    problems = list(_shell_problems(cfg))
+    problems = [*range_problems(cfg, LEAST, OPTIONS), *_shell_problems(cfg), *_target_problems(cfg)]
     for group in GROUPS:
         problems += group_problems(cfg, group)
     if cfg.constraint is not None and "constraint" not in cfg.solver:
@@ -63,13 +68,22 @@ def validate(cfg: DictConfig) -> None:
     for place in (REFERENCE_TRAINING, AUGMENTATION, *(f"{ONE_SHOT}.{name}" for name in cfg[ONE_SHOT] or ())):
         if OmegaConf.select(cfg, place) is not None:
             problems += group_problems(cfg, place)
-    problems += _tracking_problems(cfg)
+    if OmegaConf.is_dict(cfg[TRACKING]):
+        for name in cfg[TRACKING]:
+            problems += group_problems(cfg, f"{TRACKING}.{name}")
+    elif cfg[TRACKING] is not None:
+        problems.append(
+            f"{TRACKING}: needs a node for each tracker; choose with {TRACKING}=NAME, found '{cfg[TRACKING]}'"
+        )
     if problems:
         raise ConfigError("\n".join(problem.replace("solver.constraint", "constraint") for problem in problems))
 
 
 def build(node: DictConfig | Mapping[str, Any], /, **offered: Any) -> Any:
-    """The object `node` describes; of the `offered` keywords those its target takes and the node does not give.
+    """Return the object that `node` describes.
+
+    Args:
+        offered: keywords that its target is given where it takes them and the node does not give them.
 
     Raises:
         ConfigError: the target cannot be imported, or its constructor refuses a value.
@@ -79,13 +93,13 @@ def build(node: DictConfig | Mapping[str, Any], /, **offered: Any) -> Any:
     accepted = {key: value for key, value in offered.items() if target.takes(key) and key not in node}
     with refusals(str(node._get_full_key(None)) if isinstance(node, DictConfig) else name):
         # Hydra would turn tuples among its keywords into lists: what is offered goes past it.
-        made = partial(instantiate(node, _convert_="all", _partial_=True), **accepted)
-        return made if node.get("_partial_") else made()
+        construct = partial(instantiate(node, _convert_="all", _partial_=True), **accepted)
+        return construct if node.get("_partial_") else construct()
 
 
 @contextmanager
 def refusals(place: str) -> Iterator[None]:
-    """Within it a value that is refused becomes a ConfigError that begins with `place`; our own errors pass.
+    """Turn a value that is refused within it into a ConfigError that begins with `place`; our own errors pass.
 
     Raises:
         ConfigError: in place of a ValueError or TypeError.
@@ -102,10 +116,25 @@ def refusals(place: str) -> Iterator[None]:
         raise ConfigError(f"{place}: {one_line(error)}") from error
 
 
+def range_problems(settings: Any, least: Mapping[str, int], options: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield what is wrong with the numbers and words of settings, and with their `device`.
+
+    Args:
+        least: the least value of each dotted key.
+        options: the values that each dotted key may have.
+    """
+    for key, bound in least.items():
+        if (value := attrgetter(key)(settings)) < bound:
+            yield f"{key}: must be at least {bound}, found {value}"
+    for key, names in options.items():
+        if (value := attrgetter(key)(settings)) not in names:
+            yield f"{key}: must be one of {', '.join(names)}, found '{value}'"
+    if not DEVICE.fullmatch(settings.device):
+        yield f"device: must be auto, cpu, cuda or cuda:N, found '{settings.device}'"
+
+
 def _shell_problems(cfg: DictConfig) -> Iterator[str]:
-    for key in ("eval_every", "checkpoint_every", "round_to"):
-        if cfg[key] < 1:
-            yield f"{key}: must be at least 1, found {cfg[key]}"
+    """Yield what is wrong with the keys of the shell whose ranges are their own."""
     own = {f"{ONE_SHOT}.{name}.at": node.get("at") for name, node in (cfg[ONE_SHOT] or {}).items()}
     for key, parts in {"compress_at": cfg.compress_at, **own}.items():
         wrong = [part for part in parts or () if not isinstance(part, int | float) or not 0 <= part < 1]
@@ -113,56 +142,29 @@ def _shell_problems(cfg: DictConfig) -> Iterator[str]:
             yield f"{key}: must be parts to take away, at least 0 and below 1, found {wrong[0]}"
     if cfg.recalibrate < 0 or cfg.recalibrate == 1:
         yield f"recalibrate: must be 0 or at least 2 samples, found {cfg.recalibrate}"
-    if cfg.seed < 0:
-        yield f"seed: must be at least 0, found {cfg.seed}"
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", cfg.device):
-        yield f"device: must be auto, cpu, cuda or cuda:N, found '{cfg.device}'"
-    if cfg.precision not in PRECISIONS:
-        yield f"precision: must be one of {', '.join(PRECISIONS)}, found '{cfg.precision}'"
-    if cfg.protocol not in PROTOCOLS:
-        yield f"protocol: must be one of {', '.join(PROTOCOLS)}, found '{cfg.protocol}'"
-    if cfg.sweep.on_error not in ON_ERROR:
-        yield f"sweep.on_error: must be one of {', '.join(ON_ERROR)}, found '{cfg.sweep.on_error}'"
-    for key in ("trials", "parallel"):
-        if cfg.search[key] < 1:
-            yield f"search.{key}: must be at least 1, found {cfg.search[key]}"
-    if cfg.sweep.retries < 0:
-        yield f"sweep.retries: must be at least 0, found {cfg.sweep.retries}"
     if not 0 <= cfg.validation < 1:
         yield f"validation: must be a part of the training samples, at least 0 and below 1, found {cfg.validation}"
     if cfg.reference is not None and not (Path(cfg.reference) / "model" / "model.json").is_file():
         yield f"reference: must be the folder of a finished run, found no model/model.json in '{cfg.reference}'"
-    yield from _target_problems(cfg)
-
-
-def _tracking_problems(cfg: DictConfig) -> Iterator[str]:
-    trackers = cfg[TRACKING]
-    if trackers is None:
-        return
-    if not OmegaConf.is_dict(trackers):
-        yield f"{TRACKING}: needs a node for each tracker; choose with {TRACKING}=NAME, found '{trackers}'"
-        return
-    for name in trackers:
-        yield from group_problems(cfg, f"{TRACKING}.{name}")
 
 
 def _target_problems(cfg: DictConfig) -> Iterator[str]:
-    given = {str(key): value for key, value in cfg.target.items() if value is not None}
-    for key, value in given.items():
-        if not 0 < value < math.inf or (key == "ratio" and value > 1):
-            least = (
-                "above 0 and at most 1 (compressed over dense parameters)" if key == "ratio" else "above 0 and finite"
-            )
-            yield f"target.{key}: must be {least}, found {value}"
-    if len(given) > 1:
-        yield f"target: must be one of ratio, bits, macs, found {' and '.join(given)}"
+    """Yield what is wrong with the size to reach."""
+    sizes = {str(key): value for key, value in cfg.target.items() if value is not None}
+    for key, value in sizes.items():
+        if key == "ratio" and not 0 < value <= 1:
+            yield f"target.ratio: must be above 0 and at most 1 (compressed over dense parameters), found {value}"
+        elif not 0 < value < math.inf:
+            yield f"target.{key}: must be above 0 and finite, found {value}"
+    if len(sizes) > 1:
+        yield f"target: must be one of ratio, bits, macs, found {' and '.join(sizes)}"
 
 
 def group_problems(cfg: DictConfig, group: str) -> Iterator[str]:
-    """What keeps the node at `group` from being built, in words: no target, keywords that do not bind."""
+    """Yield what keeps the node at `group` from being built: it has no target, or keywords that do not bind."""
     try:
-        given = OmegaConf.select(cfg, group)
-        node = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
+        selected = OmegaConf.select(cfg, group)
+        node = OmegaConf.to_container(selected, resolve=True) if OmegaConf.is_config(selected) else selected
     except OmegaConfBaseException as error:
         yield f"{group}: {one_line(error)}"
         return
@@ -171,13 +173,9 @@ def group_problems(cfg: DictConfig, group: str) -> Iterator[str]:
         yield f"{group}: needs a _target_ (the dotted path of a class or function); {choose}"
         return
     if group in ("solver", REFERENCE_TRAINING):
-        yield from _step_problems(group, node)
+        steps = node.get("num_steps")
+        if steps is None:
+            yield f"{group}.num_steps: every solver needs its number of steps; give {group}.num_steps=N"
+        elif isinstance(steps, int) and steps < 0:
+            yield f"{group}.num_steps: must be at least 0, found {steps}"
     yield from check_call(group, {str(key): value for key, value in node.items()}, OFFERED.get(group, frozenset()))
-
-
-def _step_problems(place: str, solver: Mapping[Any, Any]) -> Iterator[str]:
-    steps = solver.get("num_steps")
-    if steps is None:
-        yield f"{place}.num_steps: every solver needs its number of steps; give {place}.num_steps=N"
-    elif isinstance(steps, int) and steps < 0:
-        yield f"{place}.num_steps: must be at least 0, found {steps}"

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nncompress.config.build import build, group_problems
+from nncompress.config.build import build, group_problems, range_problems
 from nncompress.config.overrides import sentence
 from nncompress.config.schema import Downloads
 from nncompress.errors import ConfigError
@@ -111,17 +111,12 @@ def _unknown(keys: Sequence[str]) -> Iterator[str]:
 
 
 def _problems(settings: EvaluationSettings) -> Iterator[str]:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
-        yield f"device: must be auto, cpu, cuda or cuda:N, found '{settings.device}'"
-    if settings.precision not in PRECISIONS:
-        yield f"precision: must be one of {', '.join(PRECISIONS)}, found '{settings.precision}'"
+    yield from range_problems(settings, {"seed": 0}, {"precision": PRECISIONS})
     wrong = [size for size in settings.batch_sizes if size < 1]
     if wrong:
         yield f"batch_sizes: must be numbers of samples, at least 1, found {wrong[0]}"
     if not 0 < settings.seconds < float("inf"):
         yield f"seconds: must be above 0 and finite, found {settings.seconds}"
-    if settings.seed < 0:
-        yield f"seed: must be at least 0, found {settings.seed}"
     if settings.output:
         try:
             require_free(Path(settings.output), "output=FOLDER")

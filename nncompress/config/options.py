@@ -55,7 +55,7 @@ def outline(overrides: Sequence[str]) -> dict[str, Any]:
 def _read(*path: str | None) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the node in a file of the packaged configuration, and the options of groups that it chooses."""
     file = importlib.resources.files(ROOT).joinpath(f"{'/'.join(map(str, path))}.yaml")
-    node: dict[str, Any] = yaml.load(file.read_bytes(), LOADER) if file.is_file() else {}
+    node: dict[str, Any] = yaml.load(file.read_bytes(), Loader=LOADER) if file.is_file() else {}
     chosen: dict[str, str] = {}
     for default in node.pop("defaults", ()):
         if isinstance(default, Mapping):

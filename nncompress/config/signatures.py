@@ -17,53 +17,47 @@ from typing import Any
 from nncompress.errors import ConfigError, nearest, one_line
 
 MISSING = "???"
-
-
+"""A value that is still to be given."""
 RESERVED = frozenset({"_target_", "_partial_", "_args_", "_recursive_", "_convert_"})
-
-
+"""The keys of a node that are no keywords."""
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path", type(None): "null"}
-
-
+"""What the user is told of the types of plain values."""
 EMPTY = inspect.Parameter.empty
 
 
 def locate(name: str) -> Any:
-    """The callable at the dotted path `name`.
+    """Return the callable at the dotted path `name`.
 
     Raises:
-        ConfigError: a module cannot be imported, an attribute is not there, or what is found cannot be called.
+        ConfigError: a module cannot be imported, an attribute is not there, or what is there cannot be called.
     """
-    words = name.split(".")
-    if len(words) < 2 or not all(words):
+    steps = name.split(".")
+    if len(steps) < 2 or not all(steps):
         raise ConfigError(f"_target_ must be a dotted path such as my_module.MyClass, found '{name}'")
-    found, seen = _import(words[0], name), words[0]
-    if found is None:
-        raise ConfigError(f"cannot import '{name}': no module '{seen}' in the current folder or the environment")
-    for word in words[1:]:
-        if hasattr(found, "__path__") and not hasattr(found, word):
-            _import(f"{seen}.{word}", name)
-        if not hasattr(found, word):
-            raise ConfigError(f"cannot find '{name}': '{seen}' has no '{word}'{nearest(word, _names(found))}")
-        found, seen = getattr(found, word), f"{seen}.{word}"
-    if not callable(found):
-        raise ConfigError(f"_target_ must be a class or a function, found the {type(found).__name__} '{name}'")
-    return found
+    target, path = _import(steps[0], name), steps[0]
+    if target is None:
+        raise ConfigError(f"cannot import '{name}': no module '{path}' in the current folder or the environment")
+    for step in steps[1:]:
+        if hasattr(target, "__path__") and not hasattr(target, step):
+            _import(f"{path}.{step}", name)
+        if not hasattr(target, step):
+            modules = pkgutil.iter_modules(getattr(target, "__path__", []))
+            hint = nearest(step, {*dir(target), *(module.name for module in modules)})
+            raise ConfigError(f"cannot find '{name}': '{path}' has no '{step}'{hint}")
+        target, path = getattr(target, step), f"{path}.{step}"
+    if not callable(target):
+        raise ConfigError(f"_target_ must be a class or a function, found the {type(target).__name__} '{name}'")
+    return target
 
 
 def _import(module: str, name: str) -> Any:
-    """The module, or None when there is none of that name; any other failure says why `name` cannot be had."""
+    """Return the module, or None when there is none of that name; refuse `name` when its import fails otherwise."""
     try:
         return importlib.import_module(module)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name == module:
             return None
         raise ConfigError(f"cannot import '{name}': {type(error).__name__}: {one_line(error)}") from error
-
-
-def _names(found: Any) -> set[str]:
-    """What `found` offers: its attributes and, for a package, its modules."""
-    return {*dir(found), *(module.name for module in pkgutil.iter_modules(getattr(found, "__path__", [])))}
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,7 @@ class Callee:
 
     @cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
-        """Parameters by name, annotations evaluated where they can be; empty for a callable that shows none."""
+        """The parameters by name, annotations evaluated where they can be; none for a callable that shows none."""
         for evaluate in (True, False):
             try:
                 return dict(inspect.signature(self.function, eval_str=evaluate).parameters)
@@ -94,12 +88,12 @@ class Callee:
         return {n: p for n, p in self.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
     def takes(self, keyword: str) -> bool:
-        """Whether the signature names `keyword`."""
+        """Return whether the signature names `keyword`."""
         return keyword in self.keywords
 
 
 def check_call(place: str, node: Mapping[str, Any], offered: Collection[str] = ()) -> Iterator[str]:
-    """The problems of a node (`_target_` and keywords) at `place`: its target, its keywords, their types.
+    """Yield the problems of a node (`_target_` and keywords): with its target, its keywords, their types.
 
     Args:
         place: the node's path in the configuration, put before each problem.
@@ -113,48 +107,36 @@ def check_call(place: str, node: Mapping[str, Any], offered: Collection[str] = (
         yield f"{place}: {error}"
         return
     given = {key: value for key, value in node.items() if key not in RESERVED}
-    yield from _unknown(place, target, given)
-    yield from _absent(place, target, given, offered, node)
-    for key, value in given.items():
-        parameter = target.keywords.get(key)
-        yield from _check_value(f"{place}.{key}", value, parameter.annotation if parameter else EMPTY)
-
-
-def _unknown(place: str, target: Callee, given: Mapping[str, Any]) -> Iterator[str]:
-    if target.open:
-        return
     for key in given:
-        if not target.takes(key):
+        if not target.open and not target.takes(key):
             hint = nearest(key, target.keywords) or f"; it takes {', '.join(target.keywords) or 'none'}"
             yield f"{place}.{key}: {target.name} has no keyword '{key}'{hint}"
-
-
-def _absent(
-    place: str, target: Callee, given: Mapping[str, Any], offered: Collection[str], node: Mapping[str, Any]
-) -> Iterator[str]:
     positional = [n for n, p in target.parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    supplied = len(node.get("_args_", ())) + (1 if node.get("_partial_") else 0)
-    later = {*offered, *[n for n in positional if n not in given][:supplied]}
+    count = len(node.get("_args_", ())) + (1 if node.get("_partial_") else 0)
+    supplied = {*given, *offered, *[n for n in positional if n not in given][:count]}
     for key, parameter in target.keywords.items():
-        if parameter.default is EMPTY and key not in given and key not in later:
+        if parameter.default is EMPTY and key not in supplied:
             yield f"{place}.{key}: {target.name} needs it; give {place}.{key}=..."
+    for key, value in given.items():
+        yield from _check_value(
+            f"{place}.{key}", value, target.keywords[key].annotation if target.takes(key) else EMPTY
+        )
 
 
 def _check_value(place: str, value: Any, annotation: Any) -> Iterator[str]:
-    """Problems of one value: nodes within it, a value still to be given, a type that does not fit."""
+    """Yield the problems of one value: nodes within it, a value still to be given, a type that does not fit."""
     nodes = list(_nodes(place, value))
     for inner, node in nodes:
         yield from check_call(inner, node)
     if value == MISSING:
         yield f"{place}: a value is required; give {place}=..."
     elif not nodes and not fits(value, annotation):
-        text = isinstance(value, str) and _is_number(value)
-        hint = " (that is text: write the number without quotes)" if text else ""
+        hint = " (that is text: write the number without quotes)" if isinstance(value, str) and _is_number(value) else ""
         yield f"{place}: must be {describe(annotation)}, found {_show(value)}{hint}"
 
 
 def _nodes(place: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The outermost nodes inside a value, each with its place."""
+    """Yield the outermost nodes inside a value, each with its place."""
     if isinstance(value, dict) and "_target_" in value:
         yield place, value
     elif isinstance(value, dict):
@@ -166,7 +148,7 @@ def _nodes(place: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a plain YAML value may be passed for `annotation`; annotations that are not understood accept all."""
+    """Return whether a plain YAML value may be passed for an annotation; one that is not understood accepts all."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, option) for option in arguments)
@@ -203,12 +185,12 @@ def _fits_container(value: Any, kind: type, arguments: tuple[Any, ...]) -> bool:
 
 
 def _is_ours(kind: Any) -> bool:
-    """Whether it is a class of this package, whose objects only a node can give."""
+    """Return whether it is a class of this package, whose objects only a node can give."""
     return isinstance(kind, type) and kind.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def describe(annotation: Any) -> str:
-    """The annotation in words: `a list of an integer or null`."""
+    """Return what an annotation asks for, in words: `a list of an integer or null`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(describe, arguments))

@@ -63,11 +63,11 @@ class Constraint(ABC):
         return 1.0
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return tensors that are constrained together as the set sees them. Default: one vector."""
+        """Join tensors that are constrained together into what the set sees. Default: one vector."""
         return torch.cat([w.reshape(-1) for w in tensors]) if len(tensors) > 1 else tensors[0].reshape(-1)
 
     def split(self, seen: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-        """Return the tensors, with the shapes of `like`, of which `join` makes `seen`. Default: of one vector."""
+        """Split what `join` made into tensors with the shapes of `like`. Default: of one vector."""
         parts = torch.split(seen, [w.numel() for w in like])
         return [part.view(w.shape) for part, w in zip(parts, like, strict=True)]
 

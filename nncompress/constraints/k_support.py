@@ -22,8 +22,8 @@ from nncompress.errors import ConfigError
 class SparseBall(Constraint):
     """A set whose vertices have k nonzero entries, or groups of entries.
 
-    - k: a part of them if at most 1 (so 1 is all of them), else their number, else ValueError; 0.1 is ours, as the
-      published code leaves it to a search.
+    - k: a part of them if at most 1 (so 1 is all of them), else their number, else ValueError; 0.1 is this package's
+      choice, as the published code leaves it to a search.
     - least: the fewest that are nonzero whatever k is; 1, so that no vertex is the centre.
     """
 

@@ -33,7 +33,8 @@ class SetSize(ABC):
 class FromInitialisation(SetSize):
     """2 w times the mean Euclidean norm of the parameters as their layers initialise them.
 
-    - w: the factor, positive and finite, else ValueError; 30 is ours, as the published code leaves it to a search.
+    - w: the factor, positive and finite, else ValueError; 30 is this package's choice, as the published code leaves it
+      to a search.
     """
 
     w: float = 30.0
@@ -110,10 +111,8 @@ def _mean_norms(module: nn.Module, names: Sequence[str]) -> dict[str, float]:
         fresh.reset_parameters()  # type: ignore[operator]
         drawn = [float(fresh.get_parameter(name).norm()) for name in names]
         norms = torch.cat([norms, norms.new_tensor([drawn])])
-        if len(norms) < 4:  # so few may agree by chance
-            continue
-        if (norms.std(0) / math.sqrt(len(norms)) <= ACCURACY * norms.mean(0)).all():
-            break
+        if len(norms) >= 4 and bool((norms.std(0) / math.sqrt(len(norms)) <= ACCURACY * norms.mean(0)).all()):
+            break  # fewer may agree by chance
     return dict(zip(names, norms.mean(0).tolist(), strict=True))
 
 

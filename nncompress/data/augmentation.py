@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -49,15 +50,12 @@ class Crop(Augmentation):
     - padding: all (2 padding + 1)² windows are equally likely; 4, as published for CIFAR. ValueError below 0.
     """
 
+    columns: ClassVar[int] = 2
     padding: int = 4
 
     def __post_init__(self) -> None:
         if self.padding < 0:
             raise ValueError(f"padding must be at least 0, found {self.padding}")
-
-    @property
-    def columns(self) -> int:
-        return 2
 
     @property
     def smallest_side(self) -> int:
@@ -77,15 +75,12 @@ class Flip(Augmentation):
     - probability: of the exchange, in [0, 1], else ValueError; one half, as in the papers' training on CIFAR.
     """
 
+    columns: ClassVar[int] = 1
     probability: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability must be in [0, 1], found {self.probability}")
-
-    @property
-    def columns(self) -> int:
-        return 1
 
     def apply(self, x: Tensor, drawn: Tensor, blank: Tensor) -> Tensor:
         return torch.where(drawn[:, :, None, None] < self.probability, x.flip(3), x)
@@ -100,15 +95,12 @@ class Rotation(Augmentation):
     - degrees: in [0, 180], else ValueError; 15, as in the published code of SparseFW for CIFAR-100.
     """
 
+    columns: ClassVar[int] = 1
     degrees: float = 15.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.degrees <= 180:
             raise ValueError(f"degrees must be in [0, 180], found {self.degrees}")
-
-    @property
-    def columns(self) -> int:
-        return 1
 
     def apply(self, x: Tensor, drawn: Tensor, blank: Tensor) -> Tensor:
         h, w = x.shape[2:]
@@ -131,18 +123,15 @@ class Cutout(Augmentation):
     An even square has one pixel more above and to the left of its centre. Source: DeVries and Taylor, arXiv 1708.04552,
     section 3.
 
-    - size: the side in pixels, at least 1, else ValueError; 8 is ours.
+    - size: the side in pixels, at least 1, else ValueError; 8 is this package's choice.
     """
 
+    columns: ClassVar[int] = 2
     size: int = 8
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"size must be at least 1, found {self.size}")
-
-    @property
-    def columns(self) -> int:
-        return 2
 
     def apply(self, x: Tensor, drawn: Tensor, blank: Tensor) -> Tensor:
         down, across = (self._covered(drawn[:, i, None], x.shape[2 + i]) for i in (0, 1))

@@ -103,7 +103,7 @@ def _official(cls: Any, source: Source, download: bool) -> tuple[Split, Split]:
 
 
 def _download(cls: Any, source: Source, folder: Path) -> Path:
-    """Return the official files out of the archive in the data folder, or else fetched; no other member is written."""
+    """Take the official files out of the archive in the data folder, or fetch it; write no other member."""
     archive = source.root / cls.filename
     if not archive.is_file() or checksum(archive, "md5") != cls.tgz_md5:
         archive = folder / cls.filename
@@ -122,14 +122,14 @@ def _download(cls: Any, source: Source, folder: Path) -> Path:
 
 
 def _read(cls: Any, source: Source, *, train: bool) -> Split:
-    """Return the batches of one part, in their order."""
+    """Read the batches of one part, in their order."""
     batches = [_batch(source, name) for name, _ in (cls.train_list if train else cls.test_list)]
     x = torch.cat([images for images, _ in batches])
     return Split(x.reshape(-1, 3, 32, 32), torch.cat([labels for _, labels in batches]))
 
 
 def _batch(source: Source, name: str) -> tuple[Tensor, Tensor]:
-    """Return the images (n, 3072) as bytes and the labels of one file."""
+    """Read the images (n, 3072) as bytes and the labels of one file."""
     try:
         with open(source.path(name), "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # NumPy warns of the old form in which the official pickles store a dtype
@@ -153,7 +153,7 @@ class _Arrays(pickle.Unpickler):
 
 
 def _bytes(text: str, encoding: str) -> bytes:
-    """Return how old pickles write bytes."""
+    """Encode a text as old pickles do to write bytes."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes as {encoding}")
     return text.encode(encoding)

@@ -117,7 +117,7 @@ def _by_subject(parts: Sequence[_Rows], held_out: Sequence[int]) -> tuple[Split,
 
 
 def _read(source: Source, part: str) -> _Rows:
-    """Return one part of the data, its three files checked against one another."""
+    """Read one part of the data, its three files checked against one another."""
     names = [f"{part}/{kind}_{part}.txt" for kind in ("X", "y", "subject")]
     x, y, subjects = (_table(source, name, columns) for name, columns in zip(names, (FEATURES, 1, 1), strict=True))
     for name, column, last in ((names[1], y, 6), (names[2], subjects, 30)):
@@ -135,7 +135,7 @@ def _read(source: Source, part: str) -> _Rows:
 
 
 def _table(source: Source, name: str, columns: int) -> Tensor:
-    """Return a text file of numbers between blanks, (rows, columns) float32."""
+    """Read a text file of numbers between blanks, (rows, columns) float32."""
     import numpy as np
     import pandas as pd
 

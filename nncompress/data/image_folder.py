@@ -63,7 +63,7 @@ def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _list(folder: Path) -> Any:
-    """Return torchvision's list of the images of one part."""
+    """List the images of one part, as torchvision does."""
     from torchvision.datasets import ImageFolder
 
     try:
@@ -73,7 +73,7 @@ def _list(folder: Path) -> Any:
 
 
 def _decode(images: Any, shape: tuple[int, ...] | None, *, resize: bool) -> Split:
-    """Return all images as one tensor (n, 3, h, w) of bytes; without `shape`, that of the first one."""
+    """Decode all images into one tensor (n, 3, h, w) of bytes; without `shape`, that of the first one."""
     files = [file for file, _ in images.samples]
     height, width = shape or _pixels(files[0], None).shape[:2]
     x = torch.empty((len(files), height, width, 3), dtype=torch.uint8)
@@ -89,7 +89,7 @@ def _decode(images: Any, shape: tuple[int, ...] | None, *, resize: bool) -> Spli
 
 
 def _pixels(file: str, size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """Return one image as RGB bytes (h, w, 3)."""
+    """Decode one image into RGB bytes (h, w, 3)."""
     from PIL import Image
 
     try:

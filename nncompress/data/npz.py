@@ -52,7 +52,7 @@ def npz(
 
 
 def read_arrays(path: Path) -> Arrays:
-    """Return the four arrays as stored, never unpickled. Raises DataError."""
+    """Read the four arrays as stored, never unpickled. Raises DataError."""
     if not path.is_file():
         raise DataError(f"An .npz file with {', '.join(KEYS)} is required; {path} does not exist.")
     try:
@@ -75,7 +75,7 @@ def read_arrays(path: Path) -> Arrays:
 
 
 def read_npz(path: Path, arrays: Arrays, *, channels_last: bool) -> tuple[Split, Split]:
-    """Return both splits, after every check. Raises DataError."""
+    """Check both splits and return them. Raises DataError."""
     train, test = (_split(path, arrays, part, channels_last) for part in ("train", "test"))
     if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
         kinds = " and ".join(f"{arrays[key].dtype} {arrays[key].shape}" for key in ("x_train", "x_test"))

@@ -135,11 +135,11 @@ def _sizes(artefact: Artefact, dense: nn.Module, rebuilt: nn.Module) -> dict[str
     split = Split(x, torch.zeros(1, dtype=torch.int64))
     data = Dataset(split, split, artefact.description["num_classes"], "one sample")
     problem = Problem(dense, data, artefact.plan)
-    found = metrics.sizes(problem, artefact.theta, rebuilt)
+    counts = metrics.sizes(problem, artefact.theta, rebuilt)
     bits = metrics.file_bits(problem, artefact.theta, rebuilt)
-    found |= {"bytes/dense": -(-bits["dense"] // 8), "bytes/theoretical": -(-bits["compressed"] // 8)}
+    counts |= {"bytes/dense": -(-bits["dense"] // 8), "bytes/theoretical": -(-bits["compressed"] // 8)}
     layers = [layers_of(network, x) for network in (dense, rebuilt)]
-    return found | metrics.macs(artefact.plan, artefact.theta, *layers)
+    return counts | metrics.macs(artefact.plan, artefact.theta, *layers)
 
 
 def _latencies(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,24 +24,24 @@ from nncompress.experiment import checkpoint
 from nncompress.experiment.interruption import Interruption
 from nncompress.experiment.progress import ProgressLog
 from nncompress.experiment.setup import Setup
-from nncompress.experiment.summary import file_sizes, row_of, summary_of
+from nncompress.experiment.summary import check_bounded, file_sizes, row_of, summary_of
 from nncompress.files import read_json, write_json
 from nncompress.results.records import COLUMNS, RECORDS, SUMMARY, Recorder, flatten, read_run
 from nncompress.results.run_folder import CHECKPOINT, claim_run, room, status_of, write_config
-from nncompress.solvers.base import Iterate, Observation, declared
+from nncompress.solvers.base import Iterate, Observation, declarations
 from nncompress.tracking.tracking import Tracking
 
 log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
 
 READ_BACK = 1e-3
 """Largest difference of the outputs of the stored network and the deployed one, relative to the largest output."""
 COMPARED = 32
 """Training samples on which the two are compared."""
-DIVERGED_ABOVE = 1e6
-"""A run whose objective exceeds this multiple of its start (at least 1) has diverged."""
 
 
-def run(setup: Setup, folder: Path) -> dict[str, Any]:
+def run(setup: Setup, folder: Path) -> Row:
     """Do a run in `folder` and return its summary.
 
     Write the files of a run folder but its tables and plots, `status.json` whatever happens. Of the processes of
@@ -60,11 +59,9 @@ def run(setup: Setup, folder: Path) -> dict[str, Any]:
                 held.enter_context(claim_run(folder, resumed))
         if parallel.rank() > 0:
             with Interruption() as interruption:
-                return _Run(setup, folder, interruption, {}, None).done()
+                return _Run(setup, folder, interruption, {}, Tracking({}, {}, folder), leads=False).done()
         with room(folder), Interruption() as interruption:
-            write_config(
-                folder, setup.settings.config, COPIES
-            )  # before the status: a folder with a status can be resumed
+            write_config(folder, setup.settings.config, COPIES)  # first: a folder with a status can be resumed
             with _tracking(setup, folder) as tracking, status_of(folder, resumed) as status:
                 tracking.start()
                 summary = _Run(setup, folder, interruption, status, tracking).done()
@@ -96,7 +93,7 @@ class _End(NamedTuple):
 
     iterate: Iterate
     observation: Observation
-    row: dict[str, Any] | None
+    row: Row | None
     step_seconds: list[float]
 
 
@@ -105,32 +102,32 @@ class _Run:
     """A run under way in one process: what it is made of, and what it reports to.
 
     - status: the content of `status.json`, whose step follows the iterates.
-    - tracking: None in a process that writes nothing.
+    - leads: whether this process writes; trackers are told nothing by others.
     """
 
     setup: Setup
     folder: Path
     interruption: Interruption
-    status: dict[str, Any]
-    tracking: Tracking | None
+    status: Row
+    tracking: Tracking
+    leads: bool = True
 
-    def done(self) -> dict[str, Any]:
+    def done(self) -> Row:
         """Iterate, write what the run ends with, and return its summary."""
         environment.reset_peak_memory(self.setup.problem.device)
         start = self._start()
         with ExitStack() as opened:
             with parallel.together():
-                recorder = None if self.tracking is None else opened.enter_context(self._recorder(start))
+                recorder = opened.enter_context(self._recorder(start)) if self.leads else None
             end = self._end(start, recorder)
         return {} if recorder is None else self._written(end)
 
     def _start(self) -> _Start:
         """Return where the checkpoint says that a resumed run goes on; the very start without one."""
         path, problem, solver = self.folder / CHECKPOINT, self.setup.problem, self.setup.solver
-        if not self.setup.settings.resume:
-            return _Start(None, 0, [])
-        if not path.exists():
-            log.info("there is no checkpoint yet: starting at step 0")
+        if not self.setup.settings.resume or not path.exists():
+            if self.setup.settings.resume:
+                log.info("there is no checkpoint yet: starting at step 0")
             return _Start(None, 0, [])
         content = checkpoint.load(path)
         state = solver.own(problem, checkpoint.restore(solver.init(problem), content["state"], path))
@@ -151,7 +148,7 @@ class _Run:
             earlier = began.get("resumed")
             about = began | {"resumed": [*(earlier if isinstance(earlier, list) else []), about]}
         write_json(path, about)
-        write_json(self.folder / COLUMNS, declared(self.setup.solver))
+        write_json(self.folder / COLUMNS, declarations(self.setup.solver))
         return Recorder(self.folder / RECORDS, keep=start.rows)
 
     def _end(self, start: _Start, recorder: Recorder | None) -> _End:
@@ -167,11 +164,14 @@ class _Run:
                 now, row = iterate.seconds, None
                 with parallel.together():
                     if recorder is not None and iterate.observation is not None:
-                        self._note(iterate.observation, noted)
+                        _log_new(iterate.observation.notes, noted)
                         row = row_of(self.setup, iterate, iterate.observation, previous)
-                        self._record(row, recorder)
+                        recorder.write(row)
+                        self.tracking.row(row)
+                        if self.setup.watch is not None:
+                            self.setup.watch(row)
                         first, previous = first or row, row
-                        _check_bounded(row, first)
+                        check_bounded(row, first)
                     bar.update(iterate.step, row)
                 stop = parallel.largest(self.interruption.code)
                 saved = bool(stop) or (iterate.step > 0 and iterate.step % every == 0)
@@ -185,15 +185,13 @@ class _Run:
             self._save(iterate, step_seconds, recorder)
         observation = iterate.observation or solver.observe(self.setup.problem, iterate.state)
         result = solver.result(self.setup.problem, iterate.state, observation)
-        self._note(result, noted)
+        _log_new(result.notes, noted)
         return _End(iterate, result, previous, step_seconds)
 
-    def _rows_before(
-        self, start: _Start, recorder: Recorder | None
-    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    def _rows_before(self, start: _Start, recorder: Recorder | None) -> tuple[Row | None, Row | None]:
         """Return the first and the last row of the steps before, which trackers are told again; the last everywhere."""
         first, last = None, None
-        if recorder is not None and self.tracking is not None and start.iterate is not None:
+        if recorder is not None and start.iterate is not None:
             self.status["step"] = start.iterate.step
             rows = read_run(self.folder).rows
             first, last = _row_at(rows, 0), _row_at(rows, -1)
@@ -201,7 +199,7 @@ class _Run:
                 self.tracking.row(row)
         return first, parallel.broadcast(last)
 
-    def _iterates(self, start: _Start, previous: dict[str, Any] | None) -> Iterator[Iterate]:
+    def _iterates(self, start: _Start, previous: Row | None) -> Iterator[Iterate]:
         """Yield the solver's iterates with the seconds of the whole run; numerical breakdown becomes Diverged."""
         before = start.iterate
         if before is not None and before.finished:
@@ -218,20 +216,6 @@ class _Run:
                 f"the iterates must stay finite, found none after step {self.status['step']} ({error}); "
                 "the records are kept; try other solver settings"
             ) from error
-
-    def _note(self, observation: Observation, noted: set[str]) -> None:
-        """Log what the user has not been told yet."""
-        for note in observation.notes:
-            if note not in noted:
-                log.warning("%s", note)
-                noted.add(note)
-
-    def _record(self, row: dict[str, Any], recorder: Recorder) -> None:
-        recorder.write(row)
-        if self.tracking is not None:
-            self.tracking.row(row)
-        if self.setup.watch is not None:
-            self.setup.watch(row)
 
     def _save(self, iterate: Iterate, step_seconds: list[float], recorder: Recorder | None) -> None:
         """Write a checkpoint, in the process that writes."""
@@ -250,16 +234,15 @@ class _Run:
             }
             checkpoint.save(self.folder / CHECKPOINT, content)
 
-    def _written(self, end: _End) -> dict[str, Any]:
+    def _written(self, end: _End) -> Row:
         """Write the compact network and the final figures, and return these."""
         setup, path, observation = self.setup, self.folder / SUMMARY, end.observation
         summary = summary_of(setup, end.iterate, observation, read_run(self.folder).rows, end.row, end.step_seconds)
         write_json(path, summary)
-        data, config = setup.problem.data, setup.settings.config
+        data, model = setup.problem.data, setup.settings.config.get("model")
         about = About(
-            config.get("model"), data.train.x[:1], data.num_classes, data.classes, data.name, data.preprocessing,
-            setup.settings.data,
-        )  # fmt: skip
+            model, data.train.x[:1], data.num_classes, data.classes, data.name, data.preprocessing, setup.settings.data
+        )
         save(self.folder / MODEL, observation.deployed, setup.problem.plan, observation.theta, about)
         self._read_back(observation.deployed)
         summary |= file_sizes(setup.problem, observation, self.folder)
@@ -289,7 +272,7 @@ class _Run:
                 self.folder / MODEL, difference,
             )  # fmt: skip
 
-    def _one_shot(self, network: nn.Module) -> Iterator[dict[str, Any]]:
+    def _one_shot(self, network: nn.Module) -> Iterator[Row]:
         """Yield the rows of the study of what the run ends with; an interruption ends it between two of them."""
         log.info("the network is compressed to every part of compress_at")
         for row in self.setup.study.rows(self.setup.problem, network) if self.setup.study else ():
@@ -298,16 +281,13 @@ class _Run:
                 self.interruption.leave(self.interruption.code)
 
 
-def _check_bounded(row: dict[str, Any], first: dict[str, Any]) -> None:
-    """Raise Diverged when the objective is not finite, or far above that of the first row."""
-    limit = DIVERGED_ABOVE * max(1.0, abs(first.get("objective") or 0.0))
-    objective = row.get("objective", 0.0)
-    if not math.isfinite(objective) or objective > limit:
-        raise Diverged(
-            f"the objective must stay finite and below {limit:.3g}, found {objective:.4g} at step {row['step']}; "
-            "the records are kept; try other solver settings (a smaller learning rate, precision=float64)"
-        )
+def _log_new(notes: Sequence[str], noted: set[str]) -> None:
+    """Log what the user has not been told yet."""
+    for note in notes:
+        if note not in noted:
+            log.warning("%s", note)
+            noted.add(note)
 
 
-def _row_at(rows: pd.DataFrame, index: int) -> dict[str, Any] | None:
+def _row_at(rows: pd.DataFrame, index: int) -> Row | None:
     return {str(key): value for key, value in rows.iloc[index].dropna().items()} if len(rows) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 
 from nncompress import environment, metrics
 from nncompress.artefact.files import stored_bytes
+from nncompress.errors import Diverged
 from nncompress.experiment.setup import Setup
 from nncompress.problem import Problem, weights_of
 from nncompress.results.convergence import rate_summary
@@ -20,6 +22,8 @@ from nncompress.surgery.uses import layers_of
 
 log = logging.getLogger(__name__)
 
+DIVERGED_ABOVE = 1e6
+"""A run whose objective exceeds this multiple of its start (at least 1) has diverged."""
 RECORDED = ("accuracy/test", "accuracy/train", "accuracy/dense_test", "loss/train", "loss/test", "gap", "sparsity")
 
 
@@ -55,6 +59,17 @@ def row_of(
         guaranteed = terms["decrease/guaranteed"] - previous.get("decrease/guaranteed", 0.0)
         row["decrease/slack"] = previous["objective"] - terms["objective"] - guaranteed
     return row
+
+
+def check_bounded(row: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+    """Raise Diverged when the objective is not finite, or far above that of the first row."""
+    limit = DIVERGED_ABOVE * max(1.0, abs(first.get("objective") or 0.0))
+    objective = row.get("objective", 0.0)
+    if not math.isfinite(objective) or objective > limit:
+        raise Diverged(
+            f"the objective must stay finite and below {limit:.3g}, found {objective:.4g} at step {row['step']}; "
+            "the records are kept; try other solver settings (a smaller learning rate, precision=float64)"
+        )
 
 
 def summary_of(

@@ -11,13 +11,12 @@ class NNBCDCNN(nn.Module):
     """conv1, ReLU, then Linear layers fc2, fc3, ... with ReLU between; logits (n, num_classes) of images out.
 
     The filter index runs fastest in the input of fc2. The defaults are those of arXiv 2303.06815 on MNIST.
+    Raises ValueError for inputs that are no images (channels, height, width) of at least the filter's size.
 
     - filters, kernel_size, stride, padding: the convolution; 32 filters 3x3, stride 2, no padding.
     - pool: above 1, average pooling of that size behind the first ReLU; 1, none.
     - widths: the hidden layers' sizes; 1024 and 1024.
     - bias: whether all layers have biases; false.
-
-    Raises ValueError for inputs that are no images (channels, height, width) of at least the filter's size.
     """
 
     def __init__(

@@ -26,6 +26,16 @@ def initialise(model: nn.Module, scheme: str) -> None:
                 nn.init.zeros_(module.bias)
 
 
+@torch.no_grad()
+def initialise_normed(model: nn.Module, initial_scale: float) -> None:
+    """Draw convolutions from N(0, 2/(k² c_out)) (He et al. 2015, fan out); scale batch norms by `initial_scale`."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, initial_scale)
+
+
 def image_channels(network: str, input_shape: Sequence[int], least: int) -> int:
     """Return the channels of images (channels, height, width); `least` is the smallest height and width that will do.
 
@@ -44,16 +54,6 @@ def scale_channels(channels: int, width: float) -> int:
     if not width > 0:
         raise ValueError(f"width must be above 0, found {width}")
     return max(1, round(channels * width))
-
-
-@torch.no_grad()
-def initialise_normed(model: nn.Module, initial_scale: float) -> None:
-    """Draw convolutions from N(0, 2/(k² c_out)) (He et al. 2015, fan out); scale batch norms by `initial_scale`."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.constant_(module.weight, initial_scale)
 
 
 def head(channels: int, num_classes: int) -> nn.Sequential:

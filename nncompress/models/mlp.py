@@ -21,7 +21,7 @@ class MLP(nn.Sequential):
     """Linear layers fc1, fc2, ... with an activation between them; logits (n, num_classes) out.
 
     - input_shape: that of one sample, which is flattened.
-    - widths: the hidden layers' sizes; 256 and 256 are ours, small enough for a CPU.
+    - widths: the hidden layers' sizes; 256 and 256 are this package's choice, small enough for a CPU.
     - activation: one of `ACTIVATIONS`; relu.
     - bias: whether the layers have biases; true.
     - initial: one of `models.common.SCHEMES`; torch, PyTorch's own.
@@ -57,8 +57,8 @@ class ResidualMLP(nn.Module):
     """stem (Linear, ReLU), then `blocks` blocks x + ReLU(fc(x)), then the output layer head; logits (n, num_classes).
 
     - input_shape: that of one sample, which is flattened.
-    - width: the units of every hidden layer; 256 is ours.
-    - blocks: how many blocks; 3 is ours.
+    - width: the units of every hidden layer; 256 is this package's choice.
+    - blocks: how many blocks; 3 is this package's choice.
     - bias: whether the layers have biases; true.
 
     Raises ValueError for a width or a number of blocks below 1.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Conv(NamedTuple):
     stride: int
 
     def layer(self) -> nn.Conv2d:
-        """Return the layer, which keeps height and width but for its stride; no bias."""
+        """Make the layer, which keeps height and width but for its stride; no bias."""
         return nn.Conv2d(*self, padding=self.size // 2, bias=False)
 
 
@@ -70,11 +70,24 @@ def shortcut_of(convs: Sequence[Conv]) -> nn.Conv2d:
 
 
 class PreActivationNetwork(nn.Module):
-    """A convolution `conv1`, residual `blocks` that list their `scales`, and a `head`, which subclasses give."""
+    """A convolution `conv1` of images of `channels`, residual `blocks` that list their `scales`, and a `head`.
 
-    conv1: nn.Conv2d
-    blocks: nn.Sequential
-    head: nn.Sequential
+    `convs` are the convolutions of each block, of which `block` makes it.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        convs: Sequence[Sequence[Conv]],
+        block: Callable[[Sequence[Conv]], nn.Module],
+        initial_scale: float,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, convs[0][0].before, 3, padding=1, bias=False)
+        self.blocks = nn.Sequential(*map(block, convs))
+        self.head = head(convs[-1][-1].after, num_classes)
+        initialise_normed(self, initial_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (n, num_classes) of x (n, channels, height, width)."""
@@ -94,13 +107,13 @@ class PreResNet(PreActivationNetwork):
     """3x3 convolution, three stages of pre-activation blocks of 16, 32, 64 channels, batch norm, averages, linear.
 
     He et al., "Identity mappings in deep residual networks" (2016); 1 703 258 parameters for depth 164 on 10 classes.
+    Raises ValueError for settings out of range, and for inputs that are no images (channels, height, width) of at
+    least 4x4.
 
     - depth: 9n + 2 with bottlenecks, 6n + 2 without; 164, as in the slimming papers.
     - bottleneck: blocks of 1x1, 3x3, 1x1 to four times the channels, as in the slimming papers, or of two 3x3.
     - width: multiplies all numbers of channels, above 0; 1.
     - initial_scale: the first scale of all batch norms; 0.5, as in the slimming papers.
-
-    Raises ValueError for other values, and for inputs that are no images (channels, height, width) of at least 4x4.
     """
 
     def __init__(
@@ -113,20 +126,15 @@ class PreResNet(PreActivationNetwork):
         width: float = 1.0,
         initial_scale: float = 0.5,
     ) -> None:
-        super().__init__()
-        in_stage = _blocks_in_stage(depth, 9 if bottleneck else 6)
+        layers = 9 if bottleneck else 6
+        in_stage, rest = divmod(depth - 2, layers)
+        if rest or in_stage < 1:
+            example = f"{'with' if bottleneck else 'without'} bottlenecks, found {depth}; choose"
+            raise ValueError(f"depth must be {layers}n + 2 {example} {max(1, in_stage) * layers + 2}")
         channels = image_channels("preresnet", input_shape, 4)
         widths = [scale_channels(number, width) for number in (16, 32, 64)]
-        before = widths[0]
-        self.conv1 = nn.Conv2d(channels, before, 3, padding=1, bias=False)
-        self.blocks = nn.Sequential()
-        for k in range(3 * in_stage):
-            middle, stride = widths[k // in_stage], 2 if k in (in_stage, 2 * in_stage) else 1
-            convs = _bottleneck(before, middle, stride) if bottleneck else basic(before, middle, stride)
-            self.blocks.append(PreActivationBlock(convs))
-            before = convs[-1].after
-        self.head = head(before, num_classes)
-        initialise_normed(self, initial_scale)
+        convs = stages(widths[0], widths, in_stage, _bottleneck if bottleneck else basic)
+        super().__init__(channels, num_classes, convs, PreActivationBlock, initial_scale)
 
 
 def basic(before: int, after: int, stride: int) -> list[Conv]:
@@ -139,11 +147,12 @@ def _bottleneck(before: int, middle: int, stride: int) -> list[Conv]:
     return [Conv(before, middle, 1, 1), Conv(middle, middle, 3, stride), Conv(middle, EXPANSION * middle, 1, 1)]
 
 
-def _blocks_in_stage(depth: int, layers: int) -> int:
-    count, rest = divmod(depth - 2, layers)
-    if rest or count < 1:
-        kind = "with" if layers == 9 else "without"
-        raise ValueError(
-            f"depth must be {layers}n + 2 {kind} bottlenecks, found {depth}; choose {max(1, count) * layers + 2}"
-        )
-    return count
+def stages(
+    before: int, widths: Sequence[int], in_stage: int, convs_of: Callable[[int, int, int], list[Conv]] = basic
+) -> list[list[Conv]]:
+    """List the convolutions of `in_stage` blocks of each width; but for the first, a stage begins with stride 2."""
+    blocks: list[list[Conv]] = []
+    for k in range(len(widths) * in_stage):
+        stride = 2 if k > 0 and k % in_stage == 0 else 1
+        blocks.append(convs_of(blocks[-1][-1].after if blocks else before, widths[k // in_stage], stride))
+    return blocks

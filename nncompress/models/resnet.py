@@ -37,11 +37,10 @@ class ResNet18(nn.Module):
 
     He et al., "Deep residual learning for image recognition" (2016), with the stem for images of 32x32; 11 173 962
     parameters on 10 classes.
+    Raises ValueError for another width, and for inputs that are no images (channels, height, width) of at least 8x8.
 
     - width: multiplies all numbers of channels, above 0; 1.
     - initial_scale: the first scale of all batch norms; 1, PyTorch's own.
-
-    Raises ValueError for another width, and for inputs that are no images (channels, height, width) of at least 8x8.
     """
 
     def __init__(

@@ -21,14 +21,13 @@ class VGG(nn.Module):
 
     The form of network slimming (Liu et al., ICCV 2017): convolutions without biases, 64, 128, 256, 512, 512 channels,
     one layer behind the average over the image; 20 035 018 parameters for depth 19 on 10 classes.
+    Raises ValueError for settings out of range, and for images (channels, height, width) too small for the layers.
 
     - depth: 16 or 19; 19, as in the slimming papers.
     - layers: the convolutions of each of at most five stages in place of `depth`; None.
     - width: multiplies all numbers of channels, above 0; 1.
     - padding: of the convolutions, 0 or 1; 1, which keeps height and width.
     - initial_scale: the first scale of all batch norms; 0.5, as in the slimming papers.
-
-    Raises ValueError for other values, and for images (channels, height, width) too small for the layers.
     """
 
     def __init__(

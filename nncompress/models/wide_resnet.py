@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nncompress.models.common import head, image_channels, initialise_normed
-from nncompress.models.preresnet import Conv, PreActivationBlock, PreActivationNetwork, basic, changes, shortcut_of
+from nncompress.models.common import image_channels
+from nncompress.models.preresnet import Conv, PreActivationBlock, PreActivationNetwork, changes, shortcut_of, stages
 from nncompress.surgery.channels import Scale
 
 
@@ -48,14 +48,13 @@ class WideResNet(PreActivationNetwork):
     """3x3 convolution to 16 channels, three stages of 16, 32, 64 times `widen` channels, batch norm, averages, linear.
 
     Zagoruyko and Komodakis, "Wide residual networks" (2016): pre-activation blocks of two 3x3 convolutions; 36 479 194
-    parameters by default on 10 classes.
+    parameters by default on 10 classes. Raises ValueError for settings out of range, and for inputs that are no images
+    (channels, height, width) of at least 4x4.
 
     - depth: 6n + 4; 28, as in the published code of SparseFW.
     - widen: multiplies the channels of the stages, at least 1; 10, as there.
     - dropout: between the two convolutions of a block, in [0, 1); 0, none (0.3 there).
     - initial_scale: the first scale of all batch norms; 1, PyTorch's own.
-
-    Raises ValueError for other values, and for inputs that are no images (channels, height, width) of at least 4x4.
     """
 
     def __init__(
@@ -68,19 +67,15 @@ class WideResNet(PreActivationNetwork):
         dropout: float = 0.0,
         initial_scale: float = 1.0,
     ) -> None:
-        super().__init__()
         in_stage, rest = divmod(depth - 4, 6)
         if rest or in_stage < 1:
             raise ValueError(f"depth must be 6n + 4 with n at least 1, found {depth}; choose 16 or 28, for example")
         if widen < 1 or not 0 <= dropout < 1:
             raise ValueError(f"widen must be at least 1 and dropout in [0, 1), found {widen} and {dropout}")
-        before = 16
-        self.conv1 = nn.Conv2d(image_channels("wide_resnet", input_shape, 4), before, 3, padding=1, bias=False)
-        self.blocks = nn.Sequential()
-        for k in range(3 * in_stage):
-            convs = basic(before, (16, 32, 64)[k // in_stage] * widen, 2 if k in (in_stage, 2 * in_stage) else 1)
-            block = ChangingBlock if changes(convs) else PreActivationBlock
-            self.blocks.append(block(convs, dropout))
-            before = convs[-1].after
-        self.head = head(before, num_classes)
-        initialise_normed(self, initial_scale)
+        channels = image_channels("wide_resnet", input_shape, 4)
+
+        def block(convs: Sequence[Conv]) -> nn.Module:
+            return (ChangingBlock if changes(convs) else PreActivationBlock)(convs, dropout)
+
+        convs = stages(16, [widen * width for width in (16, 32, 64)], in_stage)
+        super().__init__(channels, num_classes, convs, block, initial_scale)

@@ -13,7 +13,7 @@ __all__ = ["SweepReport", "is_reported", "report", "write_run_report", "write_sw
 
 
 def __getattr__(name: str) -> Any:
-    """What `report.write` offers."""
+    """Return what `report.write` offers."""
     if name in __all__:
         from nncompress.report import write
 

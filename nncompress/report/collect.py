@@ -36,14 +36,14 @@ def final(run: Run) -> dict[str, Any]:
     return {key: value for key, value in known.items() if value is not None}
 
 
-def declared(run: Run, kind: str) -> list[dict[str, Any]]:
+def declarations(run: Run, kind: str) -> list[dict[str, Any]]:
     """Return the "columns" or "plots" that the run's solver adds to reports (`solvers.base`), as plain values."""
     return list((read_json(run.folder / COLUMNS) or {}).get(kind, ()))
 
 
-def declared_columns(runs: Sequence[Run], table: str) -> list[dict[str, Any]]:
+def columns_of(runs: Sequence[Run], table: str) -> list[dict[str, Any]]:
     """Return the columns that the solvers of some runs add to a table, each once."""
-    columns = [column for run in runs for column in declared(run, "columns") if column["table"] == table]
+    columns = [column for run in runs for column in declarations(run, "columns") if column["table"] == table]
     return list({column["key"] + column["label"]: column for column in columns}.values())
 
 
@@ -62,7 +62,7 @@ def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted(kept, key=lambda key: ("." in key, keys.index(key)))  # options before their settings
 
 
-def varied(runs: Sequence[Run]) -> list[str]:
+def differences(runs: Sequence[Run]) -> list[str]:
     """Return the config keys that set the runs apart; a run without a config does not count."""
     return varied_keys([run.settings for run in runs if run.settings])
 
@@ -74,7 +74,7 @@ def setting_of(run: Run, keys: Sequence[str]) -> dict[str, Any]:
 
 def summaries(runs: Sequence[Run]) -> pd.DataFrame:
     """Return one row per finished run: job, the varied keys, then the keys of its summary without lists."""
-    keys = varied(runs)
+    keys = differences(runs)
     done = [run for run in runs if run.status["status"] == "done"]
     figures = [{key: value for key, value in final(run).items() if not isinstance(value, list | dict)} for run in done]
     rows = [{"job": run.folder.name} | setting_of(run, keys) | row for run, row in zip(done, figures, strict=True)]
@@ -83,7 +83,7 @@ def summaries(runs: Sequence[Run]) -> pd.DataFrame:
 
 def failures(runs: Sequence[Run]) -> pd.DataFrame:
     """Return one row per run that is not done: job, status, varied keys, last step, reason, last line of traceback."""
-    keys = varied(runs)
+    keys = differences(runs)
     rows = [
         {"job": run.folder.name, "status": state(run.folder, run.status)}
         | setting_of(run, keys)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from nncompress.report.tables import Table, known
+from nncompress.report.tables import Table, known_columns
 from nncompress.report.text import UNKNOWN, number, percent, times
 
 UNSTEADY = 2.0
@@ -54,7 +54,7 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
         *evaluation["notes"],
         _hardware(evaluation),
     ]
-    return Table("evaluation", f"Evaluation: {evaluation['artefact']}", raw, known(shown), notes)
+    return Table("evaluation", f"Evaluation: {evaluation['artefact']}", raw, known_columns(shown), notes)
 
 
 def latency_table(evaluation: Mapping[str, Any]) -> Table:
@@ -74,7 +74,7 @@ def latency_table(evaluation: Mapping[str, Any]) -> Table:
         *_unsteady(raw),
         _hardware(evaluation),
     ]
-    return Table("latency", f"Latency: {evaluation['artefact']}", raw, known(shown), notes)
+    return Table("latency", f"Latency: {evaluation['artefact']}", raw, known_columns(shown), notes)
 
 
 def ways_table(evaluation: Mapping[str, Any]) -> Table:
@@ -97,7 +97,7 @@ def ways_table(evaluation: Mapping[str, Any]) -> Table:
         "with a Δ(Θ) that is kept. Each layer chooses by MACs and one measurement (ms) at the first batch of a size.",
         _hardware(evaluation),
     ]
-    return Table("ways", f"Ways of the compact layers: {evaluation['artefact']}", raw, known(shown), notes)
+    return Table("ways", f"Ways of the compact layers: {evaluation['artefact']}", raw, known_columns(shown), notes)
 
 
 def _quantities(evaluation: Mapping[str, Any]) -> list[tuple[str, float | None, float | None]]:

@@ -77,6 +77,6 @@ def escape(text: Any) -> str:
     return re.sub("|".join(map(re.escape, TEX)), lambda match: TEX[match.group()], str(text))
 
 
-def known(frame: pd.DataFrame) -> pd.DataFrame:
+def known_columns(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the columns of a shown table that say anything."""
     return frame[[column for column in frame if (frame[column] != UNKNOWN).any()]]

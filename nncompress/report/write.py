@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from nncompress.files import write_text
-from nncompress.report.collect import aggregate, choice, failures, group_label, setting_of, summaries, varied
+from nncompress.report.collect import aggregate, choice, differences, failures, group_label, setting_of, summaries
 from nncompress.report.html.page import run_page, sweep_page
 from nncompress.report.run.plots import run_plots
 from nncompress.report.run.tables import run_tables
@@ -101,7 +101,7 @@ def _write_sweep(
     folder: Path, runs: Sequence[Run], done: pd.DataFrame, failed: pd.DataFrame
 ) -> tuple[list[Table], list[Path]]:
     """Return the tables of a sweep and the files of its tables and plots."""
-    keys, title, measures = varied(runs), _in_common(runs), measures_of(runs)
+    keys, title, measures = differences(runs), _common_title(runs), measures_of(runs)
     groups = aggregate(done, keys)
     tables, studies = _studies(runs, keys, title)
     search = trials_of(folder)
@@ -153,7 +153,7 @@ def _plots(paths: Sequence[Path]) -> list[Path]:
     return [path for path in paths if path.parent.name == "plots"]
 
 
-def _in_common(runs: Sequence[Run]) -> str:
+def _common_title(runs: Sequence[Run]) -> str:
     """Return solver-model-dataset-compression, with every option for a group in which the runs differ."""
     options = [dict.fromkeys(choice(run, group) for run in runs if choice(run, group)) for group in GROUPS]
-    return "-".join("/".join(taken) if len(taken) <= 3 else "several" for taken in options if taken) or "several runs"
+    return "-".join("/".join(each) if len(each) <= 3 else "several" for each in options if each) or "several runs"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,26 @@ from nncompress.errors import NNCompressError
 from nncompress.files import read_json, write_json
 from nncompress.report.collect import final
 from nncompress.report.style import LINES, STYLE, group_styles, log_ticks, new_figure, pareto_front
-from nncompress.report.tables import Table, known
+from nncompress.report.tables import Table, known_columns
 from nncompress.report.text import UNKNOWN, number, percent, spread
 from nncompress.results.records import SUMMARY, Run, read_status, run_folders
 
+log = logging.getLogger(__name__)
+
 LATENCIES = "latency.json"
 """The latencies of a run's network, beside its other files."""
-
-
+SECONDS = 0.2
+"""Least measuring time of each latency."""
 BATCH = 64
-
-
 PLANES = {"bits": "bits left", "macs": "MACs left", "latency": f"time of a batch of {BATCH}, compact over dense"}
-
-
 BANDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, float("inf"))
 """Sizes up to which the best setting is looked for; one that is above by less than `SLACK` of it still counts, as the
 positions of pruned weights may take a little more at the end than when a target was met."""
-
-
 SLACK = 0.02
 
 
 def cross_frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row for each network, solver, compression and size: means over the seeds, and whether it is on a front.
+    """Return one row for each network, solver, compression and size: means over the seeds, whether it is on a front.
 
     Columns: network, solver, compression, size, n, accuracy, accuracy std, bits, macs, latency (compact over dense),
     epochs, and front/bits, front/macs, front/latency within its network.
@@ -62,7 +59,7 @@ def cross_frame(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def cross_tables(frame: pd.DataFrame, title: str) -> Iterator[Table]:
-    """Every setting; and for each network, measure and size the best ones."""
+    """Yield the table of the best settings for each network, measure and size, and that of every setting."""
     if frame.empty:
         return
     shown = pd.DataFrame(
@@ -76,7 +73,9 @@ def cross_tables(frame: pd.DataFrame, title: str) -> Iterator[Table]:
             ],
             **{words: frame[plane].map(number) for plane, words in PLANES.items()},
             "epochs": frame["epochs"].map(number),
-            "on the front of": [_fronts(row) for _, row in frame.iterrows()],
+            "on the front of": [
+                ", ".join(plane for plane in PLANES if row[f"front/{plane}"]) or UNKNOWN for _, row in frame.iterrows()
+            ],
         }
     )  # fmt: skip
     notes = [
@@ -85,23 +84,23 @@ def cross_tables(frame: pd.DataFrame, title: str) -> Iterator[Table]:
         "Epochs: passes over the training data, those of the reference included; a sweep of NN-BCD counts as one.",
     ]
     best = _best(frame)
-    yield Table("best", f"The most accurate at each size: {title}", best, known(best), [
+    yield Table("best", f"The most accurate at each size: {title}", best, known_columns(best), [
         f"Up to: the largest measure that is allowed, and {100 * SLACK:g} % of it. Behind it: the best of another "
         "solver, by so many points.",
         *reading(frame, best),
     ])  # fmt: skip
-    yield Table("cross", f"Every setting: {title}", frame, known(shown), notes)
+    yield Table("cross", f"Every setting: {title}", frame, known_columns(shown), notes)
 
 
 def cross_plots(frame: pd.DataFrame) -> dict[str, Figure | None]:
-    """A figure for each network: accuracy against bits, MACs and latency with their fronts."""
+    """Draw a figure for each network: accuracy against bits, MACs and latency with their fronts."""
     if frame.empty:
         return {}
     return {f"cross_{network}": _figure(str(network), part) for network, part in frame.groupby("network", sort=False)}
 
 
 def reading(frame: pd.DataFrame, best: pd.DataFrame) -> Iterator[str]:
-    """Sentences: for each network and measure who is the most accurate at how many sizes, and who is on no front."""
+    """Say for each network and measure who is the most accurate at how many sizes, and who is on no front."""
     for network, part in best.groupby("network", sort=False):
         for measure, sizes in part.groupby("measure", sort=False):
             solvers, compressions = _times(sizes["solver"]), _times(sizes["compression"])
@@ -129,26 +128,23 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def _latency(folder: Path) -> float | None:
-    """Time of the compact network over that of the dense one, where it was measured."""
+    """Return the time of the compact network over that of the dense one, where it was measured."""
     rows = (read_json(folder / LATENCIES) or {}).get("latency", [])
-    found = [row for row in rows if row["batch_size"] == BATCH and row["network"] == "compact"]
-    return 1 / found[-1]["speedup"] if found else None
+    compact = [row for row in rows if row["batch_size"] == BATCH and row["network"] == "compact"]
+    return 1 / compact[-1]["speedup"] if compact else None
 
 
 def _epochs(settings: Mapping[str, Any], ends: Mapping[str, Any]) -> float | None:
-    """Passes over the training data, those for the reference included."""
+    """Return the passes over the training data, those for the reference included."""
     own = ends.get("epochs", ends.get("steps"))
     trained = settings.get("reference_training.num_steps") if settings.get("reference") else 0
     return None if own is None else float(own) + float(trained or 0)
 
 
-def _fronts(row: pd.Series[Any]) -> str:
-    return ", ".join(plane for plane in PLANES if row[f"front/{plane}"]) or UNKNOWN
-
-
 def _best(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
-    for (network, plane), part in ((key, frame[frame["network"] == key[0]]) for key in _pairs(frame)):
+    for network, plane in product(frame["network"].unique(), (plane for plane in PLANES if frame[plane].notna().any())):
+        part = frame[frame["network"] == network]
         ordered = part.sort_values(["accuracy", plane], ascending=[False, True], kind="stable")
         size = ordered[plane] / (1 + SLACK)
         for low, high in zip((0.0, *BANDS), BANDS, strict=False):
@@ -170,15 +166,8 @@ def _best(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _pairs(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    for network in frame["network"].unique():
-        for plane in PLANES:
-            if frame[plane].notna().any():
-                yield str(network), plane
-
-
 def _figure(network: str, frame: pd.DataFrame) -> Figure:
-    """Colours, once they are used up with empty points, tell solvers apart, the shapes of points compressions."""
+    """Tell solvers apart by colours, once they are used up with empty points, and compressions by shapes of points."""
     solvers, compressions = list(frame["solver"].unique()), list(frame["compression"].unique())
     colours = dict(zip(solvers, group_styles(len(solvers)), strict=True))
     shapes = dict(zip(compressions, "os^DvPX<>phd*H8"[: len(compressions)].ljust(len(compressions), "o"), strict=True))
@@ -215,13 +204,6 @@ def _plane(axes: Axes, frame: pd.DataFrame, plane: str) -> None:
     log_ticks(axes.xaxis, low, high)
 
 
-log = logging.getLogger(__name__)
-
-
-SECONDS = 0.2
-"""Least measuring time of each latency."""
-
-
 def measure_latencies(folder: Path) -> None:
     """Write latency.json into the folder of each finished run below `folder` that has none, on the run's own device."""
     from nncompress.artefact.model import open_artefact
@@ -234,8 +216,8 @@ def measure_latencies(folder: Path) -> None:
             continue
         device = (read_json(run / SUMMARY) or {}).get("device", "auto")
         try:
-            found = measure(open_artefact(run, ()), replace(settings, device=device), required=False)
+            evaluation = measure(open_artefact(run, ()), replace(settings, device=device), required=False)
         except NNCompressError as error:
             log.warning("%s: no latency, %s", run, error)
             continue
-        write_json(run / LATENCIES, {"latency": found["latency"], "environment": found.get("environment")})
+        write_json(run / LATENCIES, {"latency": evaluation["latency"], "environment": evaluation.get("environment")})

@@ -34,7 +34,7 @@ def _percent(value: float) -> float:
 
 
 def _rest(value: float) -> float:
-    """What is left of 1, in %: the error for an accuracy, what was pruned for what is left."""
+    """Return what is left of 1, in %: the error for an accuracy, what was pruned for what is left."""
     return 100 * (1 - value)
 
 
@@ -65,8 +65,8 @@ UNCOMPARED: Mapping[str, str] = {"FLOPs": _ELSEWHERE, "parameters with selection
 """Published metrics that no run has, and why."""
 
 
-def measured(run: Run, metric: Metric, step: int | None = None, key: str | None = None) -> float | None:
-    """A metric of a run at its end or a step; None where it is not known. key: in place of the metric's own."""
+def metric_value(run: Run, metric: Metric, step: int | None = None, key: str | None = None) -> float | None:
+    """Return a metric of a run at its end or a step, None where it is not known; `key` in place of its own."""
     if metric.moment == BEFORE:
         step = _fine_tuned_from(run)
     value = figure(run, key or metric.key, step)
@@ -74,7 +74,7 @@ def measured(run: Run, metric: Metric, step: int | None = None, key: str | None 
 
 
 def figure(run: Run, key: str, step: int | None = None, parts: frozenset[float] | None = None) -> float | None:
-    """A key of the summary or, at a step, of the records. `tasks/KEY`: the sum over the tasks.
+    """Return a key of the summary or, at a step, of the records. `tasks/KEY`: the sum over the tasks.
 
     `one_shot/METHOD`: the mean accuracy over all parts taken away by it (of `parts`, where given), without
     recalibration; `one_shot/METHOD/recalibrated`: with it.
@@ -83,8 +83,7 @@ def figure(run: Run, key: str, step: int | None = None, parts: frozenset[float] 
         at = run.rows[run.rows["step"] == step] if "step" in run.rows else run.rows
         return None if at.empty or key not in at else _number(at[key].iloc[-1])
     if key.startswith(ONE_SHOT):
-        found = _one_shot(run, key)
-        kept = [accuracy for part, accuracy in found.items() if parts is None or part in parts]
+        kept = [value for part, value in _one_shot(run, key).items() if parts is None or part in parts]
         return sum(kept) / len(kept) if kept else None
     if key.startswith(TASKS):
         tasks = (run.summary or {}).get("tasks") or []
@@ -93,15 +92,15 @@ def figure(run: Run, key: str, step: int | None = None, parts: frozenset[float] 
 
 
 def shared_parts(runs: Sequence[Run], key: str) -> frozenset[float] | None:
-    """The parts that each of the runs was compressed to by the method of a key `one_shot/METHOD`; None for another."""
+    """Return the parts that all runs were compressed to by the method of a key `one_shot/METHOD`; None for another."""
     if not key.startswith(ONE_SHOT):
         return None
-    found = [frozenset(_one_shot(run, key)) for run in runs]
-    return frozenset.intersection(*found) if found else frozenset()
+    parts = [frozenset(_one_shot(run, key)) for run in runs]
+    return frozenset.intersection(*parts) if parts else frozenset()
 
 
 def _one_shot(run: Run, key: str) -> dict[float, float]:
-    """The accuracy at each part that was taken away."""
+    """Return the accuracy at each part that was taken away."""
     method, _, recalibrated = key.removeprefix(ONE_SHOT).partition("/")
     return {
         float(row["part"]): float(row["accuracy/test"])
@@ -111,7 +110,7 @@ def _one_shot(run: Run, key: str) -> dict[float, float]:
 
 
 def _fine_tuned_from(run: Run) -> int | None:
-    """The last step before fine-tuning; None for a run without it."""
+    """Return the last step before fine-tuning; None for a run without it."""
     steps, tuned = run.settings.get("solver.num_steps"), run.settings.get("solver.fine_tune", 0)
     if steps is None or tuned == 0:
         return None
@@ -119,7 +118,5 @@ def _fine_tuned_from(run: Run) -> int | None:
 
 
 def _number(value: Any) -> float | None:
-    """A value on record as a number, a check as 0 or 1; None for anything else and for NaN."""
-    if value is None or isinstance(value, str) or value != value:
-        return None
-    return float(value)
+    """Return a value on record as a number, a check as 0 or 1; None for anything else and for NaN."""
+    return float(value) if isinstance(value, int | float) and value == value else None

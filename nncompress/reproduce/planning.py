@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from nncompress.config.build import build
-from nncompress.config.overrides import quoted
+from nncompress.config.overrides import quote
 from nncompress.errors import DataError, NNCompressError
 from nncompress.experiment.reference import reference_of
 from nncompress.files import read_json
@@ -210,8 +210,8 @@ def _measured(job: PlannedRun) -> Cost:
         run, references = Path(place, "run"), Path(place, "references")
         words = [
             *job.overrides, *job.one_step, "hydra.mode=RUN",
-            "reference_training.num_steps=1", f"reference_dir={quoted(str(references))}",
-            f"hydra.run.dir={quoted(str(run))}", *QUIET,
+            "reference_training.num_steps=1", f"reference_dir={quote(str(references))}",
+            f"hydra.run.dir={quote(str(run))}", *QUIET,
         ]  # fmt: skip
         begin = time.perf_counter()
         with _silence():

@@ -20,7 +20,7 @@ from nncompress.report.tables import Table, markdown, write_table
 from nncompress.report.write import write_report_of
 from nncompress.reproduce.cross import cross_frame, cross_plots, cross_tables
 from nncompress.reproduce.protocol import PAPERS, REPRODUCTION, SCALES, Protocol, read_protocol, read_published
-from nncompress.reproduce.rows import beside
+from nncompress.reproduce.rows import Reproduction, comparison
 from nncompress.reproduce.tables import (
     absent_table,
     claims_table,
@@ -32,20 +32,23 @@ from nncompress.reproduce.tables import (
 from nncompress.results.records import Run, is_run, read_run
 from nncompress.results.sweep_folder import SWEEP, read_manifest
 
+PAGE, RESULTS = "report.html", "results.md"
 MOST = 40
 """Figures of one metric in a plot; more are in the table alone."""
+RUN_PLOTS = ("rate", "channels", "weights")
+"""Plots of a study's first run that the page shows beside those of its sweep."""
 
 
-def beside_published(beside: pd.DataFrame, title: str) -> Figure | None:
-    """Every figure in % that is both published and ours, a panel for each metric; None when there is none.
+def published_plot(figures: pd.DataFrame, title: str) -> Figure | None:
+    """Draw every figure in % that is both published and ours, a panel for each metric; None when there is none.
 
     Args:
-        beside: `row`, `metric`, `published`, `ours`, `std` and `verdict` of each figure.
+        figures: `row`, `metric`, `published`, `ours`, `std` and `verdict` of each figure.
         title: of what they are.
     """
-    if "ours" not in beside:
+    if "ours" not in figures:
         return None
-    both = beside[beside["ours"].notna() & beside["published"].notna() & beside["metric"].str.endswith("(%)")]
+    both = figures[figures["ours"].notna() & figures["published"].notna() & figures["metric"].str.endswith("(%)")]
     if both.empty:
         return None
     panels = {str(metric): rows.head(MOST) for metric, rows in both.groupby("metric", sort=False)}
@@ -75,15 +78,8 @@ def _panel(axes: Axes, metric: str, rows: pd.DataFrame) -> None:
     axes.set_xlabel(metric)
 
 
-PAGE, RESULTS = "report.html", "results.md"
-
-
-RUN_PLOTS = ("rate", "channels", "weights")
-"""Plots of a study's first run that the page shows beside those of its sweep."""
-
-
 def record_of(folder: Path) -> dict[str, Any]:
-    """What is on record of the experiments in `folder`: the paper, the scale, and each study as it was planned.
+    """Return what is on record of the experiments in `folder`: the paper, the scale, and each study as it was planned.
 
     Raises:
         ConfigError: there is no record, or it is damaged.
@@ -100,34 +96,36 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def write_reproduction(folder: Path) -> list[Path]:
-    """Write the report of each study in `folder`, then tables/, plots/, report.html and results.md of all; their paths.
+    """Write the report of each study in `folder`, then tables/, plots/, report.html and results.md of all.
+
+    Returns the files.
 
     Raises:
         ConfigError: a record is damaged.
     """
     record = record_of(folder)
     protocol = read_protocol(record["paper"], record["scale"])
-    found = {study.name: _runs(folder / study.name, record["studies"].get(study.name)) for study in protocol.studies}
-    of_studies = [path for name, runs in found.items() for path in write_report_of(folder / name, runs)]
-    crossed = cross_frame([run for study in protocol.studies if study.latency for run in found[study.name]])
-    published = read_published(protocol.paper)
-    figures = beside(protocol, published, found, record)
+    runs = {study.name: _runs(folder / study.name, record["studies"].get(study.name)) for study in protocol.studies}
+    of_studies = [path for name, each in runs.items() for path in write_report_of(folder / name, each)]
+    reproduction, published = Reproduction(protocol, runs, record), read_published(protocol.paper)
+    crossed = cross_frame([run for study in protocol.studies if study.latency for run in runs[study.name]])
+    figures = comparison(reproduction, published)
     tables = [
-        *published_table(figures, protocol),
-        *claims_table(protocol, published, found, record),
+        *published_table(figures, protocol.title),
+        *claims_table(reproduction, published),
         *cross_tables(crossed, protocol.title),
-        *measured_table(found, protocol),
-        studies_table(protocol, found, record),
-        *not_done_table(found),
-        *absent_table(figures, protocol),
+        *measured_table(reproduction),
+        studies_table(reproduction),
+        *not_done_table(reproduction),
+        *absent_table(figures, protocol.title),
     ]
     paths = [path for table in tables for path in write_table(table, folder / "tables")]
-    drawn = {"published": beside_published(figures, protocol.title)} | cross_plots(crossed)
+    drawn = {"published": published_plot(figures, protocol.title)} | cross_plots(crossed)
     paths += save_sweep_plots(drawn, folder / "plots")
     for old in {*(folder / "tables").glob("*"), *(folder / "plots").glob("*")} - {*paths}:
         old.unlink(missing_ok=True)
     plots = [path for path in paths if path.parent.name == "plots"]
-    plots += [path for study in protocol.studies for path in _plots_of(folder / study.name, found[study.name])]
+    plots += [path for study in protocol.studies for path in _plots_of(folder / study.name, runs[study.name])]
     title = f"{protocol.title}: scale {protocol.scale}"
     page = reproduction_page(title, _command(protocol), tables, plots, shut="not_measured")
     write_text(folder / PAGE, page)
@@ -144,7 +142,7 @@ def _runs(folder: Path, record: Mapping[str, Any] | None) -> list[Run]:
 
 
 def _plots_of(folder: Path, runs: Sequence[Run]) -> list[Path]:
-    """The plots of a study's sweep, and of its first run those of `RUN_PLOTS`."""
+    """Return the plots of a study's sweep, and of its first run those of `RUN_PLOTS`."""
     paths = sorted((folder / "plots").glob("*"))
     first = runs[0].folder / "plots" if runs else folder
     return [*paths, *(path for name in RUN_PLOTS for path in sorted(first.glob(f"{name}.*")))]
@@ -155,7 +153,7 @@ def _command(protocol: Protocol) -> str:
 
 
 def _results(protocol: Protocol, tables: Sequence[Table]) -> str:
-    """All tables as one Markdown file, the long one of what was not measured folded."""
+    """Return all tables as one Markdown file, the long one of what was not measured folded."""
     parts = [f"## {protocol.title}: scale {protocol.scale}", f"`{_command(protocol)}`"]
     for table in tables:
         text = markdown(table).partition("\n")[2].strip()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nncompress.config.overrides import quoted
+from nncompress.config.overrides import quote
 from nncompress.errors import ConfigError
 from nncompress.files import write_json
 from nncompress.report.text import columns
@@ -142,7 +142,7 @@ def _sweep(request: Request, plan: Forecast, folder: Path) -> int:
     sys.stdout.write(f"{short(folder.absolute())}: {plan.study.about}\n")
     sys.stdout.flush()
     begun = (folder / SWEEP).exists()
-    return train(["-m", *words, f"{'sweep.resume' if begun else 'hydra.sweep.dir'}={quoted(str(folder))}"])
+    return train(["-m", *words, f"{'sweep.resume' if begun else 'hydra.sweep.dir'}={quote(str(folder))}"])
 
 
 def _all_tables(request: Request, protocols: Sequence[Protocol]) -> int:

@@ -5,17 +5,16 @@ from typing import Any
 
 import pandas as pd
 
-from nncompress.report.collect import aggregate, failures, group_label, summaries, varied
-from nncompress.report.tables import Table, known
+from nncompress.report.collect import aggregate, differences, failures, group_label, summaries
+from nncompress.report.tables import Table, known_columns
 from nncompress.report.text import UNKNOWN, number, percent, signed, spread, yes_no
-from nncompress.reproduce.protocol import Protocol, Published
-from nncompress.reproduce.rows import JOIN, NOT_MEASURED, Found, circumstances, claim_rows, command_of, deviations
-from nncompress.results.records import Run
+from nncompress.reproduce.protocol import Published
+from nncompress.reproduce.rows import JOIN, NOT_MEASURED, Reproduction, circumstances, claim_rows
 
 
-def published_table(beside: pd.DataFrame, protocol: Protocol) -> Iterator[Table]:
-    """The published figures that have ones of ours."""
-    ours = beside[beside["verdict"] != NOT_MEASURED]
+def published_table(comparison: pd.DataFrame, title: str) -> Iterator[Table]:
+    """Yield the table of the published figures that have ones of ours."""
+    ours = comparison[comparison["verdict"] != NOT_MEASURED]
     if ours.empty:
         return
     numbers: dict[str, int] = {}
@@ -33,32 +32,27 @@ def published_table(beside: pd.DataFrame, protocol: Protocol) -> Iterator[Table]
         "PASS: not worse than the published figure by more than the tolerance (sizes: equal within it).",
         *_named(numbers),
     ]
-    yield Table("published", f"Published and ours: {protocol.title}", ours, known(pd.DataFrame(shown)), notes)
+    yield Table("published", f"Published and ours: {title}", ours, known_columns(pd.DataFrame(shown)), notes)
 
 
-def absent_table(beside: pd.DataFrame, protocol: Protocol) -> Iterator[Table]:
-    """The published figures without one of ours, and why."""
-    absent = beside[beside["verdict"] == NOT_MEASURED]
-    if len(absent):
-        lines = [_absent(row, part) for row, part in absent.groupby("row", sort=False)]
+def absent_table(comparison: pd.DataFrame, title: str) -> Iterator[Table]:
+    """Yield the table of the published figures without one of ours, and why: the figures of a row in a line."""
+    absent = comparison[comparison["verdict"] == NOT_MEASURED]
+    lines = []
+    for row, part in absent.groupby("row", sort=False):
+        values = [number(value) if value == value else "not available" for value in part["published"]]
+        figures = ", ".join(f"{metric} {value}" for metric, value in zip(part["metric"], values, strict=True))
+        why = "; ".join(dict.fromkeys(part["why"]))
+        lines.append({"row": str(row), "published": figures, "verdict": NOT_MEASURED, "why": why})
+    if lines:
         notes = ["Settings and sources of the rows are in the CSV."]
-        title = f"Published, not measured here: {protocol.title}"
-        yield Table("not_measured", title, absent, pd.DataFrame(lines), notes)
+        head = f"Published, not measured here: {title}"
+        yield Table("not_measured", head, absent, pd.DataFrame(lines), notes)
 
 
-def _absent(row: Any, figures: pd.DataFrame) -> dict[str, str]:
-    """The figures of one row in a line."""
-    values = [number(value) if value == value else "not available" for value in figures["published"]]
-    said = [f"{metric} {value}" for metric, value in zip(figures["metric"], values, strict=True)]
-    why = "; ".join(dict.fromkeys(figures["why"]))
-    return {"row": str(row), "published": ", ".join(said), "verdict": NOT_MEASURED, "why": why}
-
-
-def claims_table(
-    protocol: Protocol, published: Sequence[Published], found: Found, record: Mapping[str, Any]
-) -> Iterator[Table]:
-    """What the paper says in words, as comparisons of our figures; what of it is not tested, and why."""
-    raw = claim_rows(protocol, published, found, record)
+def claims_table(reproduction: Reproduction, published: Sequence[Published]) -> Iterator[Table]:
+    """Yield what the paper says in words, as comparisons of our figures; what of it is not tested, and why."""
+    raw = claim_rows(reproduction, published)
     if not raw:
         return
     numbers: dict[str, int] = {}
@@ -82,11 +76,13 @@ def claims_table(
         "Seconds are as they were measured, whatever else the machine did.",
         *_named(numbers),
     ]
-    yield Table("claims", f"Claims: {protocol.title}", pd.DataFrame(raw), known(pd.DataFrame(shown)), notes)
+    yield Table(
+        "claims", f"Claims: {reproduction.protocol.title}", pd.DataFrame(raw), known_columns(pd.DataFrame(shown)), notes
+    )
 
 
 def _marks(joined: str, numbers: dict[str, int]) -> str:
-    """The numbers of some deviations; new ones get the next."""
+    """Return the numbers of some deviations; new ones get the next."""
     return " ".join(str(numbers.setdefault(each, len(numbers) + 1)) for each in joined.split(JOIN) if each) or UNKNOWN
 
 
@@ -94,24 +90,22 @@ def _named(numbers: Mapping[str, int]) -> Iterator[str]:
     return (f"Deviation {mark}: {text}" for text, mark in numbers.items())
 
 
-def measured_table(found: Found, protocol: Protocol) -> Iterator[Table]:
-    """What every setting of every study ended with."""
+def measured_table(reproduction: Reproduction) -> Iterator[Table]:
+    """Yield the table of what every setting of every study ended with."""
     raw, shown = [], []
-    for study in protocol.studies:
-        runs = found[study.name]
-        if not runs:
-            continue
-        keys = varied(runs)
+    for study in reproduction.protocol.studies:
+        runs = reproduction.runs[study.name]
+        keys = differences(runs)
         for _, group in aggregate(summaries(runs), keys).iterrows():
-            label = group_label(group, keys)
-            raw.append({"study": study.name, "setting": label} | {str(key): group[key] for key in group.index})
-            shown.append({"study": study.name, "setting": label} | _ends(group))
+            head = {"study": study.name, "setting": group_label(group, keys)}
+            raw.append(head | {str(key): group[key] for key in group.index})
+            shown.append(head | _ends(group))
     if raw:
-        title = f"Every setting that was run: {protocol.title}"
+        title = f"Every setting that was run: {reproduction.protocol.title}"
         notes = [
             "Ratios: compressed over dense of the whole network (smaller is more compression). Seconds: in the solver."
         ]
-        yield Table("measured", title, pd.DataFrame(raw), known(pd.DataFrame(shown)), notes)
+        yield Table("measured", title, pd.DataFrame(raw), known_columns(pd.DataFrame(shown)), notes)
 
 
 def _ends(group: "pd.Series[Any]") -> dict[str, str]:
@@ -127,25 +121,27 @@ def _ends(group: "pd.Series[Any]") -> dict[str, str]:
     }  # fmt: skip
 
 
-def studies_table(protocol: Protocol, found: Found, record: Mapping[str, Any]) -> Table:
-    """Every study: its command, how much of it is done, where and when."""
+def studies_table(reproduction: Reproduction) -> Table:
+    """Tabulate every study: its command, how much of it is done, where and when."""
     raw = []
-    for study in protocol.studies:
-        runs, planned = found[study.name], (record["studies"].get(study.name) or {})
-        done = [run for run in runs if run.status["status"] == "done"]
+    for study in reproduction.protocol.studies:
+        planned = reproduction.planned(study.name)
+        done = [run for run in reproduction.runs[study.name] if run.status["status"] == "done"]
+        total = float(sum(run.summary["seconds/total"] for run in done if run.summary is not None))
         row = {"study": study.name, "what": study.about, "runs": len(planned.get("keys", [])), "done": len(done)}
-        row |= circumstances(done) | {"total seconds": _total(done), "missing": planned.get("missing") or ""}
-        raw.append(row | {"deviations": JOIN.join(deviations(study, record)), "command": command_of(record, study)})
+        row |= circumstances(done) | {"total seconds": total, "missing": planned.get("missing") or ""}
+        deviations = JOIN.join(reproduction.deviations(study))
+        raw.append(row | {"deviations": deviations, "command": reproduction.command(study)})
     frame = pd.DataFrame(raw)
     shown = frame.drop(columns=["seconds"]).map(
         lambda cell: number(cell) if isinstance(cell, int | float) else cell or UNKNOWN
     )
-    return Table("studies", f"Studies and their commands: {protocol.title}", frame, known(shown))
+    title = f"Studies and their commands: {reproduction.protocol.title}"
+    return Table("studies", title, frame, known_columns(shown))
 
 
-def not_done_table(found: Found) -> Iterator[Table]:
-    """The runs that have begun and have not ended well; they are in no other table."""
-    frames = [(study, failures(runs)) for study, runs in found.items()]
+def not_done_table(reproduction: Reproduction) -> Iterator[Table]:
+    """Yield the runs that have begun and have not ended well; they are in no other table."""
     lines = [
         {
             "study": study,
@@ -153,16 +149,12 @@ def not_done_table(found: Found) -> Iterator[Table]:
             "status": row["status"],
             "why": row["reason"] or row["traceback"] or UNKNOWN,
         }
-        for study, frame in frames
-        for _, row in frame.iterrows()
+        for study, runs in reproduction.runs.items()
+        for _, row in failures(runs).iterrows()
     ]
     if lines:
         frame = pd.DataFrame(lines)
         yield Table("not_done", "Runs that are not done", frame, frame)
-
-
-def _total(runs: Sequence[Run]) -> float:
-    return float(sum(run.summary["seconds/total"] for run in runs if run.summary is not None))
 
 
 def _signed(value: Any) -> str:

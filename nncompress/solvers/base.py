@@ -80,7 +80,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot of a solver's own records from the step `first` on, drawn when each of its panels has something to show."""
+    """A plot of a solver's own records from the step `first` on, drawn when each of its panels has what to show."""
 
     name: str
     title: str
@@ -105,10 +105,14 @@ class Solver(ABC, Generic[State]):
     """A method. Subclasses are frozen dataclasses of hyper-parameters; every iterate lives in the state.
 
     A state is a NamedTuple of tensors, modules, optimisers and generators with the step number `k` first.
-    `precision` is the floating-point type the method is meant for (used by precision=auto); `parallel` says whether
-    it shares the samples out between the processes of torchrun, `from_reference` whether it starts from a trained
-    network, `removes_channels` whether it takes the problem's target itself. `columns` and `plots` are what reports show
-    of the records that it alone has.
+
+    - precision: the floating-point type the method is meant for (used by precision=auto).
+    - parallel: whether it shares the samples out between the processes of torchrun.
+    - from_reference: whether it starts from a trained network.
+    - removes_channels: whether it takes the problem's target itself.
+    - columns, plots: what reports show of the records that it alone has.
+    - num_steps: steps of a run.
+    - tolerance: as `finished` takes it.
     """
 
     precision: ClassVar[str] = "float32"
@@ -122,7 +126,7 @@ class Solver(ABC, Generic[State]):
 
     @abstractmethod
     def init(self, problem: Problem) -> State:
-        """Return the state before the first step. Raises Unsupported, naming the layer, for a network it cannot treat."""
+        """Return the state before the first step. Raises Unsupported, naming the layer, for what it cannot treat."""
 
     @abstractmethod
     def step(self, problem: Problem, state: State) -> State:
@@ -147,11 +151,11 @@ class Solver(ABC, Generic[State]):
         return 0 <= previous - objective < self.tolerance * abs(previous)
 
     def whole(self, problem: Problem, state: State) -> State:
-        """On process 0, the state with what all processes hold of it, for a checkpoint. Default: the state itself."""
+        """Return, on process 0, the state with what all processes hold of it, for a checkpoint. Default: the same."""
         return state
 
     def own(self, problem: Problem, state: State) -> State:
-        """This process's part of a state that `whole` made. Default: the state itself."""
+        """Return this process's part of a state that `whole` gave. Default: the same."""
         return state
 
     @final
@@ -188,7 +192,7 @@ class Solver(ABC, Generic[State]):
                 previous = seen.terms.get("objective")
 
 
-def declared(solver: Solver[Any]) -> dict[str, Any]:
+def declarations(solver: Solver[Any]) -> dict[str, Any]:
     """Return the columns and plots that a solver adds to reports as plain values, for `columns.json`."""
     return {"columns": [asdict(each) for each in solver.columns], "plots": [asdict(each) for each in solver.plots]}
 

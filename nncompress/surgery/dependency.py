@@ -25,12 +25,8 @@ KEEPING_ZERO = frozenset(
     | {"Squeeze", "Unsqueeze", "Clone"}
 )
 """Autograd's names of the functions that work channel by channel and map 0 to 0."""
-
-
 BY_CHANNEL = KEEPING_ZERO | {"Sigmoid", "Hardsigmoid", "Softplus"}
 """All that work channel by channel."""
-
-
 WITH_TENSORS = ("CONV", "DEPTHWISE_CONV", "LINEAR", "BN", "PRELU")
 """Torch-Pruning's types of the layers of which channels can be selected."""
 
@@ -56,7 +52,12 @@ Gone = dict[tuple[str, int], set[int]]
 
 @dataclass(frozen=True, kw_only=True)
 class DependencyGraph:
-    """The dependency graph of a copy of the network; names, dead: of its layers, and of its batch norms' channels."""
+    """The dependency graph of a copy of a network.
+
+    - graph, types: Torch-Pruning's graph, and its types of layers by their names.
+    - names: the names of the layers.
+    - dead: for the name of each batch norm which of its channels are dead.
+    """
 
     graph: Any
     types: Any
@@ -64,19 +65,19 @@ class DependencyGraph:
     dead: Mapping[str, Sequence[bool]]
 
     def gone(self) -> Gone:
-        """What can be taken out of which layer."""
-        result: Gone = {}
+        """Return what can be taken out of which layer."""
+        gone: Gone = {}
         seen: set[Place] = set()
         for root in self._roots():
             if root not in seen:
                 coupled = self._coupled(root)
                 seen |= coupled
                 if all(self._can_go(place) for place in coupled):
-                    self._take(coupled, result)
-        return result
+                    self._take(coupled, gone)
+        return gone
 
     def _roots(self) -> Iterator[Place]:
-        """The dead channels."""
+        """Yield the dead channels."""
         for module, node in self.graph.module2node.items():
             if self._is(node, "BN"):
                 side = self.graph.get_pruner_of_module(module).prune_out_channels
@@ -84,21 +85,21 @@ class DependencyGraph:
                 yield from (Place(node, side, channel) for channel, is_dead in enumerate(channels) if is_dead)
 
     def _coupled(self, root: Place) -> set[Place]:
-        """All that has to be taken out together with a channel."""
-        found, left = {root}, [root]
+        """Return all that has to be taken out together with a channel."""
+        coupled, left = {root}, [root]
         while left:
             place = left.pop()
-            new = {p for dep in place.node.dependencies for p in _mapped(dep, place)} - found
-            found |= new
+            new = {p for dep in place.node.dependencies for p in _mapped(dep, place)} - coupled
+            coupled |= new
             left.extend(new)
-        return found
+        return coupled
 
     def _can_go(self, place: Place) -> bool:
-        """Whether the channel can be selected there, and is zero where a layer that mixes channels reads it."""
+        """Return whether the channel can be selected there, and is zero where a layer that mixes channels reads it."""
         node = place.node
         if not self._is(node, *WITH_TENSORS):
-            joined = self._is_flat(node) or self._is_cat(node)
-            return joined or _is_weight(node) or _by_channel(node, BY_CHANNEL)
+            whole = self._is(node, "CONCAT") and node.module.offsets is not None and _has_all_inputs(node)
+            return whole or self._is_flat(node) or _is_weight(node) or _by_channel(node, BY_CHANNEL)
         module, reads = node.module, self._reads(place)
         if self._is(node, "PRELU"):
             return True
@@ -111,7 +112,7 @@ class DependencyGraph:
         return within and (not reads or all(self._is_zero(before) for before in self._inputs(place)))
 
     def _is_zero(self, place: Place) -> bool:
-        """Whether the network has zeros in this channel whatever its input is."""
+        """Return whether the network has zeros in this channel whatever its input is."""
         seen, left = {place}, [place]
         while left:
             here = left.pop()
@@ -131,7 +132,7 @@ class DependencyGraph:
         return True
 
     def _inputs(self, place: Place) -> list[Place]:
-        """Where the values of a channel come from."""
+        """Return where the values of a channel come from."""
         before = [dep for dep in place.node.dependencies if dep.target in place.node.inputs]
         if self._is(place.node, *WITH_TENSORS):
             before = [dep for dep in before if not _is_weight(dep.target)]
@@ -152,25 +153,25 @@ class DependencyGraph:
             gone.update(more)
 
     def _reads(self, place: Place) -> bool:
-        """Whether it is an input of a layer that mixes channels."""
+        """Return whether it is an input of a layer that mixes channels."""
         return self._is(place.node, "CONV", "LINEAR") and not self.graph.is_out_channel_pruning_fn(place.side)
 
     def _is(self, node: Any, *kinds: str) -> bool:
         return node.type in [self.types[kind] for kind in kinds]
 
     def _is_flat(self, node: Any) -> bool:
-        """Whether it is a flattening of which Torch-Pruning has seen how many positions a channel has (if not one)."""
+        """Return whether it is a flattening and Torch-Pruning knows how many positions a channel has, if not one."""
         mapped = any(dep.index_mapping[0] is not None for dep in node.dependencies)
         sizes = getattr(node.grad_fn, "_saved_self_sym_sizes", ())
         return self._is(node, "RESHAPE") and (mapped or math.prod(sizes[2:]) == 1)
 
-    def _is_cat(self, node: Any) -> bool:
-        """Whether it is a concatenation of channels all of which are in the graph."""
-        return self._is(node, "CONCAT") and node.module.offsets is not None and _has_all_inputs(node)
-
 
 def dependency_graph(network: nn.Module, x: Tensor, dead: Mapping[str, Sequence[bool]]) -> DependencyGraph:
-    """The dependency graph of a copy of the network."""
+    """Trace a copy of the network. x: some samples; dead: as for `DependencyGraph`.
+
+    Raises:
+        Unsupported: Torch-Pruning is not installed or cannot trace the network, or the outputs do without a layer.
+    """
     traced = copy.deepcopy(network)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -197,7 +198,7 @@ def dependency_graph(network: nn.Module, x: Tensor, dead: Mapping[str, Sequence[
 
 
 def _outputs(network: nn.Module, x: Tensor) -> Tensor:
-    """The outputs as a node of their own in the graph, even where a layer makes them."""
+    """Return the outputs as a node of their own in the graph, even where a layer makes them."""
     outputs: Tensor = network(x)
     return outputs + 0
 
@@ -214,7 +215,7 @@ def _check_whole(names: Mapping[nn.Module, str], graph: Any) -> None:
 
 
 def _mapped(dep: Any, place: Place) -> list[Place]:
-    """The channels at the other end of a dependency, none if it is of the other side."""
+    """Return the channels at the other end of a dependency, none if it is of the other side."""
     if not dep.is_triggered_by(place.side):
         return []
     channels: list[Any] = [Index(place.channel, place.channel)]
@@ -224,18 +225,18 @@ def _mapped(dep: Any, place: Place) -> list[Place]:
 
 
 def _function(node: Any) -> str:
-    """Autograd's name of what makes a node: "Relu" for ReluBackward0."""
+    """Return autograd's name of what makes a node: "Relu" for ReluBackward0."""
     name = getattr(node.grad_fn, "name", None)
     return str(name()).rpartition("Backward")[0] if name else ""
 
 
 def _is_weight(node: Any) -> bool:
-    """Whether it is a layer's weight, transposed (Linear) or with another shape (PReLU)."""
+    """Return whether it is a layer's weight, transposed (Linear) or with another shape (PReLU)."""
     return _function(node) in ("T", "View") and not node.inputs
 
 
 def _by_channel(node: Any, functions: frozenset[str]) -> bool:
-    """Whether it is one of the functions, of nothing that the graph does not hold but a constant factor."""
+    """Return whether it is one of the functions, of nothing that the graph does not hold but a constant factor."""
     function = _function(node)
     if function == "Mean":
         return _leaves_channels(node.grad_fn)
@@ -243,12 +244,12 @@ def _by_channel(node: Any, functions: frozenset[str]) -> bool:
 
 
 def _has_all_inputs(node: Any) -> bool:
-    """Whether no operand is missing: the network's own input, a constant, a parameter with one entry."""
+    """Return whether no operand is missing: the network's own input, a constant, a parameter with one entry."""
     return len(node.inputs) == len(node.grad_fn.next_functions)
 
 
 def _leaves_channels(mean: Any) -> bool:
-    """Whether a mean is over positions alone. Autograd keeps negative dimensions as unsigned numbers."""
+    """Return whether a mean is over positions alone. Autograd keeps negative dimensions as unsigned numbers."""
     dims = getattr(mean, "_saved_dim", (1,))
     count = len(getattr(mean, "_saved_self_sym_sizes", ()))
     return all((dim - 2**64 + count if dim >= 2**63 else dim) > 1 for dim in dims)

@@ -1,4 +1,4 @@
-"""Channels taken out of a network: by what it says of itself, else by what the dependency graph of its layers says."""
+"""Take dead channels out of a network: as it says itself, else as the dependency graph of its layers says."""
 
 from __future__ import annotations
 
@@ -34,28 +34,29 @@ def smaller(network: nn.Module, x: Tensor) -> tuple[nn.Module, str | None]:
 
 
 def pruned(network: nn.Module, x: Tensor) -> nn.Module:
-    """A copy of a network that declares no scales, without the channels whose scale and shift are zero.
+    """Return a copy of a network that declares no scales, without the channels whose scale and shift are zero.
 
     A channel goes with all that is coupled to it (a residual stream, both sides of a depthwise convolution), and only
     where no layer that is left reads anything but zeros from it; any other stays, masked, and so does the last one of a
     layer. x (n, *input_shape): some samples, on which the outputs are compared in evaluation mode.
 
-    Raises Unsupported: Torch-Pruning is not installed or cannot trace the network, a layer takes no part in the
-    outputs, no dead channel can be taken out, or the outputs differ.
+    Raises:
+        Unsupported: Torch-Pruning is not installed or cannot trace the network, a layer takes no part in the outputs,
+            no dead channel can be taken out, or the outputs differ.
     """
     dead = {name: (~mask).tolist() for name, mask in kept_in(network).items()}
-    found = copy.deepcopy(network)
+    without = copy.deepcopy(network)
     if not any(any(channels) for channels in dead.values()):
-        return found
+        return without
     gone = dependency_graph(network, x[:2], dead).gone()
     if not gone:
         raise Unsupported(
             "a dead channel can be taken out only where all layers behind it read zeros from it and no other channel "
             "is added to it, found none such; give the network a method scales() or keep it masked"
         )
-    _shrink(found, gone)
-    check_equal(network, found, x)
-    return found
+    _shrink(without, gone)
+    check_equal(network, without, x)
+    return without
 
 
 @torch.no_grad()

@@ -83,7 +83,7 @@ class _Place:
     name: str
 
 
-class Kept(NamedTuple):
+class CachedValue(NamedTuple):
     """What was made of a layer's tensors, of which ones, and how often these had been changed."""
 
     value: Any
@@ -98,7 +98,7 @@ class ThetaLayer(nn.Module):
     view: View
     shape: torch.Size
     name: str
-    _kept: dict[str, Kept]
+    _kept: dict[str, CachedValue]
 
     def hold(self, theta: HeldTheta, view: View, shape: torch.Size) -> None:
         """Take Θ as the weight, which has this shape."""
@@ -111,7 +111,7 @@ class ThetaLayer(nn.Module):
         return self.view.split(self.theta.delta(), [self.shape])[0]
 
     def is_recorded(self, x: Tensor) -> bool:
-        """Whether gradients are needed or the network is exported, compiled or traced: nothing is kept or measured."""
+        """Return whether gradients are needed, or the network is exported, compiled or traced: nothing is kept then."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return True
         return torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in self._tensors()))
@@ -125,7 +125,7 @@ class ThetaLayer(nn.Module):
                 value = make()
             if any(tensor.is_inference() for tensor in tensors):  # these do not tell when they change
                 return value
-            kept = self._kept[key] = Kept(value, tensors, sum(map(VERSION, tensors)))
+            kept = self._kept[key] = CachedValue(value, tensors, sum(map(VERSION, tensors)))
         return kept.value
 
     def _tensors(self) -> list[Tensor]:

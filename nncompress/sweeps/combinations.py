@@ -1,11 +1,11 @@
-"""The jobs that the words of a command make: their overrides and configurations, and the keys that tell them apart."""
+"""The jobs that the overrides of a sweep make: their configurations, and the keys that tell them apart."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_module
@@ -29,40 +29,40 @@ class ComposedJob(NamedTuple):
     key: str
 
 
-def composed_jobs(words: Sequence[str]) -> list[ComposedJob]:
-    """Return the jobs of `nncompress train -m` with these words.
+def composed_jobs(overrides: Sequence[str]) -> list[ComposedJob]:
+    """Return the jobs of `nncompress train -m` with these overrides.
 
     Raises:
-        ConfigError: a word is wrong.
+        ConfigError: an override is wrong.
     """
     register()
     try:
         with initialize_config_module("nncompress.conf", version_base="1.3"):
             loader = GlobalHydra.instance().config_loader()
-            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(words))
-            swept = [word.input_line for word in parsed if word.is_sweep_override()]
-            shared = compose("config", [word for word in words if word not in swept])  # as Hydra does before the jobs
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+            swept = [each.input_line for each in parsed if each.is_sweep_override()]
+            shared = compose("config", [each for each in overrides if each not in swept])  # as Hydra before the jobs
             values = values_of(parsed)
-            return list(_composed(combinations(values, shared.sweep.zip), varied_in(values)))
+            return [_composed_job(row, varied_in(values)) for row in combinations(values, shared.sweep.zip)]
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(sentence(error, words)) from error
+        raise ConfigError(sentence(error, overrides)) from error
 
 
-def _composed(crossed: Sequence[Sequence[str]], varied: Collection[str]) -> Iterator[ComposedJob]:
-    """Yield the configurations as `nncompress train` has them, after which a job's reference is named."""
-    for overrides in crossed:
-        cfg = compose("config", list(overrides), return_hydra_config=True)
-        choices = cfg.hydra.runtime.choices
-        cfg.choices = {group: choices[group] for group in CHOICES if choices.get(group)}
-        with open_dict(cfg):
-            del cfg.hydra
-        yield ComposedJob(tuple(overrides), cfg, key_of(cfg, varied))
+def _composed_job(overrides: list[str], varied: Collection[str]) -> ComposedJob:
+    """Return a job with the configuration as `nncompress train` has it, after which the job's reference is named."""
+    cfg = compose("config", overrides, return_hydra_config=True)
+    choices = cfg.hydra.runtime.choices
+    cfg.choices = {group: choices[group] for group in CHOICES if choices.get(group)}
+    with open_dict(cfg):
+        del cfg.hydra
+    return ComposedJob(tuple(overrides), cfg, key_of(cfg, varied))
 
 
 def combinations(values: Mapping[str, list[str]], zipped: Sequence[Any]) -> list[list[str]]:
     """Return every combination of the keys' values as overrides, in the order of the keys and of their values.
 
-    zipped: keys, or lists of keys, of which the first values belong together, the second ones, and so on.
+    Args:
+        zipped: keys, or lists of keys, of which the first values belong together, the second ones, and so on.
 
     Raises:
         ConfigError: a zipped key is not swept, stands in two groups, or has another number of values than its group.
@@ -72,7 +72,7 @@ def combinations(values: Mapping[str, list[str]], zipped: Sequence[Any]) -> list
     axes = [*groups, *([key] for key in values if key not in grouped)]
     axes.sort(key=lambda keys: min(map(list(values).index, keys)))
     columns = [[[f"{key}={values[key][i]}" for key in keys] for i in range(len(values[keys[0]]))] for keys in axes]
-    return [list(itertools.chain(*words)) for words in itertools.product(*columns)]
+    return [list(itertools.chain(*parts)) for parts in itertools.product(*columns)]
 
 
 def _groups(zipped: Sequence[Any], values: Mapping[str, list[str]]) -> list[list[str]]:
@@ -120,8 +120,9 @@ def varied_in(values: Mapping[str, Sequence[str]]) -> list[str]:
 def key_of(cfg: DictConfig, varied: Collection[str] = ()) -> str:
     """Return 12 hexadecimal digits that follow from all settings which change a job's figures, and from no place.
 
-    varied: keys that take several values in the sweep. One that says how a run is run (`device`, `eval_every`) tells
-    jobs apart when it is among them, and only then.
+    Args:
+        varied: keys that take several values in the sweep. One that says how a run is run (`device`, `eval_every`)
+            tells jobs apart when it is among them, and only then.
     """
     tree = results_in(settings_of(cfg))
     for key in sorted(key for key in varied if role_of(key) == "run"):

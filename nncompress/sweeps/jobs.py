@@ -1,4 +1,4 @@
-"""One run as a command or as the job of a sweep: checked, started, tried again, and what went wrong told."""
+"""One run as a command or as the job of a sweep: check it, start it, try it again, tell what went wrong."""
 
 from __future__ import annotations
 
@@ -28,10 +28,15 @@ from nncompress.sweeps.trial import watch_of
 log = logging.getLogger(__name__)
 
 RUN_LOG = "run.log"
+"""The file in a run folder that Hydra logs to."""
 
 
-def single(cfg: DictConfig, folder: Path) -> None:
-    """Check, run and report; SystemExit with the failure as its cause, past Hydra, which would tell it its own way."""
+def run_single(cfg: DictConfig, folder: Path) -> None:
+    """Check, run and report.
+
+    Raises:
+        SystemExit: with the failure as its cause, past Hydra, which would tell it its own way.
+    """
     failure = attempt(cfg, folder)
     if failure is not None:
         raise SystemExit(failure.exit_code) from failure
@@ -40,20 +45,18 @@ def single(cfg: DictConfig, folder: Path) -> None:
         log.info("wrote %s", short(path))
 
 
-def of_sweep(cfg: DictConfig, folder: Path, sweep: Path) -> None:
-    """A job of the sweep in the folder `sweep`: go on with what `folder` holds of it, unless that has ended.
+def run_in_sweep(cfg: DictConfig, folder: Path, sweep: Path) -> None:
+    """Run a job of the sweep in the folder `sweep`, going on with what `folder` holds of it, unless that has ended.
 
     A failure leaves the sweep going, or with `sweep.on_error=stop` lets no other job begin; one that another try may
     mend is tried again `sweep.retries` times.
     """
-    retries, on_error = cfg.sweep.retries, cfg.sweep.on_error
-    cfg.sweep.resume = None
+    cfg.sweep.resume, retries = None, cfg.sweep.retries
     if not parallel.decide(lambda: _may_begin(folder, sweep)):
         return
     for left in range(retries, -1, -1):
-        begun = parallel.decide(lambda: str(folder) if (folder / CONFIG).is_file() else None)
-        cfg.resume = begun
-        failure = attempt(cfg, folder if begun is None else Path(begun))
+        cfg.resume = parallel.decide(lambda: str(folder) if (folder / CONFIG).is_file() else None)
+        failure = attempt(cfg, folder if cfg.resume is None else Path(cfg.resume))
         if failure is None:
             write_report(folder)
             return
@@ -62,24 +65,27 @@ def of_sweep(cfg: DictConfig, folder: Path, sweep: Path) -> None:
             break
         if left:
             log.info("job %s is tried again, %d of %d times", short(folder), retries - left + 1, retries)
-    if on_error == "stop" and parallel.first():
+    if cfg.sweep.on_error == "stop" and parallel.first():
         write_json(sweep / STOPPED, {"job": folder.name, "reason": str(failure)})
 
 
 def attempt(cfg: DictConfig, folder: Path) -> NNCompressError | None:
-    """Check and run; what went wrong, as the user is told it.
+    """Check and run; return what went wrong, as the user is told it.
 
     Under torchrun a process leaves with SystemExit where the others may not know of its failure.
     """
     try:
-        _prepared(cfg, folder)()
+        _checked_run(cfg, folder)()
+    except NNCompressError as error:
+        return error
     except Exception as error:
-        shared = isinstance(error, NNCompressError) or not parallel.several()
-        if not shared and os.environ["RANK"] != "0":  # then process 0 may not know of it
+        if parallel.several() and os.environ["RANK"] != "0":  # then process 0 may not know of it
             traceback.print_exception(error)
             raise SystemExit(NNCompressError.exit_code) from None
-        failure = _as_told(error, folder)
-        if not shared:
+        message = f"{type(error).__name__}: {one_line(error)} (the traceback is in {short(folder / RUN_LOG)})"
+        failure = NNCompressError(message)
+        failure.__cause__ = error
+        if parallel.several():
             raise SystemExit(failure.exit_code) from failure
         return failure
     return None
@@ -101,8 +107,9 @@ def write_report(folder: Path) -> None:
             with hold(folder / LOCK):
                 write_run_report(folder)
         except Exception as error:
+            files = [each.baseFilename for each in log.root.handlers if isinstance(each, logging.FileHandler)]
             where = ""
-            if _is_logged(folder):
+            if str((folder / RUN_LOG).absolute()) in files:
                 log.error("no tables and plots are written", exc_info=error)
                 where = f" (the traceback is in {short(folder / RUN_LOG)})"
             log.error(
@@ -124,20 +131,14 @@ def write_missing_reports(folder: Path) -> None:
                 write_report(run)
 
 
-def _is_logged(folder: Path) -> bool:
-    """Whether what is logged goes to the log of this run, too."""
-    files = [each for each in logging.getLogger().handlers if isinstance(each, logging.FileHandler)]
-    return any(Path(each.baseFilename) == (folder / RUN_LOG).absolute() for each in files)
-
-
 def short(path: Path) -> Path:
-    """The path as one would type it here."""
+    """Return the path as one would type it here."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _may_begin(folder: Path, sweep: Path) -> bool:
-    """Whether a job is still to be run, once nobody else runs it: a worker may outlive the sweep that began it."""
+    """Return whether a job is to be run, once nobody else runs it: a worker may outlive the sweep that began it."""
     if (sweep / STOPPED).exists():
         log.info("job %s is not started, another one failed and sweep.on_error is stop", short(folder))
         return False
@@ -155,14 +156,14 @@ def prepare(cfg: DictConfig, folder: Path) -> Callable[[], Any]:
     return partial(run, replace(setup(with_reference(cfg)), watch=watch), folder)
 
 
-def _prepared(cfg: DictConfig, folder: Path) -> Callable[[], Any]:
+def _checked_run(cfg: DictConfig, folder: Path) -> Callable[[], Any]:
     """Return the run of a configuration that is in order; what goes wrong before it starts is recorded here."""
     try:
         validate(cfg)
         return prepare(cfg, folder)
     except (SystemExit, KeyboardInterrupt):
-        ended = {"status": "interrupted", "reason": "stopped before its first step; give the same command again"}
-        _leave_status(cfg, folder, ended | {"traceback": None})
+        reason = "stopped before its first step; give the same command again"
+        _leave_status(cfg, folder, {"status": "interrupted", "reason": reason, "traceback": None})
         raise
     except Exception as error:
         log.error("the run did not start", exc_info=error)
@@ -179,13 +180,3 @@ def _leave_status(cfg: DictConfig, folder: Path, ended: Mapping[str, Any]) -> No
                 OmegaConf.resolve(saved)
             write_config(folder, OmegaConf.to_container(saved), COPIES)  # type: ignore[arg-type]
             write_json(folder / STATUS, {**ended, "step": None})
-
-
-def _as_told(error: Exception, folder: Path) -> NNCompressError:
-    """The failure as the user is told it: our own sentences as they are, anything else with where its traceback is."""
-    if isinstance(error, NNCompressError):
-        return error
-    message = f"{type(error).__name__}: {one_line(error)} (the traceback is in {short(folder / RUN_LOG)})"
-    failure = NNCompressError(message)
-    failure.__cause__ = error
-    return failure

@@ -10,7 +10,6 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -31,42 +30,41 @@ from nncompress.results.run_folder import stamp
 from nncompress.results.sweep_folder import ENDED, read_manifest, standing
 from nncompress.sweeps import jobs
 from nncompress.sweeps.jobs import short
-from nncompress.sweeps.saved import resumed
+from nncompress.sweeps.saved import resume_task
 from nncompress.sweeps.search import Search
-from nncompress.sweeps.sweeper import SWEPT, Jobs, resumed_sweep
+from nncompress.sweeps.sweeper import SWEEP_FOLDERS, Jobs, with_recorded
 from nncompress.sweeps.trial import require_optuna
-
-if TYPE_CHECKING:
-    from nncompress.report import SweepReport
 
 log = logging.getLogger(__name__)
 
-
 QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 """Hydra's words for the processes of torchrun that write nothing."""
-
-
-def drop_tracebacks() -> Callable[[logging.LogRecord], bool]:
-    """A filter for the console: what carries a traceback goes to `run.log` alone."""
-    return lambda record: record.exc_info is None
-
 
 # At import, because a launcher may run the jobs in other processes. Cached: one stamp for each configuration.
 OmegaConf.register_new_resolver("nncompress.stamp", stamp, use_cache=True, replace=True)
 
 
+def drop_tracebacks() -> Callable[[logging.LogRecord], bool]:
+    """Return a filter for the console: what carries a traceback goes to `run.log` alone."""
+    return lambda record: record.exc_info is None
+
+
 def train(arguments: list[str]) -> int:
-    """Run Hydra on the words after `train`; exit code and errors as with `under_hydra`."""
+    """Run Hydra on the words after `train`; return the exit code.
 
-    def prepared() -> tuple[TaskFunction, list[str]]:
-        words = resumed_sweep(arguments)
-        return resumed(words, jobs.single) or (job, words)
+    Raises:
+        NNCompressError: as with `under_hydra`.
+    """
 
-    return under_hydra(prepared)
+    def prepare() -> tuple[TaskFunction, list[str]]:
+        words = with_recorded(arguments)
+        return resume_task(words, jobs.run_single) or (job, words)
+
+    return under_hydra(prepare)
 
 
 def search(arguments: list[str]) -> int:
-    """Run the words after `search` as those of a sweep whose jobs Optuna proposes; as `train`.
+    """Run the words after `search` as those of a sweep whose jobs Optuna proposes; return the exit code.
 
     Raises:
         NNCompressError: Optuna is not installed, or as with `under_hydra`.
@@ -77,8 +75,8 @@ def search(arguments: list[str]) -> int:
     return train(["-m", "hydra/sweeper=nncompress_search", "validation=0.1", *arguments])
 
 
-def under_hydra(prepared: Callable[[], tuple[TaskFunction, list[str]]]) -> int:
-    """Run Hydra on the task and the words that are prepared; the exit code.
+def under_hydra(prepare: Callable[[], tuple[TaskFunction, list[str]]]) -> int:
+    """Run Hydra on the task and the words that `prepare` returns; return the exit code.
 
     Of the processes of torchrun the first writes the folder, says what there is to say and has the exit code.
 
@@ -87,24 +85,24 @@ def under_hydra(prepared: Callable[[], tuple[TaskFunction, list[str]]]) -> int:
     """
     register()
     if parallel.first():
-        code = _hydra(prepared)
-        return _finish_sweep(SWEPT[-1], code) if SWEPT else code
+        code = _run_hydra(prepare)
+        return _finish_sweep(SWEEP_FOLDERS[-1], code) if SWEEP_FOLDERS else code
     logging.disable()
     with TemporaryDirectory() as nowhere, suppress(NNCompressError), redirect_stdout(StringIO()):
-        code = _hydra(prepared, (*QUIET, f"hydra.run.dir={nowhere}", f"hydra.sweep.dir={nowhere}"))
+        code = _run_hydra(prepare, (*QUIET, f"hydra.run.dir={nowhere}", f"hydra.sweep.dir={nowhere}"))
         return code if code == NNCompressError.exit_code else 0
     return 0
 
 
-def _hydra(prepared: Callable[[], tuple[TaskFunction, list[str]]], more: Sequence[str] = ()) -> int:
-    """What Hydra makes of the words, and of `more` of its own; the exit code."""
-    SWEPT.clear()
+def _run_hydra(prepare: Callable[[], tuple[TaskFunction, list[str]]], more: Sequence[str] = ()) -> int:
+    """Run Hydra on what `prepare` returns and `more` words; return the exit code."""
+    SWEEP_FOLDERS.clear()
     for sweeper in (Jobs, Search):
         Plugins.instance().register(sweeper)
-    task, words = prepared()
+    task, words = prepare()
     arguments = [*words, *more]
     try:
-        with _hydra_process(arguments):
+        with _lend_process(arguments):
             hydra.main(version_base="1.3", config_path="pkg://nncompress.conf", config_name="config")(task)()
     except SystemExit as stop:
         if isinstance(stop.__cause__, NNCompressError):
@@ -124,19 +122,19 @@ def _hydra(prepared: Callable[[], tuple[TaskFunction, list[str]]], more: Sequenc
 
 
 def job(cfg: DictConfig) -> None:
-    """What Hydra calls for a run or for each job of a sweep."""
+    """Do the run, or the job of a sweep, that Hydra has composed."""
     settings = HydraConfig.get()
     cfg.choices = {group: choice for group in CHOICES if (choice := settings.runtime.choices.get(group))}
     retarget(cfg, settings.overrides.task)
     folder = Path(settings.runtime.output_dir)
     if settings.mode == RunMode.MULTIRUN:
-        jobs.of_sweep(cfg, folder, Path(settings.sweep.dir).absolute())
+        jobs.run_in_sweep(cfg, folder, Path(settings.sweep.dir).absolute())
     else:
-        jobs.single(cfg, folder)
+        jobs.run_single(cfg, folder)
 
 
 def _finish_sweep(folder: Path, code: int) -> int:
-    """Write the aggregated tables and plots of whatever the sweep has left; the sweep's exit code."""
+    """Write the aggregated tables and plots of whatever the sweep has left; return the sweep's exit code."""
     if not run_folders([folder]):
         return code
     from nncompress.report import write_sweep_report
@@ -145,22 +143,17 @@ def _finish_sweep(folder: Path, code: int) -> int:
     report = write_sweep_report(folder)
     for path in report.paths:
         log.info("wrote %s", short(path))
-    if len(report.failed):
-        of = len(report.failed) + report.done
-        log.error("%d of %d jobs are not done:\n%s", len(report.failed), of, _table(report))
+    failed = len(report.failed)
+    if failed:
+        ends = report.failed["traceback"].fillna(report.failed["reason"])
+        shown = report.failed.drop(columns=["traceback", "reason"]).assign(ended=ends).dropna(axis=1, how="all")
+        log.error("%d of %d jobs are not done:\n%s", failed, failed + report.done, shown.to_markdown(index=False))
     if (folder / SEARCH).exists():  # settings that do not serve are what it is about
         return code or int("failed" in report.failed["status"].to_list())
     waiting = [job for job in read_manifest(folder).jobs if standing(folder / job.folder) not in ENDED]
     if waiting:
         log.error("%d jobs are to run; continue with: nncompress train sweep.resume=%s", len(waiting), short(folder))
-    return code or int(len(report.failed) > 0 or len(waiting) > 0)
-
-
-def _table(report: SweepReport) -> str:
-    """The jobs that are not done, what set them apart, and what each ended with."""
-    ends = report.failed["traceback"].fillna(report.failed["reason"])
-    shown = report.failed.drop(columns=["traceback", "reason"]).assign(ended=ends).dropna(axis=1, how="all")
-    return str(shown.to_markdown(index=False))
+    return code or int(failed > 0 or len(waiting) > 0)
 
 
 def _unwritable(error: OSError) -> NNCompressError:
@@ -171,8 +164,8 @@ def _unwritable(error: OSError) -> NNCompressError:
 
 
 @contextmanager
-def _hydra_process(arguments: list[str]) -> Iterator[None]:
-    """What Hydra takes from the process: the command line, whether errors are raised; and SIGTERM as an exit."""
+def _lend_process(arguments: list[str]) -> Iterator[None]:
+    """Lend Hydra what it takes from the process: the command line, whether errors are raised; SIGTERM is an exit."""
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     # A run whose console has gone (`| head`) goes on without complaining about every line.
     logging.raiseExceptions = False

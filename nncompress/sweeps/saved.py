@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,11 +16,14 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from nncompress.config.allow import check, targets
 from nncompress.config.options import OF_RUN
-from nncompress.config.overrides import named_folder, quoted, retarget, sentence
+from nncompress.config.overrides import named_folder, quote, retarget, sentence, unknown_key
 from nncompress.config.schema import CHOICES, FOLLOWED, LATER, Config, is_below
-from nncompress.errors import CheckpointError, ConfigError, nearest, one_line
+from nncompress.errors import CheckpointError, ConfigError, one_line
 from nncompress.results.records import CONFIG, require_current
 from nncompress.results.run_folder import stamp
+
+OPTION = re.compile(rf"({'|'.join(OF_RUN)})=(?!null$)\[?[\w,]+\]?")
+"""An override GROUP=OPTION; an option may be [several]."""
 
 
 def read_saved(folder: Path) -> DictConfig:
@@ -51,39 +55,28 @@ def read_saved(folder: Path) -> DictConfig:
     return cfg
 
 
-def changed(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
+def with_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Return the configuration with the changes of overrides KEY=VALUE.
 
     Raises:
         ConfigError: no such key of the shell, a value of the wrong type, or a word that cannot be read.
     """
     try:
-        return OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(words)))  # type: ignore[return-value]
+        return OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(overrides)))  # type: ignore[return-value]
     except (ConfigKeyError, ConfigAttributeError) as error:
-        parent, _, key = str(error.full_key).rpartition(".")
-        node = OmegaConf.select(cfg, parent) if parent else cfg
-        known = [str(name) for name in node] if isinstance(node, DictConfig) else []
-        hint = nearest(key, known) or f"; there are {', '.join(known)}"
-        where = f"'{parent}'" if parent else "the configuration"
-        raise ConfigError(f"Key '{key}' not in {where}{hint}") from error
+        raise ConfigError(unknown_key(str(error.full_key), cfg)) from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         place = getattr(error, "full_key", None)
         raise ConfigError(f"{place}: {one_line(error)}" if place else one_line(error)) from error
 
 
-def approved(cfg: DictConfig, words: Sequence[str], folder: Path) -> DictConfig:
-    """Return the configuration, once every class that it names is known, allowed or named by the overrides themselves.
-
-    Raises:
-        ConfigError: with the names that are refused (`allow.check`).
-    """
-    given = targets(OmegaConf.from_dotlist(list(words)))
-    check(cfg, [*cfg.allow, *given], str(folder / CONFIG))
-    return cfg
+def _check_names(cfg: DictConfig, overrides: Sequence[str], folder: Path) -> None:
+    """Refuse a class that the configuration names and that is neither known, allowed nor named by an override."""
+    check(cfg, [*cfg.allow, *targets(OmegaConf.from_dotlist(list(overrides)))], str(folder / CONFIG))
 
 
-def resumed(arguments: list[str], run: Callable[[DictConfig, Path], None]) -> tuple[TaskFunction, list[str]] | None:
-    """Return the task that takes a run up again and Hydra's words for it; None when the words hold no `resume=`.
+def resume_task(arguments: list[str], run: Callable[[DictConfig, Path], None]) -> tuple[TaskFunction, list[str]] | None:
+    """Return the task that takes a run up again and Hydra's words for it; None when there is no `resume=`.
 
     Raises:
         ConfigError: something beside `resume` that may not change, or a class is named that is not allowed.
@@ -96,39 +89,40 @@ def resumed(arguments: list[str], run: Callable[[DictConfig, Path], None]) -> tu
     refused = [word for word in changes if not is_below(word.partition("=")[0].lstrip("+~"), LATER)]
     if refused:
         raise ConfigError(f"beside resume= only {', '.join(LATER)} may be given, found {', '.join(refused)}")
-    cfg = approved(changed(read_saved(folder), [*changes, f"resume={folder}"]), changes, folder)
+    cfg = with_overrides(read_saved(folder), [*changes, f"resume={folder}"])
+    _check_names(cfg, changes, folder)
 
     def resume_job(_: DictConfig) -> None:
         run(cfg, folder)
 
     # Hydra's own record of the first command stays: no output_subdir.
-    return resume_job, [f"hydra.run.dir={quoted(str(folder))}", "hydra.output_subdir=null"]
+    return resume_job, [f"hydra.run.dir={quote(str(folder))}", "hydra.output_subdir=null"]
 
 
 def rerun_task(
-    folder: Path, words: Sequence[str], run: Callable[[DictConfig, Path], None]
+    folder: Path, overrides: Sequence[str], run: Callable[[DictConfig, Path], None]
 ) -> tuple[TaskFunction, list[str]]:
     """Return the task that runs the configuration of a run anew in a new folder, and Hydra's words for it.
 
     Raises:
-        CheckpointError, ConfigError: as `changed_run`.
+        CheckpointError, ConfigError: as `rerun_config`.
     """
-    of_hydra = [word for word in words if word.startswith("hydra.")]
-    cfg = changed_run(folder, [word for word in words if word not in of_hydra])
+    of_hydra = [word for word in overrides if word.startswith("hydra.")]
+    cfg = rerun_config(folder, [word for word in overrides if word not in of_hydra])
 
     def run_anew(_: DictConfig) -> None:
         run(cfg, Path(HydraConfig.get().runtime.output_dir))
 
     options = "-".join(str(cfg.choices.get(group, "own")) for group in ("solver", "model", "dataset"))
-    place = "hydra.run.dir=" + quoted(f"outputs/{options}/{stamp()}")
+    place = f"hydra.run.dir={quote(f'outputs/{options}/{stamp()}')}"
     # Hydra's own record would be that of the defaults: no output_subdir.
     return run_anew, [place, *of_hydra, "hydra.output_subdir=null"]
 
 
-def changed_run(folder: Path, words: Sequence[str]) -> DictConfig:
-    """Return the configuration of a run with the changes of words, and nothing of the sweep that it was a job of.
+def rerun_config(folder: Path, overrides: Sequence[str]) -> DictConfig:
+    """Return the configuration of a run with changes, and nothing of the sweep that it was a job of.
 
-    A word GROUP=OPTION takes an option of `nncompress train` as it is now.
+    An override GROUP=OPTION takes an option of `nncompress train` as it is now.
 
     Raises:
         CheckpointError: the folder is not that of a run.
@@ -136,26 +130,21 @@ def changed_run(folder: Path, words: Sequence[str]) -> DictConfig:
     """
     cfg = read_saved(folder)
     if cfg.reference is not None and Path(cfg.reference).parent == Path(cfg.reference_dir).absolute():
-        cfg.reference = None  # it was trained for the run, and is found anew
+        cfg.reference = None  # it was trained for the run, and is looked up anew
     cfg.sweep = OmegaConf.structured(Config).sweep
     cfg.search.trial = cfg.search.store = None
-    chosen = {word.partition("=")[0]: word for word in words if word.partition("=")[0] in OF_RUN and _is_option(word)}
+    chosen = {match[1]: match[0] for match in map(OPTION.fullmatch, overrides) if match}
     if chosen:
-        cfg = _with_options(cfg, chosen)
-    changes = [word for word in words if word not in chosen.values()]
-    cfg = changed(cfg, changes)
+        _choose(cfg, chosen)
+    changes = [word for word in overrides if word not in chosen.values()]
+    cfg = with_overrides(cfg, changes)
     retarget(cfg, changes)
-    return approved(cfg, changes, folder)
+    _check_names(cfg, changes, folder)
+    return cfg
 
 
-def _is_option(word: str) -> bool:
-    """Return whether a word GROUP=VALUE names an option, or [several]."""
-    value = word.partition("=")[2]
-    return value != "null" and value.strip("[]").replace("_", "").replace(",", "").isalnum()
-
-
-def _with_options(cfg: DictConfig, chosen: Mapping[str, str]) -> DictConfig:
-    """Return the configuration with options of groups, and those that they choose (`model=tt_mlp` its compression)."""
+def _choose(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
+    """Put options of groups in a configuration, and those that they choose (`model=tt_mlp` its compression)."""
     try:
         with initialize_config_module("nncompress.conf", version_base="1.3"):
             new = compose("config", list(chosen.values()), return_hydra_config=True)
@@ -171,4 +160,3 @@ def _with_options(cfg: DictConfig, chosen: Mapping[str, str]) -> DictConfig:
             cfg.choices.pop(group, None)
             if group in CHOICES and options[group]:
                 cfg.choices[group] = options[group]
-    return cfg

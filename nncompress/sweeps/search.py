@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from nncompress import parallel
 from nncompress.config.build import build
-from nncompress.config.overrides import quoted
+from nncompress.config.overrides import quote
 from nncompress.config.schema import SEARCHER
 from nncompress.errors import ConfigError, NNCompressError, nearest
 from nncompress.files import write_json
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STATES = {"COMPLETE": "done", "FAIL": "failed"}
-"""Optuna's words, where ours differ."""
+"""The states of trials that Optuna names otherwise than we do."""
 FOLDER = "folder"
 """The attribute of a trial that names its job."""
 
@@ -46,11 +46,15 @@ class Search(SweepOfJobs):
     __module__ = SEARCHER.rpartition(".")[0]
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Try settings until there are enough trials; raises ConfigError also where another study is in the folder."""
+        """Try settings until there are enough trials.
+
+        Raises:
+            ConfigError: as with `SweepOfJobs.sweep`, or another study is in the folder.
+        """
         require_optuna()
         if parallel.several():
             raise ConfigError("search runs in one process, found several (torchrun); start it without torchrun")
-        parsed = self.parsed(arguments)
+        parsed = self.parse(arguments)
         space = {o.get_key_element(): distribution(o) for o in parsed if o.is_sweep_override()}
         fixed = [f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in parsed if not o.is_sweep_override()]
         if not space:
@@ -59,24 +63,24 @@ class Search(SweepOfJobs):
                 "tag(log,interval(1e-4,1))), found none"
             )
         with ExitStack() as claim:
-            manifest = self.begun(claim)
+            manifest = self.begin(claim)
             write_manifest(self.folder, manifest)
-            return self._searched(manifest, OptunaStudy(self.config, self.folder, space), fixed)
+            return self._run_batches(manifest, OptunaStudy(self.config, self.folder, space), fixed)
 
-    def _searched(self, manifest: Manifest, study: OptunaStudy, fixed: Sequence[str]) -> list[Sequence[JobReturn]]:
-        """Batch after batch, each closed before the next is proposed."""
+    def _run_batches(self, manifest: Manifest, study: OptunaStudy, fixed: Sequence[str]) -> list[Sequence[JobReturn]]:
+        """Run batch after batch, each closed before the next is proposed."""
         results = []
         while batch := study.batch():
             jobs: dict[str, Job] = {}
-            for number, chosen in batch.items():
-                manifest, job = self.with_job(manifest, [*fixed, *chosen], list(study.space))
+            for number, proposed in batch.items():
+                manifest, job = self.with_job(manifest, [*fixed, *proposed], list(study.space))
                 study.place(number, job.folder)
                 if standing(self.folder / job.folder) not in ENDED:
-                    own = [f"search.trial={number}", f"search.store={quoted(str(self.folder / STORE))}"]
+                    own = [f"search.trial={number}", f"search.store={quote(str(self.folder / STORE))}"]
                     jobs.setdefault(job.folder, replace(job, overrides=[*job.overrides, *own]))
             write_manifest(self.folder, manifest)
             if jobs:
-                results.append(self.launched(list(jobs.values()), manifest))
+                results.append(self.launch(list(jobs.values()), manifest))
             study.close(list(batch))
         return results
 
@@ -101,38 +105,34 @@ class OptunaStudy:
             )
         self._storage = storage(folder / STORE)
         self._study = optuna.create_study(
-            storage=self._storage,
-            study_name=NAME,
-            directions=list(self.objectives.values()),
-            load_if_exists=True,
+            storage=self._storage, study_name=NAME, directions=list(self.objectives.values()), load_if_exists=True
         )
-        known = self._study.user_attrs.get("objectives", list(self.objectives))
-        if known != list(self.objectives):
-            raise ConfigError(
-                f"a search keeps its objectives, found {list(self.objectives)} after {known}; start another"
-            )
-        self._study.set_user_attr("objectives", list(self.objectives))
-        looked = [key for key in self.objectives if key.endswith("/test")]
-        if looked:
-            log.warning("%s is measured on the test samples: what is found by it is chosen on them", ", ".join(looked))
+        keys = list(self.objectives)
+        before = self._study.user_attrs.get("objectives", keys)
+        if before != keys:
+            raise ConfigError(f"a search keeps its objectives, found {keys} after {before}; start another")
+        self._study.set_user_attr("objectives", keys)
+        on_test = [key for key in keys if key.endswith("/test")]
+        if on_test:
+            log.warning("%s is measured on the test samples: what is found by it is chosen on them", ", ".join(on_test))
 
     def batch(self) -> dict[int, list[str]]:
-        """The next trials by their numbers, with the overrides they try; empty when there have been enough."""
+        """Return the next trials by their numbers, with the overrides they try; none when there have been enough."""
         from optuna.trial import TrialState
 
-        left = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for trial in left:
+        batch: dict[int, Mapping[str, Any]] = {}
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if set(trial.params) != set(self.space):  # killed while it was proposed, or another space by now
                 self._study.tell(trial.number, state=TrialState.FAIL)
-        chosen = {trial.number: trial.params for trial in left if set(trial.params) == set(self.space)}
-        chosen = dict(list(chosen.items())[: self.settings.parallel])
+            elif len(batch) < self.settings.parallel:
+                batch[trial.number] = trial.params
         number = len(self._study.get_trials(deepcopy=False))
-        while len(chosen) < self.settings.parallel and number < self.settings.trials:
+        while len(batch) < self.settings.parallel and number < self.settings.trials:
             self._study.sampler = build(self.settings.sampler, seed=self.seed + number)
-            asked = self._study.ask(self.space)
-            chosen[asked.number] = asked.params
+            proposed = self._study.ask(self.space)
+            batch[proposed.number] = proposed.params
             number += 1
-        return {number: [f"{key}={value}" for key, value in params.items()] for number, params in chosen.items()}
+        return {number: [f"{key}={value}" for key, value in params.items()] for number, params in batch.items()}
 
     def place(self, number: int, folder: str) -> None:
         """Note which job a trial is."""
@@ -140,7 +140,7 @@ class OptunaStudy:
         self._storage.set_trial_user_attr(trial._trial_id, FOLDER, folder)
 
     def close(self, numbers: Sequence[int]) -> None:
-        """Take in what the jobs of these trials ended with.
+        """Tell the study what the jobs of these trials ended with.
 
         Raises:
             NNCompressError: a job did not end, or an objective is none of the figures of a summary.
@@ -165,6 +165,7 @@ class OptunaStudy:
         self._write()
 
     def _values(self, folder: Path) -> list[float]:
+        """Return what a job has reached of each objective."""
         summary = json.loads((folder / SUMMARY).read_bytes())
         figures = [key for key, value in summary.items() if isinstance(value, int | float)]
         for key in self.objectives:
@@ -176,7 +177,7 @@ class OptunaStudy:
         return [float(summary[key]) for key in self.objectives]
 
     def _write(self) -> None:
-        """`search.json`: the objectives and every trial that has ended, the best ones marked."""
+        """Write `search.json`: the objectives and every trial that has ended, the best ones marked."""
         from optuna.trial import TrialState
 
         trials = self._study.get_trials()
@@ -198,25 +199,23 @@ class OptunaStudy:
 
 
 def distribution(override: Override) -> optuna.distributions.BaseDistribution:
-    """What Optuna draws the values of a key from.
+    """Return what Optuna draws the values of a key from.
 
     Raises:
         ConfigError: there is nothing to draw.
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    given: Any = override.value()
+    value: Any = override.value()
     try:
-        if isinstance(given, IntervalSweep):
-            return FloatDistribution(float(given.start), float(given.end), log="log" in given.tags)  # type: ignore[arg-type]
-        if isinstance(given, RangeSweep):
-            values = list(given.range())
-            if all(isinstance(value, int) for value in values):
-                log_scale = "log" in given.tags
-                return IntDistribution(
-                    values[0], values[-1], log=log_scale, step=1 if log_scale else abs(int(given.step))
-                )
-            return FloatDistribution(values[0], values[-1], step=float(given.step))
+        if isinstance(value, IntervalSweep):
+            return FloatDistribution(float(value.start), float(value.end), log="log" in value.tags)  # type: ignore[arg-type]
+        if isinstance(value, RangeSweep):
+            numbers, on_log_scale = list(value.range()), "log" in value.tags
+            if all(isinstance(number, int) for number in numbers):
+                step = 1 if on_log_scale else abs(int(value.step))
+                return IntDistribution(numbers[0], numbers[-1], log=on_log_scale, step=step)
+            return FloatDistribution(numbers[0], numbers[-1], step=float(value.step))
     except (ValueError, IndexError) as error:
         raise ConfigError(
             f"{override.key_or_group}: nothing can be drawn from it ({error}); give other ends"

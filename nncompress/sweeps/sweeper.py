@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nncompress import parallel
 from nncompress.config.allow import check
-from nncompress.config.overrides import named_folder, quoted
+from nncompress.config.overrides import named_folder, quote
 from nncompress.config.schema import SWEEPER
 from nncompress.results.sweep_folder import (
     ENDED,
@@ -41,28 +41,27 @@ from nncompress.sweeps.combinations import combinations, key_of, settings_of, va
 
 log = logging.getLogger(__name__)
 
-
-SWEPT: list[Path] = []
+SWEEP_FOLDERS: list[Path] = []
 """The folder of the sweep that this process ran: Hydra hands it to nobody."""
-
-
 WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
 """Hydra's flags that are followed by a word of their own."""
-
-
-FOLLOWED = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.params.", "hydra.sweep.")
-"""Words for Hydra itself that a resumed sweep takes over."""
+TAKEN_OVER = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.params.", "hydra.sweep.")
+"""How overrides of Hydra itself begin that a resumed sweep takes over from what is on record."""
 
 
 class SweepOfJobs(Sweeper):
-    """A sweeper of Hydra whose jobs are in a manifest; which jobs, its `sweep` says."""
+    """A sweeper of Hydra whose jobs are in a manifest; a subclass says in `sweep` which jobs.
+
+    - config: the configuration that the jobs share, with Hydra's part.
+    - hydra_context, launcher: Hydra's loader of configurations, and what runs the jobs.
+    """
 
     config: DictConfig
     hydra_context: HydraContext
     launcher: Launcher
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before `sweep`."""
+        """Take what Hydra gives before it calls `sweep`."""
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -70,10 +69,10 @@ class SweepOfJobs(Sweeper):
 
     @abstractmethod
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Run the jobs that the words describe and that have not ended; what each left is in its folder.
+        """Run the jobs that the overrides describe and that have not ended; what each left is in its folder.
 
         Raises:
-            ConfigError: the folder is not free, or the words describe no jobs.
+            ConfigError: the folder is not free, or the overrides describe no jobs.
         """
 
     @property
@@ -81,19 +80,19 @@ class SweepOfJobs(Sweeper):
         """The folder of the sweep."""
         return Path(self.config.hydra.sweep.dir).absolute()
 
-    def parsed(self, words: Sequence[str]) -> list[Override]:
-        """The words as Hydra understands them."""
-        return OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(list(words))
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """Return the overrides as Hydra understands them."""
+        return OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(list(overrides))
 
-    def begun(self, claim: ExitStack) -> Manifest:
-        """The manifest of the sweep in the folder, as it was left or empty, once `claim` holds the folder.
+    def begin(self, claim: ExitStack) -> Manifest:
+        """Return the manifest of the sweep in the folder, as it was left or empty, once `claim` holds the folder.
 
         Raises:
             ConfigError: the folder is not free.
         """
         resumed = self.config.sweep.resume is not None
         claim.enter_context(claim_sweep(self.folder, resumed))
-        SWEPT.append(self.folder)
+        SWEEP_FOLDERS.append(self.folder)
         (self.folder / STOPPED).unlink(missing_ok=True)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
         manifest = read_manifest(self.folder) if resumed else Manifest([], [])
@@ -102,7 +101,8 @@ class SweepOfJobs(Sweeper):
     def with_job(self, manifest: Manifest, overrides: Sequence[str], varied: Sequence[str]) -> tuple[Manifest, Job]:
         """Return the manifest with the job of these overrides, which keeps its folder if it was there; and that job.
 
-        varied: the keys that take several values.
+        Args:
+            varied: the keys that take several values.
 
         Raises:
             ConfigError: another job has the same folder, or a resumed sweep names a class that is not allowed.
@@ -114,26 +114,65 @@ class SweepOfJobs(Sweeper):
         job = manifest.find(key)
         if job is None:
             own = [word for word in overrides if not word.startswith(("sweep.", "search.", "launcher="))]
-            job = Job(_subdir(cfg, len(manifest.jobs)), key, own)
+            job = Job(_new_folder(cfg, len(manifest.jobs)), key, own)
             manifest = manifest.with_job(job)
         return manifest, replace(job, overrides=list(overrides))
 
-    def launched(self, jobs: Sequence[Job], manifest: Manifest) -> Sequence[JobReturn]:
+    def launch(self, jobs: Sequence[Job], manifest: Manifest) -> Sequence[JobReturn]:
         """Run the jobs in their folders; what a job could not record itself is raised."""
         folders = [job.folder for job in manifest.jobs]
-        overrides = [[*job.overrides, f"hydra.sweep.subdir={quoted(job.folder)}"] for job in jobs]
+        overrides = [[*job.overrides, f"hydra.sweep.subdir={quote(job.folder)}"] for job in jobs]
         results = self.launcher.launch(overrides, initial_job_idx=folders.index(jobs[0].folder))
         for result in results:
             _ = result.return_value
         return results
 
 
-def resumed_sweep(arguments: list[str]) -> list[str]:
-    """The words that go on with the sweep that `sweep.resume=` names, if it names one: its own, and those beside it.
+class Jobs(SweepOfJobs):
+    """Hydra's sweeper of `nncompress train -m`: the product of all values, or side by side those of `sweep.zip`.
 
-    With `-m` those beside it are all there are.
+    - max_batch_size: how many jobs the launcher is given at a time; None: all, as with Hydra's own sweeper.
+    - params: overrides of every job by their keys, as with Hydra's own sweeper.
+    """
 
-    What is on record may set up no part of Hydra but launcher, sweeper and folder: this command is to say that itself.
+    __module__ = SWEEPER.rpartition(".")[0]
+
+    def __init__(self, max_batch_size: int | None = None, params: Mapping[str, Any] | None = None) -> None:
+        self.max_batch_size, self.params = max_batch_size, dict(params or {})
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Run every job that has not ended; raises ConfigError as `SweepOfJobs.sweep` says."""
+        values = values_of(self.parse([*(f"{key}={value}" for key, value in self.params.items()), *arguments]))
+        rows = combinations(values, self.config.sweep.zip)
+        with ExitStack() as claim:
+            waiting, manifest = parallel.decide(lambda: self._waiting_jobs(rows, varied_in(values), claim))
+            size = self.max_batch_size or max(1, len(waiting))
+            batches = [waiting[start : start + size] for start in range(0, len(waiting), size)]
+            return [self.launch(batch, manifest) for batch in batches]
+
+    def _waiting_jobs(
+        self, rows: Sequence[list[str]], varied: Sequence[str], claim: ExitStack
+    ) -> tuple[list[Job], Manifest]:
+        """Return the jobs to run, once the folder is claimed and the manifest of all written; and that."""
+        manifest = self.begin(claim)
+        jobs: dict[str, Job] = {}
+        for overrides in rows:
+            manifest, job = self.with_job(manifest, overrides, varied)
+            if job.key in jobs:
+                log.warning("%s is the same job as %s, it is run once", " ".join(overrides), job.folder)
+            jobs[job.key] = job
+        write_manifest(self.folder, manifest)
+        waiting = [job for job in jobs.values() if standing(self.folder / job.folder) not in ENDED]
+        if self.config.sweep.resume is not None:
+            log.info("%d of %d jobs have ended, %d are to run", len(jobs) - len(waiting), len(jobs), len(waiting))
+        return waiting, manifest
+
+
+def with_recorded(arguments: list[str]) -> list[str]:
+    """Return the words of a command, after those on record of the sweep that `sweep.resume=` among them names, if any.
+
+    With `-m` those of the command are all there are. What is on record may set up no part of Hydra but launcher,
+    sweeper and folder: the command is to say that itself.
 
     Raises:
         ConfigError: the folder holds no sweep.
@@ -141,28 +180,24 @@ def resumed_sweep(arguments: list[str]) -> list[str]:
     folder = named_folder(arguments, "sweep.resume", "a sweep")
     if folder is None:
         return arguments
-    flags, given = _split(arguments)
-    left, recorded = _split([] if "-m" in flags else read_manifest(folder).command)
-    dropped = [*(flag for flag in left if flag != "-m"), *(word for word in recorded.values() if not _kept(word))]
+    flags, overrides = _split(arguments)
+    other_flags, recorded = _split([] if "-m" in flags else read_manifest(folder).command)
+    dropped = [flag for flag in other_flags if flag != "-m"]
+    dropped += [word for key, word in recorded.items() if not _may_take_over(key, word)]
     for word in dropped:
         log.warning("%s of %s is not taken over; give it again if it is needed", word, folder / SWEEP)
-    words = {
-        **{key: word for key, word in recorded.items() if word not in dropped},
-        **given,
-        "sweep.resume": f"sweep.resume={quoted(str(folder))}",
-        "hydra.sweep.dir": f"hydra.sweep.dir={quoted(str(folder))}",
-    }
-    return [*itertools.chain(*{"-m": ["-m"], **flags}.values()), *words.values()]
+    overrides = {key: word for key, word in recorded.items() if word not in dropped} | overrides
+    overrides |= {key: f"{key}={quote(str(folder))}" for key in ("sweep.resume", "hydra.sweep.dir")}
+    return [*itertools.chain(*{"-m": ["-m"], **flags}.values()), *overrides.values()]
 
 
-def _kept(word: str) -> bool:
-    """Whether a recorded word may be followed: Hydra imports what its own part names without asking."""
-    key = word.partition("=")[0].lstrip("+~")
-    return key != "allow" and (not key.startswith("hydra") or (key.startswith(FOLLOWED) and "_target_" not in word))
+def _may_take_over(key: str, word: str) -> bool:
+    """Return whether an override on record is harmless: Hydra imports what its own part names without asking."""
+    return key != "allow" and (not key.startswith("hydra") or (key.startswith(TAKEN_OVER) and "_target_" not in word))
 
 
-def _subdir(cfg: DictConfig, number: int) -> str:
-    """The folder that a new job of this number gets."""
+def _new_folder(cfg: DictConfig, number: int) -> str:
+    """Return the folder that a new job of this number gets."""
     before = HydraConfig.instance().cfg
     with open_dict(cfg):
         cfg.hydra.job.num = cfg.hydra.job.id = number
@@ -174,7 +209,7 @@ def _subdir(cfg: DictConfig, number: int) -> str:
 
 
 def _split(words: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Flags with what follows them, and overrides by their keys; of several the last counts."""
+    """Return flags with what follows them, and overrides by their keys; of several the last counts."""
     flags: dict[str, list[str]] = {}
     overrides: dict[str, str] = {}
     rest = iter(words)
@@ -186,43 +221,3 @@ def _split(words: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
         else:
             overrides[word.partition("=")[0].lstrip("+~")] = word
     return flags, overrides
-
-
-class Jobs(SweepOfJobs):
-    """Hydra's sweeper of `nncompress train -m`: the product of all values, or side by side those of `sweep.zip`.
-
-    `max_batch_size` and `params` are those of Hydra's own sweeper.
-    """
-
-    __module__ = SWEEPER.rpartition(".")[0]
-
-    def __init__(self, max_batch_size: int | None = None, params: Mapping[str, Any] | None = None) -> None:
-        self.max_batch_size, self.params = max_batch_size, dict(params or {})
-
-    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Run every job that has not ended; raises ConfigError as `SweepOfJobs.sweep` says."""
-        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        values = values_of(self.parsed(words))
-        crossed = combinations(values, self.config.sweep.zip)
-        with ExitStack() as claim:
-            waiting, manifest = parallel.decide(lambda: self._waiting(crossed, varied_in(values), claim))
-            size = self.max_batch_size or max(1, len(waiting))
-            batches = [waiting[start : start + size] for start in range(0, len(waiting), size)]
-            return [self.launched(batch, manifest) for batch in batches]
-
-    def _waiting(
-        self, crossed: Sequence[list[str]], varied: Sequence[str], claim: ExitStack
-    ) -> tuple[list[Job], Manifest]:
-        """The jobs to run, once the folder is claimed and its manifest written; and that."""
-        manifest = self.begun(claim)
-        asked: dict[str, Job] = {}
-        for overrides in crossed:
-            manifest, job = self.with_job(manifest, overrides, varied)
-            if job.key in asked:
-                log.warning("%s is the same job as %s, it is run once", " ".join(overrides), job.folder)
-            asked[job.key] = job
-        write_manifest(self.folder, manifest)
-        waiting = [job for job in asked.values() if standing(self.folder / job.folder) not in ENDED]
-        if self.config.sweep.resume is not None:
-            log.info("%d of %d jobs have ended, %d are to run", len(asked) - len(waiting), len(asked), len(waiting))
-        return waiting, manifest

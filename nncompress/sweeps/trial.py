@@ -17,15 +17,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Watch = Callable[[Mapping[str, Any]], None]
+
 NAME = "nncompress"
+"""What every study is called in its file."""
 STORE = "study.db"
+"""The file of a study in the folder of its search."""
 PATIENCE = 60
 """Seconds to wait for another process that writes to the study."""
-Watch = Callable[[Mapping[str, Any]], None]
 
 
 def require_optuna() -> None:
-    """Raise NNCompressError when Optuna is not installed."""
+    """Refuse to go on without Optuna.
+
+    Raises:
+        NNCompressError: it is not installed.
+    """
     if importlib.util.find_spec("optuna") is None:
         raise NNCompressError("search needs Optuna, found none; pip install 'nncompress[search]'")
 
@@ -38,9 +45,9 @@ def storage(path: Path) -> optuna.storages.RDBStorage:
 
 
 def watch_of(search: SearchSettings) -> Watch | None:
-    """Return what looks at every row of a trial with one objective: the search's pruner; None where nothing does.
+    """Return what shows every row of a trial with one objective to the search's pruner; None where nothing does.
 
-    It raises Pruned when the trials so far make this one hopeless. Where the study cannot be asked, the run goes on
+    It raises Pruned when the trials so far make this one hopeless. Where the study cannot be read, the run goes on
     without it.
     """
     objectives = [*search.maximize, *search.minimize]
@@ -60,13 +67,17 @@ class _Trial:
 
         study = optuna.load_study(study_name=NAME, storage=storage(store), pruner=build(search.pruner))
         frozen = next(trial for trial in study.get_trials() if trial.number == number)
-        self.objective, self.known = objective, set(frozen.intermediate_values)
+        self.objective, self.reported = objective, set(frozen.intermediate_values)
         self.trial = None if frozen.state.is_finished() else optuna.trial.Trial(study, frozen._trial_id)
 
     def look(self, row: Mapping[str, Any]) -> None:
-        """Tell the study of a row that it does not know yet, and ask whether to go on."""
+        """Report a row that the study does not know yet.
+
+        Raises:
+            Pruned: the study advises to stop.
+        """
         value, step = row.get(self.objective), int(row["step"])
-        if self.trial is None or value is None or step in self.known:  # a resumed trial comes by again
+        if self.trial is None or value is None or step in self.reported:  # a resumed trial comes by again
             return
         try:
             self.trial.report(value, step)

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,8 +48,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty current folder, the stand-in for runs, and the process as it was afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setitem(sys.modules, "nncompress.experiment.run", SimpleNamespace(run=stand_in_run))
-    monkeypatch.setitem(sys.modules, "nncompress.experiment.reference", SimpleNamespace(with_reference=lambda cfg: cfg))
+    monkeypatch.setattr(jobs, "prepare", lambda cfg, folder: partial(stand_in_run, cfg, folder))
     monkeypatch.setattr(jobs, "write_report", lambda folder: None)
     root = logging.getLogger()
     before = root.handlers[:], root.level

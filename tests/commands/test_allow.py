@@ -13,7 +13,7 @@ from runs import resign, run, status, summary
 import nncompress
 from nncompress.cli.main import main
 from nncompress.sweeps import jobs
-from nncompress.sweeps.saved import resumed
+from nncompress.sweeps.saved import resume_task
 
 NETS = """
 from nncompress.models.mlp import MLP
@@ -70,7 +70,7 @@ def test_a_run_of_ones_own_network_is_taken_up_when_its_module_is_allowed(
     assert main(["eval", str(folder), "batch_sizes=[]", "allow=[my_nets]"]) == 0
     assert main(["export", "allow=[my_nets]", str(folder)]) == 0
     monkeypatch.setenv("NNCOMPRESS_ALLOW", "my_nets")
-    assert resumed([f"resume={folder}"], jobs.single) is not None
+    assert resume_task([f"resume={folder}"], jobs.run_single) is not None
     assert type(nncompress.load(folder, compact=False)).__name__ == "Net"
 
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from runs import configuration, rows, run, save_config, status, summary
 
 from nncompress.cli.main import main
-from nncompress.sweeps.saved import changed_run
+from nncompress.sweeps.saved import rerun_config
 
 NNBCD = ["solver=nnbcd", "model=tt_mlp", "model.widths=[16]", "solver.num_steps=2", "dataset.train_size=200"]
 LC = [
@@ -60,7 +60,7 @@ def test_the_same_configuration_gives_the_same_summary(golden: Golden, capsys: p
 def test_changes_are_those_of_a_command_that_had_them(golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (NNBCD, LC, FRANK_WOLFE):
         with case(words=words):
-            assert resolved(changed_run(saved(*words), CHANGES)) == resolved(configuration(*words, *CHANGES))
+            assert resolved(rerun_config(saved(*words), CHANGES)) == resolved(configuration(*words, *CHANGES))
     kept = golden.kept("nnbcd")
     assert main(["rerun", str(kept), "hydra.run.dir=b", *CHANGES]) == 0
     references = f"reference_dir={kept.parent / 'references'}"
@@ -73,7 +73,7 @@ def test_changes_are_those_of_a_command_that_had_them(golden: Golden, capsys: py
 
 
 def test_a_linked_key_follows_also_when_it_is_not_named() -> None:
-    new = changed_run(saved(*FRANK_WOLFE), ["constraint.size.w=20"])
+    new = rerun_config(saved(*FRANK_WOLFE), ["constraint.size.w=20"])
     assert new.constraint == new.solver.constraint
     assert new.constraint.rest.size.w == 20
 
@@ -91,19 +91,19 @@ def test_options_of_groups_can_be_changed() -> None:
         kept = [word for word in words if word.partition("=")[0].partition(".")[0] not in groups]
         kept = kept if "solver" not in groups else [word for word in kept if not word.startswith("constraint")]
         with case(words=words, options=options):
-            assert resolved(changed_run(saved(*words), options)) == resolved(configuration(*kept, *options))
+            assert resolved(rerun_config(saved(*words), options)) == resolved(configuration(*kept, *options))
 
 
 def test_a_class_of_ones_own_takes_the_place_of_the_old_one() -> None:
     changes = ["model._target_=nncompress.models.MLP", "model.widths=[12]", "model.bias=false"]
-    new = changed_run(saved(*NNBCD), changes)
+    new = rerun_config(saved(*NNBCD), changes)
     assert new.model == {"_target_": "nncompress.models.MLP", "widths": [12], "bias": False}
     assert new.choices.model == "MLP"
 
 
 def test_a_job_of_a_sweep_is_rerun_alone() -> None:
     sweep = {"sweep.on_error": "stop", "search.trial": 3, "search.store": "study.db"}
-    new = changed_run(saved(*NNBCD, "seed=1", **sweep), [])
+    new = rerun_config(saved(*NNBCD, "seed=1", **sweep), [])
     assert resolved(new) == resolved(configuration(*NNBCD, "seed=1"))
     assert (new.sweep.on_error, new.search.trial, new.search.store) == ("continue", None, None)
 

@@ -37,7 +37,7 @@ def _bare(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(jobs, "write_report", lambda folder: None)
     monkeypatch.setattr("nncompress.report.write.save_sweep_plots", lambda figures, folder: [])
     if "tables" not in request.fixturenames:
-        monkeypatch.setattr(write, "_write_sweep", lambda *arguments: write._Written([], []))
+        monkeypatch.setattr(write, "_write_sweep", lambda *arguments: ([], []))
     monkeypatch.chdir(tmp_path)
 
 

@@ -31,7 +31,7 @@ def test_a_sweep_goes_on_after_a_failed_job_and_exits_with_1(
     assert json.loads((folder / "1/status.json").read_text()) == {
         "status": "failed",
         "reason": "seed: must be at least 0, found -1",
-        "traceback": None,
+        "traceback": "nncompress.errors.ConfigError: seed: must be at least 0, found -1",
         "step": None,
     }
     assert yaml.safe_load((folder / "1/config.yaml").read_text())["seed"] == -1

@@ -37,7 +37,7 @@ def _bare(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     for name in ("accuracy_ratio_plot", "objectives_plot"):
         monkeypatch.setattr(f"nncompress.report.write.{name}", lambda *arguments, **settings: None)
     if "tables" not in request.fixturenames:
-        monkeypatch.setattr(write, "_write_sweep", lambda *arguments: write._Written([], []))
+        monkeypatch.setattr(write, "_write_sweep", lambda *arguments: ([], []))
     monkeypatch.chdir(tmp_path)
 
 
@@ -176,6 +176,29 @@ def test_a_sweep_of_real_runs_that_was_interrupted_is_resumed_and_can_grow(monke
     assert manifest.jobs[2].overrides == [*QUICK, *SMALL, "seed=5"]
     assert [json.loads(Path(f"sweep/{job}/summary.json").read_text())["seed"] for job in range(3)] == [0, 1, 5]
     assert len(Path("sweep/tables/runs.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.usefixtures("tables")
+def test_a_sweep_goes_on_with_another_device_and_other_intervals_and_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, prepare = list[int](), jobs.prepare
+
+    def stopped(cfg: DictConfig, folder: Path) -> object:
+        begun.append(cfg.seed)
+        if len(begun) == 3:
+            raise SystemExit(143)
+        return prepare(cfg, folder)
+
+    monkeypatch.setattr(jobs, "prepare", stopped)
+    assert sweep(*QUICK, *SMALL, "seed=0,1,2,3") == 143
+    assert again("device=cpu", "eval_every=5", "checkpoint_every=1", "data_dir=elsewhere", "cuda_graphs=false") == 0
+    assert begun == [0, 1, 2, 2, 3]
+    assert standings() == dict.fromkeys("0123", "done")
+
+
+@pytest.mark.usefixtures("failing")
+def test_how_jobs_are_run_tells_them_apart_where_a_sweep_varies_it() -> None:
+    assert sweep(*QUICK, "eval_every=1,2") == 0
+    assert standings() == {"0": "done", "1": "done"}
 
 
 @pytest.mark.usefixtures("failing")

@@ -34,13 +34,12 @@ class CP(Factorised[CPFactors]):
     """Sums of at most `rank` tensors that are products of one vector for each mode.
 
     Π is alternating least squares from `start` or the higher-order SVD: a local minimum at best, never worse than
-    `start`.
+    `start`. Raises ValueError for settings out of range.
 
     - rank: the most terms, at least 1.
-    - sweeps: the most sweeps over the modes (a tenth of them from a `start`), at least 1; 100 is ours.
-    - tolerance: a sweep that takes less than this part of the squared error away is the last; 1e-5 is ours.
-
-    Raises ValueError for other values.
+    - sweeps: the most sweeps over the modes (a tenth of them from a `start`), at least 1; 100 is this package's choice.
+    - tolerance: a sweep that takes less than this part of the squared error away is the last; 1e-5 is this package's
+      choice.
     """
 
     exact: ClassVar[bool] = False
@@ -199,11 +198,10 @@ def _convolutions(factors: Sequence[Tensor]) -> Product:
 
 
 def cp(weights: Weights, *, rank: int = 64, modes: Modes = None, layers: Layers = "hidden", round_to: int = 1) -> Plan:
-    """Return one sum of `rank` terms for each chosen weight.
+    """Compress each chosen weight by a sum of `rank` terms.
 
-    `modes`: None for a convolution's own dimensions and about 16 a mode of a matrix, one list for all chosen weights,
-    or a mapping from a name pattern to a list. `layers`: "hidden" (all weights but the output layer's), "all", or name
-    patterns. `round_to`: ranks are rounded up to multiples of it, at most to the largest rank.
+    `modes`: by default a convolution's own dimensions and about 16 a mode of a matrix. `round_to`: ranks are rounded up
+    to multiples of it, at most to the largest rank.
     """
 
     def terms(sizes: tuple[int, ...], shape: Sequence[int]) -> CP:

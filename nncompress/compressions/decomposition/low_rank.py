@@ -10,7 +10,7 @@ import math
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, NamedTuple, cast, final
 
 import torch
 from torch import Tensor
@@ -139,23 +139,16 @@ def low_rank(
     """Give each chosen weight a rank of at most `rank`, or the smallest that holds the part `energy` of its squares.
 
     The rank of an energy is that of the given weights and stays fixed. `scheme`: how a convolution is a matrix, 1 or 2
-    (`AsMatrix`). `round_to`: ranks
-    are rounded up to multiples of it, at most to the full rank. Raises ConfigError unless exactly one of rank and
-    energy is given.
+    (`AsMatrix`). `round_to`: ranks are rounded up to multiples of it, at most to the full rank. Raises ConfigError
+    unless exactly one of rank and energy is given.
     """
     AsMatrix(scheme)  # refused even where no convolution would use it
+    if (rank is None) == (energy is None):
+        raise ConfigError(f"one of rank and energy must be given and the other be null, found {rank} and {energy}")
     tasks = []
     for name in choose(weights, layers):
         view = matrix_view(weights[name], scheme)
         a = view.join([weights[name].detach()])
-        tasks.append(Task((name,), view, LowRank(round_up(_rank(a, rank, energy), round_to, min(a.shape)))))
+        own = energy_rank(a, energy) if energy is not None else cast(int, rank)
+        tasks.append(Task((name,), view, LowRank(round_up(own, round_to, min(a.shape)))))
     return Plan.of(tasks, weights)
-
-
-def _rank(a: Tensor, rank: int | None, energy: float | None) -> int:
-    """Return the rank given, or that of the energy given."""
-    if rank is not None and energy is None:
-        return rank
-    if energy is not None and rank is None:
-        return energy_rank(a, energy)
-    raise ConfigError(f"one of rank and energy must be given and the other be null, found {rank} and {energy}")

@@ -18,7 +18,7 @@ Modes = Sequence[int] | Mapping[str, Sequence[int]] | None
 
 
 def given_modes(names: Sequence[str], modes: Modes, key: str = "modes") -> dict[str, tuple[int, ...]]:
-    """Return the modes of those of the named weights for which `modes` gives some.
+    """Look up the modes of those of the named weights for which `modes` gives some.
 
     Raises ConfigError, speaking of `compression.<key>`, for a pattern that fits no name, two that fit the same, and
     for anything but whole numbers from 1.

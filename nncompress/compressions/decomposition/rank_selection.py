@@ -30,13 +30,12 @@ class RankSelection(Factorisation):
     smallest; with `capped` it keeps the matrix itself where that is better still. r = 0 leaves Δ(Θ) = 0. With
     `round_to` Π keeps the runs of that many singular values (the last may be shorter) whose root mean square is above
     the threshold. It falls from run to run, so that they are the first ones, and the best.
+    Raises ValueError for settings out of range.
 
     - alpha: the price of one number of a factor at one position, at least 0.
     - positions: how often each number is used, at least 1; 1, so that storage is priced.
     - capped: whether the price ends at that of the dense matrix; false, as in the paper.
     - round_to: ranks are its multiples, or full; 1, any rank.
-
-    Raises ValueError for other values.
     """
 
     exact: ClassVar[bool] = True
@@ -107,9 +106,8 @@ def rank_selection(
     `normalised` multiplies the alpha of a layer by ‖W‖² of the given weights. The released code divides mu by ‖W‖² in
     the C step alone, so that its two steps minimise different functions; with the price scaled once and for all, both
     belong to the one problem min L(w) + alpha sum_l ‖W_l‖² C_l, mu unchanged.
-    `scheme`: how a convolution is a matrix, 1 or 2 (`AsMatrix`). `layers`: "hidden" (all weights but the output
-    layer's), "all", or name patterns. `round_to`: ranks are multiples of it, or full. Raises ConfigError for another
-    criterion, and for "flops" without uses.
+    `scheme`: how a convolution is a matrix, 1 or 2 (`AsMatrix`). `round_to`: ranks are multiples of it, or full. Raises
+    ConfigError for another criterion, and for "flops" without uses.
     """
     AsMatrix(scheme)  # refused even where no convolution would use it
     tasks = []

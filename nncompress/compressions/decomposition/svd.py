@@ -92,7 +92,7 @@ def singular_values(a: Tensor) -> Tensor:
 
 
 def _krylov_svd(a: Tensor, rank: int, guess: Tensor | None) -> SVD | None:
-    """Return the approximation of `a` (m <= n) in the Krylov space of aᵀa and a block; None unless proved to be good.
+    """Approximate `a` (m <= n) in the Krylov space of aᵀa and a block; None unless the result is proved to be good.
 
     The block is random but for its first columns, which are the `guess` (n x rank), if any.
     """

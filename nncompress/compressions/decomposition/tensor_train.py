@@ -33,11 +33,10 @@ class TensorTrain(Factorised[Cores]):
 
     With a `start` the better of TT-SVD and `start` is returned, so that a block that calls `compress` again and
     again never gets worse; from there `als` sweeps of alternating least squares lower the error further.
+    Raises ValueError for settings out of range.
 
     - rank: the largest TT rank, at least 1.
     - als: the sweeps of alternating least squares, at least 0; none by default, as in the published code of NN-BCD.
-
-    Raises ValueError for other values.
     """
 
     exact: ClassVar[bool] = False
@@ -71,11 +70,10 @@ class TensorTrain(Factorised[Cores]):
 def tt(
     weights: Weights, *, rank: int = 48, als: int = 0, modes: Modes = None, layers: Layers = "hidden", round_to: int = 1
 ) -> Plan:
-    """Return one tensor train of rank `rank` for each chosen weight, with `als` sweeps of alternating least squares.
+    """Compress each chosen weight by a tensor train of rank `rank`, with `als` sweeps of alternating least squares.
 
-    `modes`: None for balanced factors, one list for all chosen weights, or a mapping from a name pattern to a list.
-    `round_to`: the rank is rounded up
-    to a multiple of it; bonds that allow less have all they allow.
+    `modes`: by default balanced factors. `round_to`: the rank is rounded up to a multiple of it; bonds that allow less
+    have all they allow.
     """
 
     def train(sizes: tuple[int, ...], shape: Sequence[int]) -> TensorTrain:

@@ -63,7 +63,7 @@ def tt_matrix_product(
 
 
 def _turn(core: Tensor) -> Tensor:
-    """Return a core r x m x n x r' as that of the train whose cores stand in reverse order."""
+    """Turn a core r x m x n x r' into that of the train whose cores stand in reverse order."""
     return core.permute(3, 1, 2, 0)
 
 

@@ -146,7 +146,7 @@ def _round_trip(a: Tensor, cores: Sequence[Tensor]) -> tuple[list[Tensor], Tenso
 
 
 def _orthogonal(cores: Sequence[Tensor]) -> list[Tensor]:
-    """Return the last cores of a train with orthonormal rows; the factor before the first is left out."""
+    """Make the rows of the last cores of a train orthonormal; the factor before the first is left out."""
     result, factor = [], torch.eye(1, dtype=cores[0].dtype, device=cores[0].device)
     for core in reversed(cores):
         q, r = torch.linalg.qr((core @ factor).reshape(core.shape[0], -1).T)

@@ -30,11 +30,10 @@ class TTMatrix(Factorised[Cores]):
 
     Every core belongs to a factor m_k of the rows and n_k of the columns; Π is the TT-SVD of the tensor of pairs, at
     most sqrt(d-1) times the best error, and never worse than `start`. Core k is r_{k-1} x m_k n_k x r_k.
+    Raises ValueError for settings out of range.
 
     - rank: the largest TT rank, at least 1.
     - row_modes, column_modes: the m_k and the n_k, positive and equally many.
-
-    Raises ValueError for other values.
     """
 
     exact: ClassVar[bool] = False
@@ -104,11 +103,10 @@ def tt_matrix(
     layers: Layers = "hidden",
     round_to: int = 1,
 ) -> Plan:
-    """Return one TT-matrix of rank `rank` for each chosen weight, (outputs) x (everything else).
+    """Compress each chosen weight, (outputs) x (everything else), by a TT-matrix of rank `rank`.
 
-    `row_modes`, `column_modes`: None for balanced factors, one list for all chosen weights, or a mapping from a name
-    pattern to a list. `round_to`: the
-    rank is rounded up to a multiple of it; bonds that allow less have all they allow.
+    `row_modes`, `column_modes`: by default balanced factors. `round_to`: the rank is rounded up to a multiple of it;
+    bonds that allow less have all they allow.
     """
     names = choose(weights, layers)
     rows, columns = given_modes(names, row_modes, "row_modes"), given_modes(names, column_modes, "column_modes")

@@ -36,13 +36,12 @@ class Tucker(Factorised[CoreFactors]):
 
     A mode that its rank does not restrict (see `tucker_ranks`) is left whole.
     Π is higher-order orthogonal iteration from `start` or the truncated higher-order SVD: at most sqrt(d) times the
-    best error without a start (d modes), never worse than `start`.
+    best error without a start (d modes), never worse than `start`. Raises ValueError for settings out of range.
 
     - ranks: the largest ranks, at least 1.
-    - sweeps: the most sweeps over the modes, at least 1; 20 is ours.
-    - tolerance: a sweep that takes less than this part of the squared error away is the last; 1e-5 is ours.
-
-    Raises ValueError for other values.
+    - sweeps: the most sweeps over the modes, at least 1; 20 is this package's choice.
+    - tolerance: a sweep that takes less than this part of the squared error away is the last; 1e-5 is this package's
+      choice.
     """
 
     exact: ClassVar[bool] = False
@@ -235,13 +234,12 @@ def tucker(
     layers: Layers = "hidden",
     round_to: int = 1,
 ) -> Plan:
-    """Return one Tucker decomposition for each chosen weight.
+    """Compress each chosen weight by a Tucker decomposition.
 
     `rank`: one for all modes, or a list with one for each; for a convolution in its own modes (outputs, inputs,
-    kernel) it is for the two of channels, the kernel stays whole. `modes`: None for these, and for about 16 a mode of
-    a matrix, one list for all chosen weights, or a mapping from a name pattern to a list. `layers`: "hidden" (all
-    weights but the output layer's), "all", or name patterns. `round_to`: ranks (not those of a kernel's own modes) are
-    rounded up to multiples of it, at most to their modes.
+    kernel) it is for the two of channels, the kernel stays whole. `modes`: by default these, and about 16 a mode of a
+    matrix. `round_to`: ranks (not those of a kernel's own modes) are rounded up to multiples of it, at most to their
+    modes.
     """
 
     def tucker_of(sizes: tuple[int, ...], shape: Sequence[int]) -> Tucker:

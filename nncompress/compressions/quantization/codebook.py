@@ -15,15 +15,7 @@ from torch import Tensor
 
 from nncompress.compressions.base import check_count, sort_rows
 from nncompress.compressions.plan import Layers, Plan, Weights
-from nncompress.compressions.quantization.codes import (
-    Coded,
-    Per,
-    Quantization,
-    check_per,
-    count_passed,
-    quantization_plan,
-    rows_of,
-)
+from nncompress.compressions.quantization.codes import Coded, Per, Quantization, check_per, digitize, quantize, rows_of
 from nncompress.compressions.quantization.kmeans import better, compand, lloyd, points_of
 from nncompress.compressions.quantization.kmeans_exact import search
 
@@ -54,7 +46,7 @@ class Codebook(Quantization):
         rows = torch.cat([rows_of(w, self.per_channel) for w in ws])
         known = [start.table for start in starts if start is not None]
         centres = nearest_centres(rows, self.K, torch.cat(known) if len(known) == len(ws) else None)
-        codes = count_passed(rows, (centres[:, 1:] + centres[:, :-1]) / 2)
+        codes = digitize(rows, (centres[:, 1:] + centres[:, :-1]) / 2)
         parts = zip(codes.chunk(len(ws)), centres.chunk(len(ws)), strict=True)
         return [Coded(own.reshape(w.shape).clone(), table.clone()) for w, (own, table) in zip(ws, parts, strict=True)]
 
@@ -83,5 +75,5 @@ def nearest_centres(rows: Tensor, K: int, start: Tensor | None = None) -> Tensor
 
 
 def codebook(weights: Weights, *, K: int = 4, per: Per = "layer", layers: Layers = "hidden") -> Plan:
-    """Return the chosen weights with K different values in each part that has a codebook of its own (`per`)."""
-    return quantization_plan(weights, Codebook(K, check_per(per)), per, layers)
+    """Give the chosen weights K different values in each part that has a codebook of its own (`per`)."""
+    return quantize(weights, Codebook(K, check_per(per)), per, layers)

@@ -73,7 +73,7 @@ FEW = 32
 """So many thresholds are compared one after the other; a search among them is slower."""
 
 
-def count_passed(rows: Tensor, thresholds: Tensor) -> Tensor:
+def digitize(rows: Tensor, thresholds: Tensor) -> Tensor:
     """Return how many of ascending thresholds (R, T) the numbers of rows (R, P) are at or above; packed."""
     if thresholds.shape[1] > FEW:
         counts = torch.searchsorted(thresholds.contiguous(), rows.contiguous(), right=True)
@@ -89,7 +89,7 @@ def rows_of(w: Tensor, per_channel: bool) -> Tensor:
     return w.reshape(len(w) if per_channel else 1, -1)
 
 
-def quantization_plan(weights: Weights, compression: Quantization, per: Per, layers: Layers) -> Plan:
+def quantize(weights: Weights, compression: Quantization, per: Per, layers: Layers) -> Plan:
     """Return the plan of a quantisation whose own field `per_channel` agrees with `per`."""
     if per != "channel":
         return each_layer(weights, compression=compression, layers=layers, joint=per == "shared")

@@ -18,15 +18,7 @@ from torch.nn.functional import pad
 
 from nncompress.compressions.base import sort_rows
 from nncompress.compressions.plan import Layers, Plan, Weights, each_layer
-from nncompress.compressions.quantization.codes import (
-    Coded,
-    Per,
-    Quantization,
-    check_per,
-    count_passed,
-    quantization_plan,
-    rows_of,
-)
+from nncompress.compressions.quantization.codes import Coded, Per, Quantization, check_per, digitize, quantize, rows_of
 from nncompress.compressions.quantization.kmeans import points_of
 
 
@@ -193,7 +185,7 @@ def nearest(rows: Tensor, entries: Tensor) -> Tensor:
     """Return the packed index of the nearest of ascending entries (L,); of two equally near the one away from zero."""
     middles = (entries[1:] + entries[:-1]) / 2
     above = torch.nextafter(middles, torch.full_like(middles, torch.inf))
-    return count_passed(rows, torch.where(middles < 0, above, middles).expand(len(rows), -1))
+    return digitize(rows, torch.where(middles < 0, above, middles).expand(len(rows), -1))
 
 
 def fixed_codebook(
@@ -209,21 +201,21 @@ def fixed_codebook(
         raise ValueError("per=channel is for the scale and needs scaled=true, found scaled=false")
     values = tuple(map(float, entries))
     compression = ScaledCodebook(values, check_per(per)) if scaled else FixedCodebook(values)
-    return quantization_plan(weights, compression, per, layers)
+    return quantize(weights, compression, per, layers)
 
 
 def binary(weights: Weights, *, layers: Layers = "hidden") -> Plan:
-    """Return the chosen weights from {-1, 1}."""
+    """Take the chosen weights from {-1, 1}."""
     return each_layer(weights, compression=FixedCodebook((-1.0, 1.0)), layers=layers)
 
 
 def ternary(weights: Weights, *, layers: Layers = "hidden") -> Plan:
-    """Return the chosen weights from {-1, 0, 1}."""
+    """Take the chosen weights from {-1, 0, 1}."""
     return each_layer(weights, compression=FixedCodebook((-1.0, 0.0, 1.0)), layers=layers)
 
 
 def powers_of_two(weights: Weights, *, C: int = 6, layers: Layers = "hidden") -> Plan:
-    """Return the chosen weights from {0, ±1, ±1/2, ..., ±2^-C}. Raises ValueError for C outside 0 to 126."""
+    """Take the chosen weights from {0, ±1, ±1/2, ..., ±2^-C}. Raises ValueError for C outside 0 to 126."""
     return each_layer(weights, compression=FixedCodebook(power_entries(C)), layers=layers)
 
 
@@ -236,10 +228,10 @@ def power_entries(C: int) -> tuple[float, ...]:
 
 
 def scaled_binary(weights: Weights, *, per: Per = "layer", layers: Layers = "hidden") -> Plan:
-    """Return the chosen weights from {-a, a}, `per` what has an a of its own."""
-    return quantization_plan(weights, ScaledBinary(check_per(per)), per, layers)
+    """Take the chosen weights from {-a, a}, `per` what has an a of its own."""
+    return quantize(weights, ScaledBinary(check_per(per)), per, layers)
 
 
 def scaled_ternary(weights: Weights, *, per: Per = "layer", layers: Layers = "hidden") -> Plan:
-    """Return the chosen weights from {-a, 0, a}, `per` what has an a of its own."""
-    return quantization_plan(weights, ScaledTernary(check_per(per)), per, layers)
+    """Take the chosen weights from {-a, 0, a}, `per` what has an a of its own."""
+    return quantize(weights, ScaledTernary(check_per(per)), per, layers)

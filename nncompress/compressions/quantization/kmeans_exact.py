@@ -106,7 +106,10 @@ def _search_grids(points: Points, best: Clusters, pieces: int) -> Clusters:
 
 
 def _cut(points: Points, best: Clusters, pieces: int) -> PositionBlocks:
-    """Cut every cluster into pieces, or into all positions where that is no more."""
+    """Cut every cluster into pieces, or into all positions where that is no more.
+
+    To a block lead all from which a cluster costs at most what the best clustering does.
+    """
     (R, U), K = points.x.shape, best.centres.shape[1]
     if K * pieces >= U:
         first = last = torch.arange(U + 1, device=points.x.device).expand(R, -1)

@@ -15,15 +15,7 @@ from torch import Tensor
 from nncompress.compressions.base import Compression
 from nncompress.compressions.bits import huffman_bits
 from nncompress.compressions.plan import Layers, Plan, Weights, each_layer
-from nncompress.compressions.quantization.codes import (
-    Coded,
-    Per,
-    Quantization,
-    check_per,
-    pack,
-    quantization_plan,
-    rows_of,
-)
+from nncompress.compressions.quantization.codes import Coded, Per, Quantization, check_per, pack, quantize, rows_of
 
 RANGES, ALTERNATIONS = (1.0, 0.85, 0.7, 0.5, 0.35, 0.25), 6
 """The parts of the range of the weights that the grid spans at the start, and the rounds after the best of them."""
@@ -170,9 +162,9 @@ def uniform(
     weights: Weights, *, bits: int = 8, symmetric: bool = True, per: Per = "layer", layers: Layers = "hidden"
 ) -> Plan:
     """Make the chosen weights integers of `bits` bits with a scale (and, if not `symmetric`, an offset) `per` part."""
-    return quantization_plan(weights, Uniform(bits, symmetric, check_per(per)), per, layers)
+    return quantize(weights, Uniform(bits, symmetric, check_per(per)), per, layers)
 
 
 def low_precision(weights: Weights, *, format: str = "float16", layers: Layers = "hidden") -> Plan:
-    """Return the chosen weights in a short floating-point format."""
+    """Store the chosen weights in a short floating-point format."""
     return each_layer(weights, compression=LowPrecision(format), layers=layers)

@@ -98,6 +98,7 @@ class L1(Sparsity):
         return soft_threshold(w, l1_level(w.reshape(-1).abs(), self.radius))
 
 
+@dataclass(frozen=True)
 class SeparablePenalty(Sparsity):
     """C(Θ) = alpha times a sum over the entries of Θ; what Π keeps are the nonzero ones.
 
@@ -130,8 +131,6 @@ class SeparablePenalty(Sparsity):
 class L0Penalty(SeparablePenalty):
     """C(Θ) = alpha ‖Θ‖_0: Π keeps the entries with |w| > sqrt(2 alpha / mu)."""
 
-    alpha: float
-
     def prox(self, v: Tensor, mu: float) -> Tensor:
         return torch.where(v.abs() > (2 * self.alpha / mu) ** 0.5, v, 0)
 
@@ -142,8 +141,6 @@ class L0Penalty(SeparablePenalty):
 @dataclass(frozen=True)
 class L1Penalty(SeparablePenalty):
     """C(Θ) = alpha ‖Θ‖_1: Π is soft thresholding at alpha / mu."""
-
-    alpha: float
 
     def prox(self, v: Tensor, mu: float) -> Tensor:
         return torch.nn.functional.softshrink(v, self.alpha / mu)
@@ -212,15 +209,12 @@ def soft_threshold(w: Tensor, level: Tensor) -> Sparse:
 
 
 def l0(weights: Weights, *, keep: float | int = 0.1, joint: bool = False, layers: Layers = "hidden") -> Plan:
-    """Keep a fraction (or count) of the entries: of each chosen weight, or (`joint`) of all of them together.
-
-    `layers`: "hidden" (all weights but the output layer's), "all", or name patterns.
-    """
+    """Keep a fraction (or count) of the entries: of each chosen weight, or (`joint`) of all of them together."""
     return each_layer(weights, compression=L0(keep), layers=layers, joint=joint)
 
 
 def l1(weights: Weights, *, radius: float = 100.0, joint: bool = False, layers: Layers = "hidden") -> Plan:
-    """Return an l1 norm of at most `radius`: of each chosen weight, or (`joint`) of all of them together."""
+    """Bound the l1 norm by `radius`: of each chosen weight, or (`joint`) of all of them together."""
     return each_layer(weights, compression=L1(radius), layers=layers, joint=joint)
 
 

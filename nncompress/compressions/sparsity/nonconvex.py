@@ -20,8 +20,6 @@ class LHalfPenalty(SeparablePenalty):
     2012.
     """
 
-    alpha: float
-
     def prox(self, v: Tensor, mu: float) -> Tensor:
         return half_threshold(v, self.alpha / mu)
 
@@ -36,10 +34,9 @@ class TransformedL1Penalty(SeparablePenalty):
     Zhang and Xin, "Minimization of transformed L1 penalty: closed form representation and iterative thresholding
     algorithms", Communications in Mathematical Sciences 2017.
 
-    - a: where between l0 and l1 the penalty lies, positive and finite, else ValueError; 1 is ours.
+    - a: where between l0 and l1 the penalty lies, positive and finite, else ValueError; 1 is this package's choice.
     """
 
-    alpha: float
     a: float = 1.0
 
     def __post_init__(self) -> None:

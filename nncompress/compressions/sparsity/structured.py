@@ -34,14 +34,13 @@ class GroupL0(Compression[Rows]):
     norms, whatever their lengths, which is exact: ‖w - Θ‖² is the sum of the squared norms of the dropped rows.
     Yuan and Lin, "Model selection and estimation in regression with grouped variables", J. R. Stat. Soc. B 68, 2006,
     for groups; Li et al., "Pruning filters for efficient ConvNets", ICLR 2017, for filters.
+    Raises ValueError for another `keep` and for a `round_to` below 1.
 
     - keep: a fraction (float, in (0, 1]) or a count (int) of the rows of all weights.
     - sizes: (rows, columns) of each weight.
     - round_to: the rows kept of each weight are a multiple of it, or all; 1, any number. Rows are kept in runs of
       `round_to` (the last of a weight may be shorter), as many as it takes for `keep`, at least one of each weight: the
       runs of largest squared norm, those of one weight in the order of its rows' norms, which is exact again.
-
-    Raises ValueError for another `keep` and for a `round_to` below 1.
     """
 
     exact: ClassVar[bool] = True
@@ -91,7 +90,7 @@ class GroupL0(Compression[Rows]):
         return theta.values.new_zeros(entries.numel()).masked_scatter(entries, theta.values)
 
     def bits(self, theta: Rows) -> int:
-        """Return the values, and a bit for each row or the kept rows' positions, whichever is less."""
+        """Count the values, and a bit for each row or the kept rows' positions, whichever is less."""
         rows = sum(count for count, _ in self.sizes)
         return FLOAT_BITS * theta.values.numel() + min(rows, position_bits(theta.positions))
 
@@ -176,7 +175,7 @@ class NM(Compression[KeptEntries]):
         return self.num_params(theta) * (FLOAT_BITS + index_bits(self.m))
 
     def num_params(self, theta: KeptEntries) -> int:
-        """Return the kept entries; what pads a short last group is none."""
+        """Count the kept entries; what pads a short last group is none."""
         outputs, inputs, *kernel = theta.shape
         groups, rest = divmod(inputs, self.m)
         return outputs * math.prod(kernel) * (groups * self.n + min(self.n, rest))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nncompress.report.collect import last_line, name, reason, varied
+from nncompress.report.collect import differences, last_line, name, reason
 from nncompress.report.html.tables import counts, environment_table, failures_table, jobs_table, settings_table
 from nncompress.report.html.template import PAGE, SCRIPT, STYLE
 from nncompress.report.tables import Table
@@ -56,7 +56,7 @@ def run_page(run: Run, tables: Sequence[Table], plots: Sequence[Path]) -> str:
 
 def sweep_page(folder: Path, runs: Sequence[Run], tables: Sequence[Table], plots: Sequence[Path]) -> str:
     """Return the page of a sweep: its tables and plots, all jobs, the jobs that are not done, the settings."""
-    keys = varied(runs)
+    keys = differences(runs)
     stand = "".join(f"<span>{n} {_status(status)}</span>" for status, n in counts(runs).items())
     lead = [f'<p class="dim">{escape(folder.resolve().name)}</p>', f'<p class="counts">{stand}</p>']
     jobs = [failures_table(folder, runs, keys), jobs_table(folder, runs, keys)]
@@ -172,5 +172,5 @@ def _plots(paths: Sequence[Path]) -> Iterator[str]:
             if len(content) > LARGEST_SVG and path.with_suffix(".png") in paths:
                 content, kind = path.with_suffix(".png").read_bytes(), "image/png"
             inline = base64.b64encode(content.replace(b"'DejaVu Sans'", FONTS)).decode()
-            words = escape(path.stem.replace("_", " "))
-            yield f'<figure{wide}><img alt="plot: {words}" src="data:{kind};base64,{inline}"></figure>'
+            name = escape(path.stem.replace("_", " "))
+            yield f'<figure{wide}><img alt="plot: {name}" src="data:{kind};base64,{inline}"></figure>'

@@ -10,7 +10,7 @@ import pandas as pd
 from nncompress.files import read_json
 from nncompress.report.collect import failures, final, setting_of, short_names
 from nncompress.report.sweep.tables import measures_of
-from nncompress.report.tables import Table, known
+from nncompress.report.tables import Table, known_columns
 from nncompress.report.text import number, setting, value_text
 from nncompress.results.query import state
 from nncompress.results.records import Run, flatten
@@ -35,7 +35,7 @@ def jobs_table(folder: Path, runs: Sequence[Run], keys: Sequence[str]) -> Table:
         )
     unfinished = any(run.summary is None and len(run.rows) for run in runs)
     notes = ["Figures of a job that has not ended are those of its last record."] if unfinished else []
-    return Table("jobs", f"All {len(runs)} jobs", pd.DataFrame(raw), known(pd.DataFrame(shown)), notes)
+    return Table("jobs", f"All {len(runs)} jobs", pd.DataFrame(raw), known_columns(pd.DataFrame(shown)), notes)
 
 
 def failures_table(folder: Path, runs: Sequence[Run], keys: Sequence[str]) -> Table | None:
@@ -45,7 +45,7 @@ def failures_table(folder: Path, runs: Sequence[Run], keys: Sequence[str]) -> Ta
         return None
     jobs = [str(run.folder.relative_to(folder)) for run in runs if run.status["status"] != "done"]
     shown = frame.assign(job=jobs).rename(columns=short_names(keys) | {"traceback": "traceback, last line"})
-    return Table("failures", f"Not done: {len(frame)} of {len(runs)} jobs", frame, known(shown.map(setting)))
+    return Table("failures", f"Not done: {len(frame)} of {len(runs)} jobs", frame, known_columns(shown.map(setting)))
 
 
 def settings_table(runs: Sequence[Run]) -> Table | None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from nncompress.report.collect import declared_columns, name
-from nncompress.report.tables import Table, known
+from nncompress.report.collect import columns_of, name
+from nncompress.report.tables import Table, known_columns
 from nncompress.report.text import few, number, times
 from nncompress.results.records import Run
 
@@ -26,7 +26,7 @@ Line = tuple[str, Any, Any, float | None, float | None]
 
 def compression_table(run: Run, summary: Mapping[str, Any]) -> Table:
     """Make the table of size and work of the dense and of the compressed network."""
-    lines = list(_lines(summary, declared_columns([run], "compression")))
+    lines = list(_lines(summary, columns_of([run], "compression")))
     raw = pd.DataFrame(lines, columns=["quantity", "dense", "compressed", "ratio", "huffman"])
     raw["huffman"] = raw["huffman"].astype(float)
     raw.insert(4, "times_smaller", 1 / raw["ratio"].astype(float).where(raw["ratio"] > 0))
@@ -43,7 +43,7 @@ def compression_table(run: Run, summary: Mapping[str, Any]) -> Table:
         "`nncompress eval` measures it.",
         *_notes(summary),
     ]
-    table = known(pd.DataFrame({"quantity": raw["quantity"]} | shown))
+    table = known_columns(pd.DataFrame({"quantity": raw["quantity"]} | shown))
     return Table("compression", f"Compression: {name(run)}", raw, table, notes)
 
 

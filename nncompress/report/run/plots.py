@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nncompress.report.collect import declared, declared_columns, final, name
+from nncompress.report.collect import columns_of, declarations, final, name
 from nncompress.report.style import COLOURS, LINES, STYLE, log_ticks, marker, new_figure, save_figure, spans_a_decade
 from nncompress.report.text import signed
 from nncompress.results.convergence import SlopeFit, convergence, fit_slope
@@ -31,9 +31,9 @@ RATES = {"step_sq_mean": "mean squared step, all steps", "grad_sq_mean": "mean s
 def run_plots(run: Run, folder: Path) -> list[Path]:
     """Draw and save what the run's records and summary allow; return the paths written."""
     title, summary = name(run), final(run)
-    lines = {column["key"]: column["label"] for column in declared_columns([run], "objective")}
-    plots = declared(run, "plots")
-    figures = {column["key"] for column in declared(run, "columns")}
+    lines = {column["key"]: column["label"] for column in columns_of([run], "objective")}
+    plots = declarations(run, "plots")
+    figures = {column["key"] for column in declarations(run, "columns")}
     with matplotlib.rc_context(STYLE):
         drawn = {
             "objective": objective_plot(run.rows, f"Objective: {title}", lines),
@@ -113,7 +113,7 @@ def panels_plot(
 
 
 def rate_plot(rows: pd.DataFrame, title: str) -> Figure | None:
-    """Running means of squared step and subgradient, their fitted slopes, the bound and a 1/K line, on log-log axes.
+    """Draw running means of squared step and subgradient, their fitted slopes, the bound and a 1/K line, log-log.
 
     None when the solver records neither.
     """
@@ -136,7 +136,7 @@ def rate_plot(rows: pd.DataFrame, title: str) -> Figure | None:
 
 
 def channels_plot(summary: Mapping[str, Any], title: str) -> Figure | None:
-    """The channels each batch norm had and is left with, and the factors they were chosen by; None without any."""
+    """Draw the channels each batch norm had and is left with, and the factors they were chosen by; None without any."""
     if "channels" not in summary:
         return None
     layers = pd.DataFrame(summary["channels"])
@@ -147,18 +147,14 @@ def channels_plot(summary: Mapping[str, Any], title: str) -> Figure | None:
     axes.bar(place, layers["kept"], color=COLOURS[0], width=0.8, label="kept")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
-    _factors(figure.add_subplot(1, 2, 2), summary["factors"])
-    return figure
-
-
-def _factors(axes: Axes, factors: Mapping[str, Any]) -> None:
-    """A histogram of the magnitudes of scaling factors on a log axis."""
+    axes, factors = figure.add_subplot(1, 2, 2), summary["factors"]
     low, high = factors["decades"]
     edges = np.logspace(low, high, len(factors["counts"]) + 1)
     axes.stairs(factors["counts"], edges, fill=True, color=COLOURS[0])
     axes.set(xscale="log", xlabel="magnitude of a factor (no units)", ylabel="number of channels")
     axes.set_ylim(bottom=0)
     axes.set_title(f"{factors['zero']} factors are exactly 0 and not drawn", fontsize=9)
+    return figure
 
 
 def weights_plot(summary: Mapping[str, Any], title: str) -> Figure | None:
@@ -189,7 +185,7 @@ def weights_plot(summary: Mapping[str, Any], title: str) -> Figure | None:
 
 
 def _two_panels(rows: pd.DataFrame, lines: Mapping[str, str], title: str, ylabel: str) -> Figure:
-    """One panel per horizontal axis, one legend below both."""
+    """Draw one panel per horizontal axis, one legend below both."""
     panels = [key for key in AXES if key in rows and rows[key].notna().any()]
     figure = new_figure(5.5 * len(panels), 4.6, title)
     drawn = [key for key in lines if key in rows and rows[key].notna().any()]
@@ -216,7 +212,7 @@ def _draw_line(axes: Axes, x: pd.Series[float], y: pd.Series[float], index: int,
 
 
 def _log_floor(values: pd.DataFrame) -> float:
-    """The bottom of a log axis: a term that vanishes must not squeeze the objective into a line."""
+    """Return the bottom of a log axis: a term that vanishes must not squeeze the objective into a line."""
     least = 1e-3 * values["objective"].min()
     drawn = values.where(values > 0).loc[:, values.max() >= least]
     return float(max(drawn.min().min() / 1.5, least))
@@ -239,7 +235,7 @@ def _draw_bound(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def _draw_reference(axes: Axes, step: pd.Series[int], values: pd.Series[float]) -> None:
-    """A line like 1/K below the curves, through a quarter of the first positive value."""
+    """Draw a line like 1/K below the curves, through a quarter of the first positive value."""
     first = values[values > 0].index[0]
     height = 0.25 * values[first] * step[first]
     axes.plot(step, height / step, color="0.5", linestyle=(0, (6, 2)), linewidth=1.2, label="slope −1, for comparison")

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nncompress.report.collect import declared_columns, final, name
+from nncompress.report.collect import columns_of, final, name
 from nncompress.report.run.compression import compression_table
-from nncompress.report.tables import Table, known
+from nncompress.report.tables import Table, known_columns
 from nncompress.report.text import FORMS, missing, number, percent, signed, yes_no
 from nncompress.results.convergence import convergence, fit_slope
 from nncompress.results.records import Run
@@ -57,7 +57,7 @@ def accuracy_table(run: Run, summary: Mapping[str, Any]) -> Table:
         "Seconds: time inside the solver's start and steps; evaluation is not counted.",
     ]
     shown = pd.DataFrame([_measure_shown(row) for _, row in raw.iterrows()])
-    return Table("accuracy", f"Accuracy: {name(run)}", raw, known(shown), notes)
+    return Table("accuracy", f"Accuracy: {name(run)}", raw, known_columns(shown), notes)
 
 
 def _measure(rows: pd.DataFrame, summary: Mapping[str, Any], split: str, metric: str) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def convergence_table(run: Run) -> Table:
     raw = convergence(run.rows)
     if "seconds" in run.rows:
         raw.insert(1, "seconds", run.rows["seconds"])
-    own = [column for column in declared_columns([run], "convergence") if column["key"] in run.rows]
+    own = [column for column in columns_of([run], "convergence") if column["key"] in run.rows]
     raw = raw.join(run.rows[list(dict.fromkeys(column["key"] for column in own if column["key"] not in raw))])
     chosen = raw.iloc[log_spaced(len(raw), SHOWN_ROWS)]
     shown = pd.DataFrame({title: chosen[key].map(number) for key, title in SHOWN.items() if key in chosen})
@@ -103,7 +103,7 @@ def convergence_table(run: Run) -> Table:
         if column["label"]:
             shown[column["label"]] = values.map(form)
     notes = [*_rate_notes(raw, final(run)), *(column["note"] for column in own if column["note"])]
-    return Table("convergence", f"Convergence: {name(run)}", raw, known(shown), notes)
+    return Table("convergence", f"Convergence: {name(run)}", raw, known_columns(shown), notes)
 
 
 def log_spaced(n: int, most: int) -> list[int]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from nncompress.report.collect import aggregate, final, group_label, name, setting_of
 from nncompress.report.style import COLOURS, GroupStyle, group_styles
 from nncompress.report.sweep.one_shot_plots import ACCURACY, one_shot_plot, speedup_plot
-from nncompress.report.tables import Table, known
+from nncompress.report.tables import Table, known_columns
 from nncompress.report.text import UNKNOWN, number, percent, spread, times
 from nncompress.results.records import Run
 
@@ -50,7 +50,7 @@ def sweep_one_shot(
 
     Args:
         runs: the runs of the sweep, failed ones among them.
-        keys: the config keys that set them apart, as `collect.varied` finds them.
+        keys: the config keys that set them apart, as `collect.differences` finds them.
         title: what the runs have in common.
     """
     rows = one_shot_rows(runs, keys)
@@ -151,7 +151,7 @@ def one_shot_table(rows: pd.DataFrame, title: str) -> Table:
         "counted and not measured: fewer of them do not promise less time.",
         "Distance: ‖w − its compression‖ / ‖w‖ over the weights w that the method acts on.",
     ]
-    return Table("one_shot", title, raw, known(pd.DataFrame(shown)), notes)
+    return Table("one_shot", title, raw, known_columns(pd.DataFrame(shown)), notes)
 
 
 def groups_table(means: pd.DataFrame, labels: Sequence[str], title: str) -> Table:
@@ -206,7 +206,7 @@ def areas_table(means: pd.DataFrame, title: str) -> Table:
         "(n − 1 in the denominator; no deviation for n = 1).",
         *NOTES[: 1 + means[f"area{AGAIN}"].notna().any()],
     ]
-    return Table("one_shot_areas", f"Areas under one-shot accuracies: {title}", means, known(shown), notes)
+    return Table("one_shot_areas", f"Areas under one-shot accuracies: {title}", means, known_columns(shown), notes)
 
 
 def _in_order(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

@@ -87,6 +87,6 @@ def _legend(figure: Figure, lines: Sequence[str], several: bool) -> None:
     notes = ["mean over the runs of a group; band: ± standard deviation"] if several else []
     notes += [f"{len(named) - len(shown)} more groups not listed"] if len(named) > len(shown) else []
     columns = max(1, min(len(shown), int(12.5 * figure.get_figwidth()) // (7 + max(map(len, shown), default=0))))
-    handles, words = [drawn[line] for line in shown], "\n".join(notes)
-    figure.legend(handles, shown, loc="outside lower center", ncols=columns, title=words or None)
+    handles = [drawn[line] for line in shown]
+    figure.legend(handles, shown, loc="outside lower center", ncols=columns, title="\n".join(notes) or None)
     figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(shown) // columns))

@@ -36,7 +36,7 @@ class Grid:
 
 
 def outcomes(runs: Sequence[Run], keys: Sequence[str]) -> pd.DataFrame:
-    """Return one row per run that has a config: the varied keys, status and accuracy/test (NaN unless the run is done)."""
+    """Return one row per run that has a config: the varied keys, status, accuracy/test (NaN unless the run is done)."""
     known = [run for run in runs if run.settings]
     statuses = [run.status["status"] for run in known]
     rows = [

@@ -69,7 +69,7 @@ def spread_plot(points: pd.DataFrame, title: str) -> Figure:
 
 
 def courses_plot(course: pd.DataFrame, title: str, step: str) -> Figure:
-    """Draw test accuracy of every setting against step and time, the mean over the seeds in a band from least to largest.
+    """Draw test accuracy of every setting against step and time: mean over the seeds in a band from least to largest.
 
     Args:
         course: as `studies.courses` makes it.

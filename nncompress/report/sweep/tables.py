@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from nncompress.files import write_text
-from nncompress.report.collect import declared_columns, short_names
+from nncompress.report.collect import columns_of, short_names
 from nncompress.report.sweep.studies import ACCURACY, Grid
 from nncompress.report.tables import Table
 from nncompress.report.text import FORMS, number, percent, setting, signed, spread, times
@@ -30,7 +30,7 @@ Measures = Sequence[tuple[str, str, Callable[[Any], str]]]
 
 def measures_of(runs: Sequence[Run]) -> Measures:
     """Return what a table shows of some runs: `MEASURES`, and after the ratios what their solvers add."""
-    own = [(each["key"], each["label"], FORMS[each["form"]]) for each in declared_columns(runs, "summary")]
+    own = [(each["key"], each["label"], FORMS[each["form"]]) for each in columns_of(runs, "summary")]
     return [*MEASURES[:-2], *own, *MEASURES[-2:]]
 
 

@@ -36,15 +36,15 @@ def enter(model: nn.Module, bodies: Sequence[Body], constraints: Sequence[Constr
 
 @torch.no_grad()
 def gauges(model: nn.Module, bodies: Sequence[Body], constraints: Sequence[Constraint | None]) -> dict[str, float]:
-    """Return the gauge of the parameters of each set over its radius, as gauge/<name>: at most 1, up to rounding; the largest.
+    """Return the gauge of the parameters of each set over its radius, as gauge/<name>, and the largest, as `gauge`.
 
-    That is `gauge`.
+    All are at most 1, up to rounding.
     """
-    found = {
+    parts = {
         f"gauge/{body.name}": float(constraint.norms(constraint.join(own)[None])[0]) / constraint.radius
         for body, constraint, own in _constrained(model, bodies, constraints)
     }
-    return found | {"gauge": max(found.values(), default=0.0)}
+    return parts | {"gauge": max(parts.values(), default=0.0)}
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def gap(
     constraints: Sequence[Constraint | None],
     gradients: Mapping[str, Tensor],
 ) -> float:
-    """<g, w - LMO(g)> over all sets, gradients g by parameter: at least 0, and 0 where w is stationary within them.
+    """Return <g, w - LMO(g)> over all sets, gradients g by parameter: at least 0, and 0 where w is stationary in them.
 
     <g, LMO(g)> is minus the radius times the dual norm of g, exactly also where the oracle is not.
     """

@@ -25,17 +25,7 @@ from nncompress.solvers.base import Observation, Solver, observation_of
 from nncompress.solvers.frank_wolfe.bodies import enter, gap, gauges
 from nncompress.solvers.frank_wolfe.columns import COLUMNS, PLOTS
 from nncompress.solvers.frank_wolfe.sfw import SFW, GradientRescaling, Rescaling
-from nncompress.solvers.training.descent import (
-    ROUNDING,
-    Linear,
-    Schedule,
-    check_minibatches,
-    check_regularisation,
-    epoch_terms,
-    full_gradient,
-    moved_sq,
-    set_rate,
-)
+from nncompress.solvers.training import descent
 from nncompress.solvers.training.minibatches import Minibatches, batch_lengths, epoch
 from nncompress.surgery.norms import shared_norms
 
@@ -50,7 +40,8 @@ class LossFeedback:
     """A factor of the learning rate that follows the training loss (Miao et al., ICLR 2022, "SFW-pruning").
 
     After every `every` epochs from epoch `start` on it is multiplied by `fall` if the mean loss of the last 5 epochs
-    exceeds that of the last 10, by `rise` if it is lower. Raises ValueError for factors that are not positive.
+    exceeds that of the last 10, by `rise` if it is lower; all as published. Raises ValueError for factors that are not
+    positive.
     """
 
     start: int = 20
@@ -95,23 +86,31 @@ class FrankWolfeState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FrankWolfe(Solver[FrankWolfeState]):
-    """min over w of L(w) subject to w_l in C_l, a convex set for each parameter (or for several together).
+    """Minimise L(w) over w subject to w_l in C_l, a convex set for each parameter (or for several together).
 
     After every minibatch, with g its gradient, for each set:
 
-        m <- mu m + (1 - dampening) g          (at first m = g)
-        v  = LMO(m), a vertex of C_l: sparse, with few filters, or of low rank
-        w <- w + eta (v - w),                  eta = that of `rescaling` for the learning rate, clipped to [0, 1]
+        m <- mu m + (1 - dampening) g          (at first m = g)                                         (1)
+        v  = LMO(m), a vertex of C_l: sparse, with few filters, or of low rank                          (2)
+        w <- w + eta (v - w),                  eta = that of `rescaling` for the learning rate,         (3)
+                                               clipped to [0, 1]
 
     so that w stays in C_l, a convex combination of vertices and of a vanishing part of its start: near its compressed
     versions, which need no retraining (see compress_at). Weight decay has no place here. One step is one epoch; Θ =
-    Π(w) at every observation, as for SGD.
+    Π(w) at every observation, as for SGD. Zimmer et al., arXiv 2205.11921, where all experiment values are left open.
 
-    constraint: which parameters lie in which set. lr: learning rate, times `schedule`, which is followed within the
-    epochs. momentum mu, dampening: as above (the 2022 code: 0; that of 2020: mu). delay: the part of the epochs in
-    which all entries may be nonzero in a vertex, before k is that of the sets; their diameters stay. feedback: another
-    factor of the learning rate, by the loss. gap_samples: training samples for the Frank-Wolfe gap at an observation;
-    0: all.
+    - constraint: which parameters lie in which set.
+    - num_steps: epochs.
+    - lr: learning rate, times `schedule`, which is followed within the epochs; 0.1 as in the code's debug preset, like
+      momentum (mu) and the linear schedule.
+    - dampening: as in (1); 0 as in the code of 2022 (that of 2020: mu).
+    - rescaling: eta; by the gradient, so that a step has the length lr ‖m‖, as that of SGD.
+    - delay: the part of the epochs in which all entries may be nonzero in a vertex, before k is that of the sets; their
+      diameters stay.
+    - feedback: another factor of the learning rate, by the loss.
+    - label_smoothing, mixup: as in `Minibatches`.
+    - gap_samples: training samples for the Frank-Wolfe gap at an observation; 0: all.
+    - tolerance: stop when the objective falls by less, relatively, between observations (0: never).
     """
 
     parallel: ClassVar[bool] = True
@@ -125,7 +124,7 @@ class FrankWolfe(Solver[FrankWolfeState]):
     momentum: float = 0.9
     dampening: float = 0.0
     rescaling: Rescaling = field(default_factory=GradientRescaling)
-    schedule: Schedule = field(default_factory=Linear)
+    schedule: descent.Schedule = field(default_factory=descent.Linear)
     delay: float = 0.0
     feedback: LossFeedback | None = None
     label_smoothing: float = 0.0
@@ -140,8 +139,7 @@ class FrankWolfe(Solver[FrankWolfeState]):
                 f"constraint must say which parameters lie in which set, found {self.constraint!r}; choose one with "
                 "constraint=k_support, group_k_support, spectral_k_support, ..."
             )
-        check_minibatches(self.lr, self.batch_size)
-        check_regularisation(self.label_smoothing, self.mixup)
+        descent.check_minibatches(self.lr, self.batch_size, self.label_smoothing, self.mixup)
         for name, value in (("momentum", self.momentum), ("dampening", self.dampening), ("delay", self.delay)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, found {value}")
@@ -182,18 +180,22 @@ class FrankWolfe(Solver[FrankWolfeState]):
         minibatches = Minibatches(self.batch_size, state.generator, self.label_smoothing, self.mixup)
         count = len(batch_lengths(len(problem.data.train), self.batch_size))
         rates = self._rates(state, count)
-        set_rate(optimizer, next(rates))
+        descent.set_rate(optimizer, next(rates))
         loss = epoch(
-            problem, model, minibatches, optimizer=optimizer, after_step=lambda: set_rate(optimizer, next(rates))
+            problem,
+            model,
+            minibatches,
+            optimizer=optimizer,  # (1) to (3)
+            after_step=lambda: descent.set_rate(optimizer, next(rates)),
         )
         parallel.check_alike([*model.state_dict().values()], "network")
         figures = (optimizer.totals / count).cpu()
         losses = torch.cat([state.losses[1:], loss.cpu().float()[None]])
         change = 1.0 if self.feedback is None else self.feedback.change(k + 1, losses)
-        step_sq = moved_sq(model, before)
+        step_sq = descent.moved_sq(model, before)
         return state._replace(
             k=k + 1, figures=figures, losses=losses, factor=state.factor * change,
-            warned=state.warned or self._warned(k, bodies, figures), step_sq=step_sq,
+            warned=state.warned or self._warn(k, bodies, figures), step_sq=step_sq,
             step_sq_sum=state.step_sq_sum + step_sq,
         )  # fmt: skip
 
@@ -203,8 +205,8 @@ class FrankWolfe(Solver[FrankWolfeState]):
         bodies = self.constraint.bodies(model)
         constraints = self._constraints(max(0, state.k - 1), model, bodies, state.diameters)
         train = problem.data.train
-        gradients = full_gradient(model, train.some(self.gap_samples or len(train), self.seed), problem.loss)
-        terms = epoch_terms(problem, model, state) | {"fw_gap": gap(model, bodies, constraints, gradients)}
+        gradients = descent.full_gradient(model, train.some(self.gap_samples or len(train), self.seed), problem.loss)
+        terms = descent.epoch_terms(problem, model, state) | {"fw_gap": gap(model, bodies, constraints, gradients)}
         terms |= gauges(model, bodies, constraints)
         if state.k > 0:
             held = [i for i, constraint in enumerate(constraints) if constraint is not None]
@@ -229,22 +231,22 @@ class FrankWolfe(Solver[FrankWolfeState]):
 
     def _delayed(self) -> int:
         """Return the epoch in which k becomes that of the sets, at the latest the last one."""
-        return math.floor(self.delay * self.num_steps + ROUNDING)
+        return math.floor(self.delay * self.num_steps + descent.ROUNDING)
 
     def _constraints(self, k: int, model: nn.Module, bodies: Sequence[Body], sizes: Tensor) -> list[Constraint | None]:
         """Return the sets of epoch k."""
         parameters = dict(model.named_parameters())
-        found: list[Constraint | None] = []
+        constraints: list[Constraint | None] = []
         for body, size in zip(bodies, sizes.tolist(), strict=True):
             constraint = body.constraint
             if constraint is not None:
                 constraint = constraint.full() if k < self._delayed() else constraint
                 constraint = constraint.at_diameter(size, *(parameters[name].shape for name in body.names))
-            found.append(constraint)
-        return found
+            constraints.append(constraint)
+        return constraints
 
-    def _warned(self, k: int, bodies: Sequence[Body], figures: Tensor) -> int:
-        """Speak of step sizes that were clipped in every minibatch; whether there were any."""
+    def _warn(self, k: int, bodies: Sequence[Body], figures: Tensor) -> int:
+        """Log which step sizes were clipped in every minibatch; return whether there were any."""
         names = [body.name for body, clipped in zip(bodies, figures[:, 1].tolist(), strict=True) if clipped == 1]
         if names:
             log.warning(

@@ -19,16 +19,7 @@ from nncompress.compressions.plan import Plan
 from nncompress.errors import Unsupported
 from nncompress.problem import Problem, weights_of
 from nncompress.solvers.base import Observation, Solver, observation_of
-from nncompress.solvers.training.descent import (
-    Cosine,
-    Schedule,
-    check_minibatches,
-    check_trainable,
-    epoch_terms,
-    moved_sq,
-    optimizer_of,
-    set_rate,
-)
+from nncompress.solvers.training import descent
 from nncompress.solvers.training.minibatches import Minibatches, epoch
 from nncompress.surgery.compact_layers import compacted
 from nncompress.surgery.theta import HeldTheta
@@ -57,7 +48,7 @@ class CompressedNetwork(nn.Module):
 
     @property
     def theta(self) -> tuple[Any, ...]:
-        """Θ in the form that the plan gives it, with gradients to what is learned."""
+        """Return Θ in the form that the plan gives it, with gradients to what is learned."""
         return tuple(held.value for held in self._thetas())
 
     @property
@@ -112,26 +103,29 @@ class ThetaState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ThetaDescent(Solver[ThetaState], ABC):
-    """min over the free tensors of Θ and the parameters outside the plan, by minibatches through Δ.
+    """Minimise over the free tensors of Θ and the parameters outside the plan, by minibatches through Δ.
 
     One step is one epoch. Positions, codes and ranks stay those of `start`, hence the bits; an l1 ball, the price of a
     penalty and normal forms (orthonormal factors of Tucker, columns of equal norms of CP) bind the start alone.
 
-    num_steps: epochs. lr: initial learning rate, times `schedule`. optimizer: called with the free tensors of Θ, the
-    parameters outside the plan, and `lr`; SGD needs a small `lr` where factors are large or logits are learned.
+    - num_steps: epochs.
+    - lr: initial learning rate, times `schedule`.
+    - optimizer: called with the free tensors of Θ, the parameters outside the plan, and `lr`; Adam, as SGD needs a
+      small `lr` where factors are large or logits are learned.
+    - tolerance: stop when the objective falls by less, relatively, between observations (0: never).
     """
 
     num_steps: int = 100
     lr: float = 0.01
     batch_size: int = 64
     optimizer: Callable[..., Optimizer] = Adam
-    schedule: Schedule = field(default_factory=Cosine)
+    schedule: descent.Schedule = field(default_factory=descent.Cosine)
     tolerance: float = 0.0
     seed: int = 0
 
     @abstractmethod
     def start(self, problem: Problem) -> tuple[Any, ...]:
-        """Θ to start from. Raises Unsupported, naming the weight, where descent makes no sense."""
+        """Return Θ to start from. Raises Unsupported, naming the weight, where descent makes no sense."""
 
     def lesson(self, problem: Problem) -> Problem:
         """Return the problem whose loss on whose data is learned. Default: the problem itself."""
@@ -139,10 +133,10 @@ class ThetaDescent(Solver[ThetaState], ABC):
 
     def terms(self, problem: Problem, model: nn.Module, state: ThetaState) -> dict[str, float]:
         """Return the figures of a state whose network `model` is. Default: those of minibatch descent."""
-        return epoch_terms(problem, model, state)
+        return descent.epoch_terms(problem, model, state)
 
     def init(self, problem: Problem) -> ThetaState:
-        check_trainable(problem)
+        descent.check_trainable(problem)
         network = CompressedNetwork(problem.model, problem.plan, self.start(problem))
         learned = network.learned()
         if not any(parameter.numel() for parameter in learned):
@@ -150,17 +144,18 @@ class ThetaDescent(Solver[ThetaState], ABC):
                 f"something must be left to learn, found that {problem.plan.tasks[0].compression} fixes every weight "
                 "and no other parameter is trainable; leave out layers (compression.layers=hidden) or add biases"
             )
-        optimizer, generator = optimizer_of(self.optimizer, learned, self.lr), Generator().manual_seed(self.seed)
+        optimizer = descent.optimizer_of(self.optimizer, learned, self.lr)
+        generator = Generator().manual_seed(self.seed)
         zero = torch.zeros((), dtype=torch.float64, device=problem.device)
         return ThetaState(0, network, optimizer, generator, self.lesson(problem), zero, zero)
 
     def step(self, problem: Problem, state: ThetaState) -> ThetaState:
         k, network, optimizer, generator, lesson, _, step_sq_sum = state
         before = [p.detach().clone() for p in network.model.parameters()]
-        set_rate(optimizer, self.lr * self.schedule.factor(k, self.num_steps))
+        descent.set_rate(optimizer, self.lr * self.schedule.factor(k, self.num_steps))
         epoch(lesson, network, Minibatches(self.batch_size, generator), optimizer=optimizer)
         network.fill()
-        step_sq = moved_sq(network.model, before)
+        step_sq = descent.moved_sq(network.model, before)
         return ThetaState(k + 1, network, optimizer, generator, lesson, step_sq, step_sq_sum + step_sq)
 
     @torch.no_grad()
@@ -172,28 +167,27 @@ class ThetaDescent(Solver[ThetaState], ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class DirectLearning(ThetaDescent):
-    """min over Θ and the parameters outside the plan of L(Δ(Θ)), from Θ = Π(w), w the initial weights.
+    """Minimise L(Δ(Θ)) over Θ and the parameters outside the plan, from Θ = Π(w), w the initial weights.
 
-    What of Θ is not a free tensor (`ThetaDescent`), positions and codes, stays as it is at the start. For weights that
-    were trained take rescale=false.
+    What of Θ is not a free tensor (`ThetaDescent`), positions and codes, stays as it is at the start.
 
-    rescale: start from Π(c w), c = ‖w‖ / ‖Δ(Π(w))‖ in every task. Where c Δ(Θ) has the form of Δ(Θ) (all but fixed
-    codebooks, low precision and l1 balls), it has the norm of w: of random weights a low rank keeps little, and
-    training would begin slowly.
+    - rescale: start from Π(c w), c = ‖w‖ / ‖Δ(Π(w))‖ in every task, since of random weights a low rank keeps little and
+      training would begin slowly. Where c Δ(Θ) has the form of Δ(Θ) (all but fixed codebooks, low precision and l1
+      balls), it has the norm of w. For weights that were trained: false.
     """
 
     num_steps: int = 30
     rescale: bool = True
 
     def __post_init__(self) -> None:
-        check_minibatches(self.lr, self.batch_size)
+        descent.check_minibatches(self.lr, self.batch_size)
 
     def start(self, problem: Problem) -> tuple[Any, ...]:
         plan = problem.plan
         w = plan.select(weights_of(problem.model))
         theta = plan.compress(w)
         _check_start(plan, theta)
-        return plan.compress(_scaled(plan, w, plan.decompress(theta))) if self.rescale else theta
+        return plan.compress(_rescale(plan, w, plan.decompress(theta))) if self.rescale else theta
 
 
 def _check_start(plan: Plan, theta: Sequence[Any]) -> None:
@@ -211,8 +205,8 @@ def _check_start(plan: Plan, theta: Sequence[Any]) -> None:
             )
 
 
-def _scaled(plan: Plan, w: Params, dense: Params) -> Params:
-    """w times ‖w‖/‖Δ(Π(w))‖ in every task; Π(c w) has the norm of w where c Δ is a Δ as well."""
+def _rescale(plan: Plan, w: Params, dense: Params) -> Params:
+    """Return w times ‖w‖/‖Δ(Π(w))‖ in every task; Π(c w) has the norm of w where c Δ is a Δ as well."""
     scaled: dict[str, Tensor] = {}
     for task in plan.tasks:
         total, kept = (Params({name: tensors[name] for name in task.params}).sq() for tensors in (w, dense))

@@ -18,8 +18,8 @@ def multiplier_figures(problem: Problem, model: nn.Module, w: Params, lam: Param
 
     L is the mean training loss of `model` in evaluation mode plus decay/2 ‖w‖², w being the compressed weights.
     """
-    found = full_gradient(model, problem.data.train, problem.loss)
-    gradient = Params({name: found.get(name, torch.zeros_like(t)) + decay * t for name, t in w.items()})
+    of_loss = full_gradient(model, problem.data.train, problem.loss)
+    gradient = Params({name: of_loss.get(name, torch.zeros_like(t)) + decay * t for name, t in w.items()})
     norm, size = float(gradient.sq()) ** 0.5, float(lam.sq()) ** 0.5
     product = sum(float((gradient[name] * lam[name]).sum()) for name in w)
     return {
@@ -31,20 +31,18 @@ def multiplier_figures(problem: Problem, model: nn.Module, w: Params, lam: Param
 
 
 def objective_of(problem: Problem, model: nn.Module, theta: tuple[Any, ...], dense: Params) -> float:
-    """L(Δ(Θ)) + C(Θ) on the training data, the uncompressed parameters being those of `model`."""
-    deployed = with_weights(model, dense)
-    return evaluate(deployed, problem.data.train, problem.loss).loss + problem.plan.penalty(theta)
+    """Return L(Δ(Θ)) + C(Θ) on the training data, the uncompressed parameters being those of `model`."""
+    return evaluate(with_weights(model, dense), problem.data.train, problem.loss).loss + problem.plan.penalty(theta)
 
 
 def parts_of(objective: float, penalty: float) -> dict[str, float]:
     """Return the objective and, where there is a penalty, its two terms."""
-    return {"objective": objective} | (
-        {"term/loss": objective - penalty, "term/penalty": penalty} if penalty > 0 else {}
-    )
+    parts = {"term/loss": objective - penalty, "term/penalty": penalty} if penalty > 0 else {}
+    return {"objective": objective, **parts}
 
 
 def divergence(step: int, loss: float, rate: float, mu: float, limit: float | None) -> str:
-    """One sentence: what diverged, where the limit is, what to do."""
+    """Say in one sentence what diverged, where the limit is, what to do."""
     bound = f" (the penalty is stable for lr times mu below {limit:.4g}, here it is {rate * mu:.4g})" if limit else ""
     over = limit is not None and rate * mu >= limit
     remedy = "use solver.clip=true or a smaller solver.lr" if over else "use a smaller solver.lr"

@@ -25,21 +25,8 @@ from nncompress.problem import Problem, weights_of
 from nncompress.solvers.base import Observation, Solver, observation_of
 from nncompress.solvers.lc.columns import COLUMNS, PLOTS
 from nncompress.solvers.lc.figures import divergence, multiplier_figures, objective_of, parts_of
-from nncompress.solvers.lc.mu import found_mu0
-from nncompress.solvers.training.descent import (
-    Constant,
-    Exponential,
-    Schedule,
-    check_epochs,
-    check_minibatches,
-    check_trainable,
-    epochs_of,
-    moved_sq,
-    optimizer_of,
-    set_rate,
-    stability_limit,
-    toward,
-)
+from nncompress.solvers.lc.mu import find_mu0
+from nncompress.solvers.training import descent
 from nncompress.solvers.training.minibatches import Minibatches, epoch
 
 log = logging.getLogger(__name__)
@@ -81,13 +68,13 @@ class LCState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LC(Solver[LCState]):
-    """min over w, Θ of L(w) + C(Θ) subject to w = Δ(Θ), from a trained reference w̄; one step: an L and a C step.
+    """Minimise L(w) + C(Θ) over w and Θ subject to w = Δ(Θ), from a trained reference w̄; one step: an L and a C step.
 
         start:    w = w̄, Θ = Π(w̄), λ = 0
         mu        = mu0 growth^k
-        L step:   w <- argmin L(w) + mu/2 ‖w - Δ(Θ) - λ/mu‖², by minibatches from the last w
-        C step:   Θ <- Π(w - λ/mu) = argmin mu/2 ‖w - λ/mu - Δ(Θ)‖² + C(Θ)
-        λ         <- λ - mu (w - Δ(Θ))
+        L step:   w <- argmin L(w) + mu/2 ‖w - Δ(Θ) - λ/mu‖², by minibatches from the last w                (1)
+        C step:   Θ <- Π(w - λ/mu) = argmin mu/2 ‖w - λ/mu - Δ(Θ)‖² + C(Θ)                                  (2)
+        λ         <- λ - mu (w - Δ(Θ))                                                                      (3)
 
     This is the augmented Lagrangian; without `multipliers` λ is 0 in both steps (the quadratic penalty), and
     -mu (w - Δ(Θ)), to which the multipliers of a minimum are the limit, is recorded in its place. Weights outside the
@@ -95,16 +82,21 @@ class LC(Solver[LCState]):
     The learning rate is clipped at 1/mu: the penalty alone is stable below 2 (1 + beta)/mu with momentum beta, below
     2 (1 + beta)/((1 + 2 beta) mu) with Nesterov's.
 
-    Source: Carreira-Perpinan, arXiv 1707.01209, the LC algorithm and its augmented Lagrangian. Its settings for
-    LeNet-300-100: mu0 9e-5, growth 1.1, 40 steps of 20 epochs (40 in the first), batches of 256.
+    Carreira-Perpinan, arXiv 1707.01209. Its settings for LeNet-300-100: mu0 9e-5, growth 1.1, 40 steps of 20 epochs
+    (40 in the first), batches of 256.
 
-    num_steps: L and C steps. mu0: the first mu; None: found from the data (`mu_start.found_mu0`). growth: factor of mu
-    per step. epochs: of an L step; first_epochs: of the first one, None: twice as many. lr: learning rate, times
-    `schedule` of the step and `epoch_schedule` of the epoch within it. optimizer: called anew in every L step with the
-    trained parameters and `lr`; its weight decay is part of L in the L step and in the gradient compared with λ, not in
-    the losses recorded. clip: clip the learning rate at 1/mu. keep_best: end with the step of the lowest
-    L(Δ(Θ)) + C(Θ) on the training data, Π(w̄) included; else with the last. This evaluation is part of a step's time.
-    tolerance: stop when ‖w - Δ(Θ)‖ / ‖w‖ is below it.
+    - num_steps: L and C steps; 40 as published, like epochs, first_epochs, batch_size and optimizer.
+    - mu0: the first mu; None: found from the data (`mu.find_mu0`), since the published are found by trial.
+    - growth: factor of mu per step; the LC papers take 1.1 to 1.4.
+    - multipliers: false: the quadratic penalty, which seldom leaves direct compression where Π is discrete.
+    - epochs: of an L step; first_epochs: of the first one, None: twice as many.
+    - lr: learning rate, times `schedule` of the step and `epoch_schedule` of the epoch within it.
+    - optimizer: called anew in every L step with the trained parameters and `lr`. Its weight decay is part of L in the
+      L step and in the gradient compared with λ, not in the losses recorded.
+    - clip: clip the learning rate at 1/mu, at which one step solves the penalty term.
+    - keep_best: end with the step of the lowest L(Δ(Θ)) + C(Θ) on the training data, Π(w̄) included, since the last need
+      not be it; false: with the last. This evaluation is part of a step's time.
+    - tolerance: stop when ‖w - Δ(Θ)‖ / ‖w‖ is below it.
     """
 
     from_reference: ClassVar[bool] = True
@@ -120,26 +112,26 @@ class LC(Solver[LCState]):
     lr: float = 0.1
     batch_size: int = 256
     optimizer: Callable[..., Optimizer] = field(default=partial(torch.optim.SGD, momentum=0.9, nesterov=True))
-    schedule: Schedule = field(default_factory=lambda: Exponential(0.98))
-    epoch_schedule: Schedule = field(default_factory=Constant)
+    schedule: descent.Schedule = field(default_factory=lambda: descent.Exponential(0.98))
+    epoch_schedule: descent.Schedule = field(default_factory=descent.Constant)
     clip: bool = True
     keep_best: bool = True
     tolerance: float = 1e-4
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_minibatches(self.lr, self.batch_size)
+        descent.check_minibatches(self.lr, self.batch_size)
         if self.mu0 is not None and not 0 < self.mu0 < math.inf:
             raise ValueError(f"mu0 must be positive and finite (null: found from the data), found {self.mu0}")
         if not self.growth >= 1:
             raise ValueError(f"growth must be at least 1, found {self.growth}")
-        check_epochs(self.epochs, self.first_epochs)
+        descent.check_epochs(self.epochs, self.first_epochs)
 
     def init(self, problem: Problem) -> LCState:
-        check_trainable(problem)
+        descent.check_trainable(problem)
         plan, model = problem.plan, copy.deepcopy(problem.model)
         w = plan.select(weights_of(model))
-        mu0 = found_mu0(problem, w, self._reach(problem)) if self.mu0 is None else self.mu0
+        mu0 = find_mu0(problem, w, self._reach(problem)) if self.mu0 is None else self.mu0
         self._check_range(mu0, problem.dtype)
         theta = plan.compress(w, mu0)
         dense = plan.decompress(theta)
@@ -157,13 +149,13 @@ class LC(Solver[LCState]):
         lam = Params(dict(zip(plan.shapes, state.lam, strict=True))) * float(self.multipliers)
         before = [p.detach().clone() for p in model.parameters()]
         target = plan.decompress(state.theta) + lam / mu
-        rate = self._minimise(problem, state, target, mu)  # L step
+        rate = self._minimise(problem, state, target, mu)  # L step (1)
         w = plan.select(weights_of(model))
         v = w - lam / mu
-        theta = plan.compress(v, mu, start=state.theta)  # C step
+        theta = plan.compress(v, mu, start=state.theta)  # C step (2)
         dense = plan.decompress(theta)
-        lam = lam - mu * (w - dense)  # multipliers
-        objective, step_sq = objective_of(problem, model, theta, dense), moved_sq(model, before)
+        lam = lam - mu * (w - dense)  # (3)
+        objective, step_sq = objective_of(problem, model, theta, dense), descent.moved_sq(model, before)
         kept = state.kept
         if objective < kept.objective:
             kept = BestStep(k + 1, copy.deepcopy(model), theta, objective)
@@ -176,21 +168,18 @@ class LC(Solver[LCState]):
         model = copy.deepcopy(state.model).eval()
         theta, w = state.theta, problem.plan.select(weights_of(model))
         lam = Params(dict(zip(problem.plan.shapes, state.lam, strict=True)))
-        terms = (
-            parts_of(state.objective, problem.plan.penalty(theta))
-            | {
-                "loss/w": evaluate(model, problem.data.train, problem.loss).loss,
-                "gap": gap(w, problem.plan.decompress(theta)),
-                "mu": self._mu(state, -1),
-                "lr": state.rate,
-                "epochs": state.epochs,
-                "c_step/error": state.error,
-                "step/kept": state.kept.step if self.keep_best else state.k,
-            }
-            | multiplier_figures(problem, model, w, lam, self._decay())
-        )
-        if state.k > 0:
-            terms |= {"step_sq": float(state.step_sq), "step_sq/sum": float(state.step_sq_sum)}
+        terms = {
+            **parts_of(state.objective, problem.plan.penalty(theta)),
+            "loss/w": evaluate(model, problem.data.train, problem.loss).loss,
+            "gap": gap(w, problem.plan.decompress(theta)),
+            "mu": self._mu(state, -1),
+            "lr": state.rate,
+            "epochs": state.epochs,
+            "c_step/error": state.error,
+            "step/kept": state.kept.step if self.keep_best else state.k,
+            **multiplier_figures(problem, model, w, lam, self._decay()),
+            **descent.step_terms(state),
+        }
         return observation_of(problem, model, theta, terms)
 
     def result(self, problem: Problem, state: LCState, observation: Observation) -> Observation:
@@ -215,9 +204,9 @@ class LC(Solver[LCState]):
             )
 
     def _reach(self, problem: Problem) -> float:
-        """Return the sum of the learning rates of the first quarter of all L steps, times 1/(1 - beta) with momentum beta.
+        """Return the sum of the learning rates of the first quarter of all L steps, times 1/(1 - beta).
 
-        Infinite for other methods than SGD.
+        beta is the momentum; infinite for other methods than SGD.
         """
         optimizer = self._some_optimizer()
         beta = float(optimizer.param_groups[0].get("momentum", 0.0))
@@ -237,26 +226,26 @@ class LC(Solver[LCState]):
         return self.optimizer([torch.zeros((), requires_grad=True)], lr=self.lr)
 
     def _mu(self, state: LCState, ahead: int = 0) -> float:
-        """mu of the next step, or of the last one with `ahead` -1 (mu0 before the first)."""
+        """Return mu of the next step, or of the last one with `ahead` -1 (mu0 before the first)."""
         return float(state.mu0 * self.growth ** max(0, state.k + ahead))
 
     def _epochs(self, k: int) -> int:
-        return epochs_of(k, self.epochs, self.first_epochs)
+        return descent.epochs_of(k, self.epochs, self.first_epochs)
 
     def _minimise(self, problem: Problem, state: LCState, target: Params, mu: float) -> float:
-        """Return the L step, on the state's model; the largest learning rate it used."""
+        """Take the L step on the state's model and return the largest learning rate it used."""
         model, largest = state.model, 0.0
-        optimizer = optimizer_of(self.optimizer, (p for p in model.parameters() if p.requires_grad), self.lr)
+        optimizer = descent.optimizer_of(self.optimizer, (p for p in model.parameters() if p.requires_grad), self.lr)
         minibatches = Minibatches(self.batch_size, state.generator)
-        pull = toward(model, target, mu)
+        pull = descent.toward(model, target, mu)
         loss = torch.zeros(())
         for e in range(self._epochs(state.k)):
             rate = min(self._rate(state.k, e), 1 / mu) if self.clip else self._rate(state.k, e)
             largest = max(largest, rate)
-            set_rate(optimizer, rate)
+            descent.set_rate(optimizer, rate)
             loss = epoch(problem, model, minibatches, optimizer=optimizer, add_gradient=pull)
         if not float(loss) <= DIVERGED_ABOVE * max(1.0, state.kept.objective):
-            raise Diverged(divergence(state.k + 1, float(loss), largest, mu, stability_limit(optimizer)))
+            raise Diverged(divergence(state.k + 1, float(loss), largest, mu, descent.stability_limit(optimizer)))
         return largest
 
     def _decay(self) -> float:
@@ -265,8 +254,8 @@ class LC(Solver[LCState]):
         return 0.0 if group.get("decoupled_weight_decay") else float(group.get("weight_decay", 0.0))
 
     def _warn(self, mu0: float) -> None:
-        """Say so when learning rates that are not clipped will leave the penalty's limit of stability."""
-        limit = stability_limit(self._some_optimizer())
+        """Log when learning rates that are not clipped will leave the penalty's limit of stability."""
+        limit = descent.stability_limit(self._some_optimizer())
         if self.clip or limit is None:
             return
         for k in range(self.num_steps):

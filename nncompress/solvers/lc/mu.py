@@ -15,7 +15,7 @@ EXPONENTS = (-64, 40)
 """The powers of 2 between which the least mu of a penalty is sought."""
 
 
-def found_mu0(problem: Problem, w: Params, reach: float) -> float:
+def find_mu0(problem: Problem, w: Params, reach: float) -> float:
     """Return a first mu for compressed weights w; `reach` is the sum of the learning rates of the first L steps.
 
     Constraints: mu/2 ‖w - Δ(Θ)‖² is 1 % of the loss L(Δ(Θ)) - L(w) that direct compression costs (of L(Δ(Θ)) where it
@@ -41,7 +41,7 @@ def _share_mu(problem: Problem, w: Params) -> float:
 
 
 def _least_mu(problem: Problem, w: Params) -> float | None:
-    """By bisection: what a task keeps grows with mu. None without a penalty, or where it never removes all."""
+    """Bisect, what a task keeps grows with mu; return None without a penalty, or where it never removes all."""
     plan = problem.plan
     low, high = EXPONENTS
     largest = plan.compress(w, 2.0**high)

@@ -23,12 +23,12 @@ CHUNK = 1 << 16
 
 
 def output_activation(Y: Tensor, U: Tensor, V: Tensor, gamma: float, alpha: float) -> Tensor:
-    """V_N = argmin 1/2 ‖V - Y‖² + gamma/2 ‖V - U‖² + alpha/2 ‖V - V_old‖²."""
+    """Return V_N = argmin 1/2 ‖V - Y‖² + gamma/2 ‖V - U‖² + alpha/2 ‖V - V_old‖²."""
     return (Y + gamma * U + alpha * V) / (1 + gamma + alpha)
 
 
 def output_preactivation(V: Tensor, product: Tensor, gamma: float, rho: float) -> Tensor:
-    """U_N = argmin gamma/2 ‖V_N - U‖² + rho/2 ‖U - V_{N-1} W_Nᵀ‖², the product given."""
+    """Return U_N = argmin gamma/2 ‖V_N - U‖² + rho/2 ‖U - V_{N-1} W_Nᵀ‖², the product given."""
     return (gamma * V + rho * product) / (gamma + rho)
 
 
@@ -46,7 +46,7 @@ class ActivationStep:
         self.factor = Factor(matrix)
 
     def __call__(self, target: Tensor, U: Tensor) -> tuple[Tensor, Tensor | None]:
-        """V, written over `target` (n x d), and V Bᵀ or None."""
+        """Return V, written over `target` (n x d), and V Bᵀ or None."""
         if self.small:
             C = self.factor.solve_(torch.addmm(U, target, self.B.T, alpha=-1))
             return target.addmm_(C, self.B), torch.sub(U, C, alpha=self.c / self.rho)
@@ -71,10 +71,13 @@ class Factor:
         d = len(matrix)
         self.lower = lower
         self.blocks = [(start, min(d, start + BLOCK)) for start in range(0, d, BLOCK)]
-        self.inverses = [_triangular_inverse(lower[start:stop, start:stop]) for start, stop in self.blocks]
+        self.inverses = [
+            torch.linalg.solve_triangular(lower[i:j, i:j], torch.eye(j - i, out=lower.new_empty(0)), upper=False)
+            for i, j in self.blocks
+        ]
 
     def solve_(self, B: Tensor) -> Tensor:
-        """B (L Lᵀ)⁻¹ for B (n x d), in place: two substitutions by blocks of columns."""
+        """Return B (L Lᵀ)⁻¹ for B (n x d), in place: two substitutions by blocks of columns."""
         steps = list(zip(self.blocks, self.inverses, strict=True))
         for (start, stop), inverse in steps:
             column = B[:, start:stop].addmm_(B[:, :start], self.lower[start:stop, :start].T, alpha=-1)
@@ -88,9 +91,9 @@ class Factor:
 def preactivation_step_(
     U: Tensor, V: Tensor, product: Tensor, *, rho: float, gamma: float, alpha: float, slope: float
 ) -> Tensor:
-    """U <- argmin gamma/2 ‖V - sigma(U)‖² + rho/2 ‖U - product‖² + alpha/2 ‖U - U_old‖², entry by entry, in place.
+    """Take U <- argmin gamma/2 ‖V - sigma(U)‖² + rho/2 ‖U - product‖² + alpha/2 ‖U - U_old‖², entry by entry.
 
-    `product` becomes the residual U - product. Returns ‖U - U_old‖² in float64.
+    In place; `product` becomes the residual U - product. Returns ‖U - U_old‖² in float64.
     """
     share, g = rho / (rho + alpha), (rho + alpha) / gamma
     size = CHUNK if U.device.type == "cpu" else U.numel()
@@ -105,11 +108,11 @@ def preactivation_step_(
 
 
 def activation_prox(a: Tensor, b: Tensor, g: float, slope: float = 0.0) -> Tensor:
-    """argmin over u of 1/2 (sigma(u) - a)² + g/2 (u - b)², entry by entry, sigma(u) = max(u, 0) + slope min(u, 0).
+    """Return argmin over u of 1/2 (sigma(u) - a)² + g/2 (u - b)², entry by entry.
 
-    The minimiser of each linear piece is clipped to its half-line and the better of the two is taken; the negative
-    one on ties. For ReLU that is m + [g b + t a > 0] max((a + g b)/(1 + g) - m, 0), m = min(b, 0),
-    t = sqrt(g (g + 1)) - g.
+    sigma(u) = max(u, 0) + slope min(u, 0). The minimiser of each linear piece is clipped to its half-line and the
+    better of the two is taken; the negative one on ties. For ReLU that is
+    m + [g b + t a > 0] max((a + g b)/(1 + g) - m, 0), m = min(b, 0), t = sqrt(g (g + 1)) - g.
     """
     positive: Tensor = torch.add(a, b, alpha=g).mul_(1 / (1 + g))
     if slope == 1.0:
@@ -127,7 +130,7 @@ def activation_prox(a: Tensor, b: Tensor, g: float, slope: float = 0.0) -> Tenso
 
 
 def add_gram_(out: Tensor, rows: Tensor, bias: bool) -> None:
-    """out += rowsᵀrows (d x d), of rows with a column of ones behind them when `bias`; the lower triangle only."""
+    """Add rowsᵀrows (d x d) to `out`, the lower triangle only; of rows with a column of ones behind when `bias`."""
     m, d = rows.shape
     for start in range(0, d, BLOCK):
         stop = min(d, start + BLOCK)
@@ -138,7 +141,7 @@ def add_gram_(out: Tensor, rows: Tensor, bias: bool) -> None:
 
 
 def add_cross_(out: Tensor, R: Tensor, rows: Tensor, bias: bool) -> None:
-    """out += Rᵀrows (d' x d), with the column Rᵀ1 behind it when `bias`."""
+    """Add Rᵀrows (d' x d) to `out`, with the column Rᵀ1 behind it when `bias`."""
     d = rows.shape[1]
     out[:, :d].addmm_(R.T, rows)
     if bias:
@@ -146,7 +149,7 @@ def add_cross_(out: Tensor, R: Tensor, rows: Tensor, bias: bool) -> None:
 
 
 def weight_step(pull: Tensor, cross: Tensor, gram: Tensor, diagonal: Tensor, rho: float) -> Tensor:
-    """Return what (W_i, b_i) moves by: (pull + rho RᵀV)(rho VᵀV + diag)⁻¹, residual R = U_i - V_{i-1} W_oldᵀ - 1 b_oldᵀ.
+    """Return what (W_i, b_i) moves by: (pull + rho RᵀV)(rho VᵀV + diag)⁻¹, R = U_i - V_{i-1} W_oldᵀ - 1 b_oldᵀ.
 
     `cross` is RᵀV; of `gram`, VᵀV, the lower triangle is read. pull = tau (T(G) - W_old) (0 in the bias column),
     diag = alpha + tau (alpha for the bias). The same minimiser of the ridge problem, jointly in W_i and b_i, as
@@ -158,7 +161,7 @@ def weight_step(pull: Tensor, cross: Tensor, gram: Tensor, diagonal: Tensor, rho
 
 
 def weight_step_few(pull: Tensor, R: Tensor, rows: Tensor, diagonal: Tensor, rho: float) -> Tensor:
-    """`weight_step` for fewer rows than columns: Cholesky of V diag⁻¹ Vᵀ + I/rho instead (Woodbury).
+    """Return `weight_step` for fewer rows than columns: Cholesky of V diag⁻¹ Vᵀ + I/rho instead (Woodbury).
 
     `rows` (m x d) has the column of ones behind it where there is a bias.
     """
@@ -169,7 +172,7 @@ def weight_step_few(pull: Tensor, R: Tensor, rows: Tensor, diagonal: Tensor, rho
 
 
 def subgradient_sq(U: Tensor, V: Tensor, smooth: Tensor, gamma: float, slope: float) -> Tensor:
-    """Squared distance of 0 to the limiting subdifferential in U_i of gamma/2 ‖V - sigma(U)‖² + (smooth part).
+    """Return the squared distance of 0 to the subdifferential in U_i of gamma/2 ‖V - sigma(U)‖² + (smooth part).
 
     `smooth` is the gradient of the smooth part. Where u = 0 the kink offers [-gamma slope v, -gamma v] if it is
     convex and its two ends if it is concave; the element nearest to -smooth is taken.
@@ -188,15 +191,9 @@ def subgradient_sq(U: Tensor, V: Tensor, smooth: Tensor, gamma: float, slope: fl
 
 
 def sq(x: Tensor) -> Tensor:
-    """‖x‖² accumulated in float64, a 0-dimensional tensor."""
+    """Return ‖x‖² accumulated in float64, a 0-dimensional tensor."""
     norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
     return norm.square()
-
-
-def _triangular_inverse(factor: Tensor) -> Tensor:
-    identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-    inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
-    return inverse
 
 
 def _plus_diagonal(matrix: Tensor, value: float) -> Tensor:

@@ -38,7 +38,7 @@ class Chain:
 
 
 def activation(u: Tensor, slope: float, out: Tensor | None = None) -> Tensor:
-    """sigma(u), elementwise, as a new tensor or written to `out`."""
+    """Return sigma(u), elementwise, as a new tensor or written to `out`."""
     if slope == 0.0:
         return torch.clamp_min(u, 0, out=out)
     result: Tensor = nn.functional.leaky_relu(u, slope)
@@ -71,7 +71,7 @@ class LinearMap:
         return self if self.index is None else LinearMap(self.width, self.positions, self.index.to(device))
 
     def rows(self, V: Tensor) -> Tensor:
-        """(n * positions) x inputs: V itself, or what the weight sees at each position of each sample of V."""
+        """Return (n * positions) x inputs: V itself, or what the weight sees at each position of each sample."""
         if self.index is None:
             return V
         _, inputs, q = self.index.shape
@@ -79,7 +79,7 @@ class LinearMap:
         return rows.squeeze(2) if q == 1 else rows.mean(dim=2)
 
     def product(self, V: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-        """rows(V) Wᵀ + 1 bᵀ, n x (positions * outputs)."""
+        """Return rows(V) Wᵀ + 1 bᵀ, n x (positions * outputs)."""
         rows = self.rows(V)
         product = torch.mm(rows, W.T) if b is None else torch.addmm(b, rows, W.T)
         return product.view(len(V), -1)
@@ -97,11 +97,10 @@ class LinearMap:
 
 
 def windows(index: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int] = (1, 1)) -> Tensor:
-    """Return the windows of an index (channels, height, width, q): (height', width', channels, kernel_h, kernel_w, q)."""
-    found = index
+    """Return the windows of an index (channels, height, width, q), (height', width', channels, k_h, k_w, q)."""
     for axis, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True), 1):
-        found = found.unfold(axis, (size - 1) * gap + 1, step)[..., ::gap]
-    return found.permute(1, 2, 0, 4, 5, 3)  # from (channels, height', width', q, kernel_h, kernel_w)
+        index = index.unfold(axis, (size - 1) * gap + 1, step)[..., ::gap]
+    return index.permute(1, 2, 0, 4, 5, 3)  # from (channels, height', width', q, kernel_h, kernel_w)
 
 
 def padded(index: Tensor, padding: Sequence[int], zero: int) -> Tensor:

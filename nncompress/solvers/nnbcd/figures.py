@@ -26,22 +26,17 @@ def terms_of(P: Blocks, *, tau: float, gamma: float, rho: float) -> Tensor:
             squares += torch.stack([fit, activations, blocks.sq(P.linear_part(i, rows) - P.known_product(i, rows))])
     parallel.sum_(squares)
     scales = squares.new_tensor([0.5, gamma / 2, rho / 2])
-    return torch.cat([scales * squares, torch.stack(_compression_terms(P, tau))])
-
-
-def _compression_terms(P: Blocks, tau: float) -> tuple[Tensor, Tensor]:
-    """tau/2 ‖W - T‖² and -<lam, W - T>, summed over the layers."""
     distance, product = torch.zeros_like(P.step_sq), torch.zeros_like(P.step_sq)
     for W, T, lam in zip(P.W[1:], P.T[1:], P.lam[1:], strict=True):
         if T is not None:
             distance += blocks.sq(W - T)
             if lam is not None:
                 product -= torch.sum(lam * (W - T), dtype=torch.float64)
-    return tau / 2 * distance, product
+    return torch.cat([scales * squares, torch.stack([tau / 2 * distance, product])])
 
 
 def figures(P: Blocks, *, tau: float, gamma: float, rho: float) -> dict[str, float]:
-    """L(P) with its terms, and the squared norm of the smallest limiting subgradient of L in (V, U, W, b)."""
+    """Return L(P), its terms, and the squared norm of the smallest limiting subgradient of L in (V, U, W, b)."""
     values = terms_of(P, tau=tau, gamma=gamma, rho=rho).tolist()
     terms = {f"term/{name}": value for name, value in zip(TERMS, values, strict=True)}
     if all(lam is None for lam in P.lam):
@@ -53,7 +48,7 @@ def figures(P: Blocks, *, tau: float, gamma: float, rho: float) -> dict[str, flo
 
 
 def sparsity(P: Blocks) -> dict[str, float]:
-    """Return the effective sparsity of what is deployed; nothing with biases, skips or convolutions, or without a zero."""
+    """Return the effective sparsity of what is deployed; nothing with biases, skips, convolutions, or without a 0."""
     weights = [W if T is None else T for W, T in zip(P.W[1:], P.T[1:], strict=True)]
     layers = P.chain.layers
     if any(part is not None for layer in layers for part in (layer.bias, layer.inner, layer.outer)):
@@ -64,7 +59,7 @@ def sparsity(P: Blocks) -> dict[str, float]:
 
 
 def subgradient_sq(P: Blocks, *, tau: float, gamma: float, rho: float) -> float:
-    """Squared distance of 0 to the limiting subdifferential of L in (V, U, W, b)."""
+    """Return the squared distance of 0 to the limiting subdifferential of L in (V, U, W, b)."""
     of_samples = torch.zeros_like(P.step_sq)
     in_weights = [torch.zeros_like(w) for w in P.W[1:]]
     in_biases = [torch.zeros_like(w[:, 0]) for w in P.W[1:]]

@@ -13,55 +13,52 @@ from nncompress import parallel
 from nncompress.compressions.base import distance_sq
 from nncompress.problem import Problem, with_weights
 from nncompress.solvers.base import Observation, Solver, observation_of
-from nncompress.solvers.nnbcd import blocks
+from nncompress.solvers.nnbcd import blocks, start
 from nncompress.solvers.nnbcd.extrapolation import INITIAL_BETA, extrapolate
 from nncompress.solvers.nnbcd.figures import figures, sparsity
-from nncompress.solvers.nnbcd.start import (
-    SCHEMES,
-    chain_for,
-    copies,
-    forward,
-    initial_weights,
-    input_gram,
-    known_products,
-    with_rank,
-)
-from nncompress.solvers.nnbcd.state import Blocks, NNBCDState, inputs_of, own, whole
+from nncompress.solvers.nnbcd.state import Blocks, NNBCDState, each, inputs_of, own, whole
+from nncompress.solvers.training.descent import step_terms
 
 
 @dataclass(frozen=True, kw_only=True)
 class NNBCD(Solver[NNBCDState]):
-    """Block coordinate descent (NN-BCD, first named tenBCD) for a chain of linear layers.
+    """Minimise by block coordinate descent (NN-BCD, first named tenBCD) for a chain of linear layers.
 
-    Minimise over P = ({V_i}, {U_i}, {W_i}, {G_i}), with sigma_N the identity and V_0 the input,
+    Over P = ({V_i}, {U_i}, {W_i}, {G_i}), with sigma_N the identity and V_0 the input,
 
         L(P) = 1/2 ‖V_N - Y‖² + sum_i gamma/2 ‖V_i - sigma_i(U_i)‖² + sum_i rho/2 ‖U_i - W_i V_{i-1}‖²
              + sum over compressed layers of tau/2 ‖W_i - T(G_i)‖² - <lam_i, W_i - T(G_i)> + C(G_i)
 
     by one backward Gauss-Seidel sweep a step: V_N, U_N, W_N, then V_i, U_i, W_i, G_i for i = N-1, ..., 1. Each block
     is minimised exactly, the blocks V_N, W_i and U_i (i < N) with the proximal term alpha/2 ‖block - old‖² added.
-    (Written as in the paper, samples as columns; the code keeps them as rows.)
-    T(G_i) stands for Δ(Θ) of any plan: tensor trains, the kept entries of pruned weights, codebooks, ...; C(G_i) is 0
-    except for penalties. A layer with a bias has (W_i, b_i) as one block, U_i - b_i 1ᵀ in place of U_i elsewhere. In a
-    convolution W_i acts on the patches of V_{i-1}; average pooling and reordering are part of the map before W_i. An
-    identity skip adds an earlier V_j to U_i or to sigma_i(U_i); the blocks stay closed forms.
+    (Written as in the paper, samples as columns; the code keeps them as rows.) T(G_i) stands for Δ(Θ) of any plan:
+    tensor trains, the kept entries of pruned weights, codebooks, ...; C(G_i) is 0 except for penalties. A layer with a
+    bias has (W_i, b_i) as one block, U_i - b_i 1ᵀ in place of U_i elsewhere. In a convolution W_i acts on the patches
+    of V_{i-1}; average pooling and reordering are part of the map before W_i. An identity skip adds an earlier V_j to
+    U_i or to sigma_i(U_i); the blocks stay closed forms.
 
     Li et al., arXiv 2303.06815 (2023): sufficient decrease with lambda = min(alpha, gamma)/2 in (V, U, W), and
     O(1/k) for the running mean of the squared subgradients.
 
-    num_steps: sweeps. plain: recompute Θ from scratch, as the published code does (by default the old Θ stays when
-    it is better, which makes L monotone). project: W_i is T(G_i) at the start and overwritten with it after each G
-    step, the published pruning.
-    initial: a scheme of `initialization.SCHEMES` (convolutions: always 0.01 N(0,1), as published), or "model" for the
-    network's own weights and biases; initial_scale: its factor (None: the published one); initial_rank: rank of the
-    first Θ only (published: 400, HAR; 700, CNN).
-    tolerance: stop when L falls by less, relatively, between observations (0: never).
+    - num_steps: sweeps.
+    - tau, alpha, gamma, rho: as above; tau, gamma and rho as published for four hidden layers on UCI HAR.
+    - plain: recompute Θ from scratch, as the published code does; false: the old Θ stays when it is better, which makes
+      L monotone.
+    - project: W_i is T(G_i) at the start and overwritten with it after each G step, the published pruning; false, since
+      it may raise L.
+    - initial: a scheme of `start.SCHEMES` (convolutions: always 0.01 N(0,1), as published), or "model" for the
+      network's own weights and biases; initial_scale: its factor (None: the published one).
+    - initial_rank: rank of the first Θ only (published: 400, HAR; 700, CNN); None, the final one, since with another
+      the tau term jumps in the first sweep.
+    - tolerance: stop when L falls by less, relatively, between observations; 0: never, as published.
 
-    Beyond the paper: tau_growth: tau is multiplied by it after every sweep up to tau_max (continuation).
-    multipliers: lam_i <- lam_i - tau (W_i - T(G_i)) after every sweep (augmented Lagrangian; lam = 0 without).
-    alpha_theta: proximal weight of the G step, which projects (tau W - lam + alpha_theta T_old)/(tau + alpha_theta);
-    with it steps and decrease cover T too. extrapolation: inertial steps with a monotone restart
-    (`nnbcd_extrapolation`).
+    Beyond the paper, off by default:
+
+    - tau_growth: tau is multiplied by it after every sweep, up to tau_max (continuation).
+    - multipliers: lam_i <- lam_i - tau (W_i - T(G_i)) after every sweep (augmented Lagrangian; lam = 0 without).
+    - alpha_theta: proximal weight of the G step, which projects (tau W - lam + alpha_theta T_old)/(tau + alpha_theta);
+      with it steps and decrease cover T too.
+    - extrapolation: inertial steps with a monotone restart (`nnbcd.extrapolation`).
     """
 
     precision: ClassVar[str] = "float64"
@@ -96,60 +93,33 @@ class NNBCD(Solver[NNBCDState]):
             raise ValueError(f"tau_max must be at least tau = {self.tau}, found {self.tau_max}")
         if not 0 <= self.alpha_theta < math.inf:
             raise ValueError(f"alpha_theta must be at least 0 and finite, found {self.alpha_theta}")
-        options = {
-            "multipliers": self.multipliers,
-            "extrapolation": self.extrapolation,
-            "alpha_theta": self.alpha_theta,
-        }
-        given = [name for name, value in options.items() if value]
-        if self.project and given:
+        options = ("multipliers", "extrapolation", "alpha_theta")
+        chosen = [name for name in options if getattr(self, name)]
+        if self.project and chosen:
             raise ValueError(
-                f"project keeps W = T and goes with none of {', '.join(options)}, found {given[0]}; drop one"
+                f"project keeps W = T and goes with none of {', '.join(options)}, found {chosen[0]}; drop one"
             )
         if self.initial_rank is not None and self.initial_rank < 1:
             raise ValueError(f"initial_rank must be at least 1, found {self.initial_rank}")
-        if self.initial not in (*SCHEMES, "model"):
-            raise ValueError(f"initial must be model or one of {', '.join(SCHEMES)}, found {self.initial!r}")
+        if self.initial not in (*start.SCHEMES, "model"):
+            raise ValueError(f"initial must be model or one of {', '.join(start.SCHEMES)}, found {self.initial!r}")
 
     def init(self, problem: Problem) -> NNBCDState:
-        chain = chain_for(problem)
-        W, b = initial_weights(problem, chain, self.initial, self.initial_scale, self.seed)
-        plan = problem.plan if self.initial_rank is None else with_rank(problem.plan, self.initial_rank)
-        shapes = {name: p.shape for name, p in problem.model.named_parameters()}
-        names = [layer.weight for layer in chain.layers]
-        theta = plan.compress(
-            plan.select({name: w.view(shapes[name]) for name, w in zip(names, W, strict=True)}), self.tau
-        )
-        dense = plan.decompress(theta)
-        T = tuple(dense[name].flatten(1) if name in dense else None for name in names)
+        chain = start.chain_for(problem)
+        W, b = start.initial_weights(problem, chain, self.initial, self.initial_scale, self.seed)
+        theta, T = start.initial_theta(problem, chain, W, self.tau, self.initial_rank)
         if self.project:
             W = [w if t is None else t.clone() for w, t in zip(W, T, strict=True)]
-        U, V = forward(chain, W, b, inputs_of(problem))
+        U, V = start.forward(chain, W, b, inputs_of(problem))
+        lam = each(T, torch.zeros_like) if self.multipliers else (None,) * len(T)
+        ended = tuple(each(group, torch.clone) for group in (W, b, U, V[1:])) if self.extrapolation else ()
         zero = torch.zeros((), dtype=torch.float64, device=problem.device)
         state = NNBCDState(
-            k=0,
-            chain=chain,
-            W=tuple(W),
-            b=tuple(b),
-            U=tuple(U),
-            V=tuple(V[1:]),
-            products=known_products(chain, U, V),
-            theta=theta,
-            T=T,
-            lam=tuple(None if t is None or not self.multipliers else torch.zeros_like(t) for t in T),
-            ended=(),
-            beta=(INITIAL_BETA, 1.0),
-            input_gram=None,
-            step_sq=zero,
-            theta_sq=zero,
-            step_sq_sum=zero,
-            sweep_sq=zero,
-            sweep_sq_sum=zero,
-            guaranteed=zero,
-        )
-        if self.extrapolation:
-            state = state._replace(ended=tuple(copies(blocks) for blocks in (W, b, U, V[1:])))
-        return state._replace(input_gram=input_gram(Blocks.of(problem, state)))
+            k=0, chain=chain, W=tuple(W), b=tuple(b), U=tuple(U), V=tuple(V[1:]), theta=theta, T=T, lam=lam,
+            products=start.known_products(chain, U, V), ended=ended, beta=(INITIAL_BETA, 1.0), input_gram=None,
+            step_sq=zero, theta_sq=zero, step_sq_sum=zero, sweep_sq=zero, sweep_sq_sum=zero, guaranteed=zero,
+        )  # fmt: skip
+        return state._replace(input_gram=start.input_gram(Blocks.of(problem, state)))
 
     def step(self, problem: Problem, state: NNBCDState) -> NNBCDState:
         P, tau = Blocks.of(problem, state), self._tau(state.k)
@@ -170,12 +140,9 @@ class NNBCD(Solver[NNBCDState]):
     def observe(self, problem: Problem, state: NNBCDState) -> Observation:
         P, tau = Blocks.of(problem, state), self._tau(max(0, state.k - 1))
         terms = figures(P, tau=tau, gamma=self.gamma, rho=self.rho)
+        terms |= step_terms(state)
         if state.k > 0:
-            terms |= {
-                "step_sq": float(state.step_sq),
-                "step_sq/sum": float(state.step_sq_sum),
-                "step_sq/theta": float(state.theta_sq),
-            }
+            terms["step_sq/theta"] = float(state.theta_sq)
         if state.k > 0 and self.extrapolation:
             terms |= {"step_sq/sweep": float(state.sweep_sq), "step_sq/sweep/sum": float(state.sweep_sq_sum)}
         if self.tau_growth > 1:
@@ -183,8 +150,8 @@ class NNBCD(Solver[NNBCDState]):
         if state.k > 0 and not self.project:  # projecting may raise L
             terms["decrease/guaranteed"] = float(state.guaranteed)
         terms |= sparsity(P)
-        own = self.project or self.plain or self.multipliers or self.tau_growth > 1 or self.initial_rank is not None
-        if state.k > 0 and not own:
+        promised = not (self.project or self.plain or self.multipliers) and self.tau_growth == 1
+        if state.k > 0 and promised and self.initial_rank is None:
             strengths = [self.alpha, self.gamma, *([self.alpha_theta] if self.alpha_theta else [])]
             terms["decrease/lambda"] = min(strengths) / 2
         return observation_of(problem, with_weights(problem.model, P.weights()), state.theta, terms)
@@ -198,9 +165,12 @@ class NNBCD(Solver[NNBCDState]):
     # The block updates (`blocks` has the formulas); index i is the paper's.
 
     def _update_layer(self, P: Blocks, i: int, tau: float) -> None:
-        """V_i and U_i, some samples at a time, then W_i from the sums over all samples."""
+        """Update V_i and U_i, some samples at a time, then W_i from the sums over all samples."""
         layer, W, b = P.layer(i), P.W[i], P.b[i]
-        pull = self._pull(P, i, tau)
+        T, lam = P.T[i], P.lam[i]
+        pull = torch.zeros_like(W) if T is None else tau * (T - W)  # -1 times the gradient of the terms with T in W_i
+        if lam is not None:
+            pull += lam
         diagonal = W.new_full((W.shape[1],), self.alpha if P.T[i] is None else self.alpha + tau)
         if b is not None:
             pull = torch.nn.functional.pad(pull, (0, 1))
@@ -208,7 +178,9 @@ class NNBCD(Solver[NNBCDState]):
         step = None if i == P.last else self._activation_step(P, i)
         if P.few(i):
             R = self._update_samples(P, i, slice(None), step)
-            seen = _with_ones(layer.map.rows(P.V[i - 1]), b is not None)
+            seen = layer.map.rows(P.V[i - 1])
+            if b is not None:
+                seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
             move = blocks.weight_step_few(pull, R.view(len(seen), -1), seen, diagonal, self.rho)
         else:
             known = P.input_gram if i == 1 else None
@@ -228,14 +200,8 @@ class NNBCD(Solver[NNBCDState]):
         P.moved(blocks.sq(move), self.alpha if P.T[i] is None else self.alpha + tau / 2)
         P.W_old[i], P.W[i] = W, W + move
 
-    def _pull(self, P: Blocks, i: int, tau: float) -> Tensor:
-        """-1 times the gradient in W_i of its compression's terms: tau (T - W) + lam, 0 where there are none."""
-        T, lam = P.T[i], P.lam[i]
-        pull = torch.zeros_like(P.W[i]) if T is None else tau * (T - P.W[i])
-        return pull if lam is None else pull.add_(lam)
-
     def _update_samples(self, P: Blocks, i: int, rows: slice, step: blocks.ActivationStep | None) -> Tensor:
-        """V_i and U_i of some samples; the residual U_i - map(V_{i-1}) W_iᵀ - ... of the linear layer."""
+        """Update V_i and U_i of some samples; return the residual U_i - map(V_{i-1}) W_iᵀ - ... of the linear layer."""
         if step is None:
             return self._update_output(P, i, rows)
         self._update_activation(P, i, rows, step)
@@ -258,7 +224,7 @@ class NNBCD(Solver[NNBCDState]):
         return blocks.ActivationStep(B, self.rho, sum(self._strengths(P, i).values()))
 
     def _strengths(self, P: Blocks, i: int) -> dict[tuple[int, bool], float]:
-        """Return the weights of ½‖V_i - t‖² for the targets t: sigma_i(U_i), key (i, False), and the layers V_i skips to."""
+        """Return the weights of ½‖V_i - t‖² for each t: sigma_i(U_i) at (i, False), and the layers V_i skips to."""
         leaving = [(m, inner) for m, inner in P.chain.leaving(i) if not (inner and m == i + 1)]
         return {(i, False): self.gamma} | {(m, inner): self.rho if inner else self.gamma for m, inner in leaving}
 
@@ -306,8 +272,8 @@ class NNBCD(Solver[NNBCDState]):
             old = {name: T.view(P.shapes[name]) for name, n in layers.items() if (T := P.T[n]) is not None}
             weights = {name: self._centre(P, n, tau).view(P.shapes[name]) for name, n in layers.items()}
             larger = self.initial_rank is not None and P.k == 0  # the first Θ then is no point of the plan's set
-            start = None if self.plain or larger else P.theta[j]
-            theta, new = P.plan.update_task(task, weights, tau + self.alpha_theta, start, old)
+            old_theta = None if self.plain or larger else P.theta[j]
+            theta, new = P.plan.update_task(task, weights, tau + self.alpha_theta, old_theta, old)
             P.guaranteed += task.compression.penalty(P.theta[j]) - task.compression.penalty(theta)
             P.theta[j] = theta
             for name, T in new.items():
@@ -323,13 +289,8 @@ class NNBCD(Solver[NNBCDState]):
         return centre if share == 0 or T is None else torch.lerp(centre, T, share)
 
     def _tau(self, k: int) -> float:
-        """tau of sweep k, from 0."""
+        """Return tau of sweep k, from 0."""
         exponent = k * math.log(self.tau_growth)
         if exponent > math.log(self.tau_max / self.tau):
             return self.tau_max
         return self.tau * math.exp(min(exponent, 700.0))  # beyond, floats end
-
-
-def _with_ones(rows: Tensor, bias: bool) -> Tensor:
-    """`rows` with a column of ones behind it for a bias."""
-    return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if bias else rows

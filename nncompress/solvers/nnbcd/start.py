@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -55,85 +56,14 @@ def _compare(problem: Problem, chain: Chain, model: nn.Module) -> None:
     """Raise Unsupported when the chain computes something else than the network: what a trace cannot see."""
     x = problem.data.train.x[:2]
     W, b = initial_weights(problem, chain, "model", None, 0)
-    found, expected = forward(chain, W, b, x.flatten(1))[0][-1], model(x)
-    if not isinstance(expected, Tensor) or found.shape != expected.shape:
+    logits, expected = forward(chain, W, b, x.flatten(1))[0][-1], model(x)
+    if not isinstance(expected, Tensor) or logits.shape != expected.shape:
         raise Unsupported(f"NN-BCD needs a network that returns logits (n, classes), found {type(expected).__name__}")
-    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+    if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         raise Unsupported(
             f"{REQUIREMENT}; found that {type(problem.model).__name__} computes something else than its traced graph: "
             "write what it does in place (+=, add_) out of place, remove hooks"
         )
-
-
-def initial_weights(
-    problem: Problem, chain: Chain, initial: str, scale: float | None, seed: int
-) -> tuple[list[Tensor], list[Tensor | None]]:
-    """W_i (outputs x inputs matrices) and b_i by a scheme, or "model": the network's own. Convolutions are drawn from
-    0.01 N(0,1) by every scheme, as published; biases start at 0."""
-    given = {name: p.detach().clone() for name, p in problem.model.named_parameters()}
-    if initial != "model":
-        generator = Generator().manual_seed(seed)
-        for layer in chain.layers:
-            shape = given[layer.weight].shape
-            drawn = draw(shape, *((initial, scale) if len(shape) == 2 else ("normal", None)), generator)
-            given[layer.weight] = drawn.to(problem.device, problem.dtype)
-            if layer.bias is not None:
-                given[layer.bias].zero_()
-    weights = [given[layer.weight].flatten(1) for layer in chain.layers]
-    return weights, [None if layer.bias is None else given[layer.bias] for layer in chain.layers]
-
-
-def forward(chain: Chain, W: list[Tensor], b: list[Tensor | None], V0: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """U_1, ..., U_N and V_0, ..., V_N as the network makes them of its input."""
-    U: list[Tensor] = []
-    V = [V0]
-    for layer, w, bias in zip(chain.layers, W, b, strict=True):
-        u = layer.map.product(V[-1], w, bias)
-        U.append(u if layer.inner is None else u + V[layer.inner])
-        v = activation(U[-1], layer.slope)
-        V.append(v if layer.outer is None else v + V[layer.outer])
-    return U, V
-
-
-def known_products(chain: Chain, U: list[Tensor], V: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """Return the products at the start, map(V_{i-1}) W_iᵀ + 1 b_iᵀ, of the layers whose V block will give them."""
-    found: list[Tensor | None] = [None]
-    for layer, u in zip(chain.layers[1:], U[1:], strict=True):
-        given = blocks.gives_product((u.shape[1], layer.map.width))
-        product = u.clone() if layer.inner is None else u - V[layer.inner]
-        found.append(product if given else None)
-    return tuple(found)
-
-
-def copies(tensors: list[Tensor] | list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Return copies of tensors, None where there is none."""
-    return tuple(None if tensor is None else tensor.clone() for tensor in tensors)
-
-
-def input_gram(P: Blocks) -> Tensor | None:
-    """rowsᵀrows of the input, None where the W_1 block does without."""
-    if P.few(1):
-        return None
-    bias = P.b[1] is not None
-    d = P.W[1].shape[1] + bias
-    gram = P.W[1].new_zeros(d, d)
-    for rows in P.chunks(1):
-        blocks.add_gram_(gram, P.layer(1).map.rows(P.V[0][rows]), bias)
-    parallel.sum_(gram)
-    return gram
-
-
-def with_rank(plan: Plan, rank: int) -> Plan:
-    """Return the same tasks at another rank."""
-
-    def changed(task: Task) -> Task:
-        settings = {field.name for field in dataclasses.fields(task.compression)}  # type: ignore[arg-type]
-        if "rank" not in settings:
-            kind = type(task.compression).__name__
-            raise ConfigError(f"solver.initial_rank needs a compression with a rank, found {kind}; leave it null")
-        return dataclasses.replace(task, compression=dataclasses.replace(task.compression, rank=rank))  # type: ignore[type-var]
-
-    return dataclasses.replace(plan, tasks=tuple(changed(task) for task in plan.tasks))
 
 
 def _lecun_normal(w: Tensor, generator: Generator) -> Tensor:
@@ -160,8 +90,87 @@ SCHEMES: Mapping[str, tuple[float, Callable[..., Tensor]]] = {
 
 
 def draw(shape: torch.Size, scheme: str, scale: float | None, generator: Generator) -> Tensor:
-    """Return a weight (outputs x inputs ...), float32 on the CPU whatever the run's precision, so that all precisions and
-    devices start from the same numbers."""
+    """Return a weight (outputs x inputs ...), float32 on the CPU: all precisions and devices start from the same."""
     default, fill = SCHEMES[scheme]
     w = torch.empty(shape, dtype=torch.float32)
     return fill(w, generator=generator) * (default if scale is None else scale)
+
+
+def initial_weights(
+    problem: Problem, chain: Chain, initial: str, scale: float | None, seed: int
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Return W_i (outputs x inputs matrices) and b_i by a scheme, or "model": the network's own.
+
+    Convolutions are drawn from 0.01 N(0,1) by every scheme, as published; biases start at 0.
+    """
+    values = {name: p.detach().clone() for name, p in problem.model.named_parameters()}
+    if initial != "model":
+        generator = Generator().manual_seed(seed)
+        for layer in chain.layers:
+            shape = values[layer.weight].shape
+            drawn = draw(shape, *((initial, scale) if len(shape) == 2 else ("normal", None)), generator)
+            values[layer.weight] = drawn.to(problem.device, problem.dtype)
+            if layer.bias is not None:
+                values[layer.bias].zero_()
+    weights = [values[layer.weight].flatten(1) for layer in chain.layers]
+    return weights, [None if layer.bias is None else values[layer.bias] for layer in chain.layers]
+
+
+def initial_theta(
+    problem: Problem, chain: Chain, W: list[Tensor], tau: float, rank: int | None
+) -> tuple[tuple[Any, ...], tuple[Tensor | None, ...]]:
+    """Return Θ = Π(W), at another rank if asked, and Δ(Θ) of each layer as a matrix, None where it is uncompressed."""
+    plan = problem.plan if rank is None else with_rank(problem.plan, rank)
+    shapes = {name: p.shape for name, p in problem.model.named_parameters()}
+    names = [layer.weight for layer in chain.layers]
+    weights = {name: w.view(shapes[name]) for name, w in zip(names, W, strict=True)}
+    theta = plan.compress(plan.select(weights), tau)
+    dense = plan.decompress(theta)
+    return theta, tuple(dense[name].flatten(1) if name in dense else None for name in names)
+
+
+def with_rank(plan: Plan, rank: int) -> Plan:
+    """Return the same tasks at another rank."""
+
+    def at_rank(task: Task) -> Task:
+        settings = {field.name for field in dataclasses.fields(task.compression)}  # type: ignore[arg-type]
+        if "rank" not in settings:
+            kind = type(task.compression).__name__
+            raise ConfigError(f"solver.initial_rank needs a compression with a rank, found {kind}; leave it null")
+        return dataclasses.replace(task, compression=dataclasses.replace(task.compression, rank=rank))  # type: ignore[type-var]
+
+    return dataclasses.replace(plan, tasks=tuple(at_rank(task) for task in plan.tasks))
+
+
+def forward(chain: Chain, W: list[Tensor], b: list[Tensor | None], V0: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Return U_1, ..., U_N and V_0, ..., V_N as the network makes them of its input."""
+    U: list[Tensor] = []
+    V = [V0]
+    for layer, w, bias in zip(chain.layers, W, b, strict=True):
+        u = layer.map.product(V[-1], w, bias)
+        U.append(u if layer.inner is None else u + V[layer.inner])
+        v = activation(U[-1], layer.slope)
+        V.append(v if layer.outer is None else v + V[layer.outer])
+    return U, V
+
+
+def known_products(chain: Chain, U: list[Tensor], V: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Return the products at the start, map(V_{i-1}) W_iᵀ + 1 b_iᵀ, of the layers whose V block will give them."""
+    products: list[Tensor | None] = [None]
+    for layer, u in zip(chain.layers[1:], U[1:], strict=True):
+        product = u.clone() if layer.inner is None else u - V[layer.inner]
+        products.append(product if blocks.gives_product((u.shape[1], layer.map.width)) else None)
+    return tuple(products)
+
+
+def input_gram(P: Blocks) -> Tensor | None:
+    """Return rowsᵀrows of the input, None where the W_1 block does without."""
+    if P.few(1):
+        return None
+    bias = P.b[1] is not None
+    d = P.W[1].shape[1] + bias
+    gram = P.W[1].new_zeros(d, d)
+    for rows in P.chunks(1):
+        blocks.add_gram_(gram, P.layer(1).map.rows(P.V[0][rows]), bias)
+    parallel.sum_(gram)
+    return gram

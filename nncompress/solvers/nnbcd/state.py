@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,9 +21,21 @@ CHUNK = 1 << 22
 CHUNK_GPU = 1 << 28
 
 
+Group = tuple[Tensor | None, ...]
+"""One block of every layer, None for a layer without it."""
+
+
+def each(group: Sequence[Tensor | None], function: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
+    """Return `function` of every tensor of a group."""
+    return tuple(None if tensor is None else function(tensor) for tensor in group)
+
+
 class NNBCDState(NamedTuple):
-    """Blocks of layer i at index i - 1; U, V are n x d_i (this process's samples are rows), W and T are
-    outputs x inputs matrices (a convolution's flattened), b is (outputs,)."""
+    """Blocks of layer i at index i - 1.
+
+    U, V are n x d_i (this process's samples are rows), W and T are outputs x inputs matrices (a convolution's
+    flattened), b is (outputs,).
+    """
 
     k: int
     chain: Chain
@@ -77,26 +89,13 @@ class Blocks:
         """Return the blocks of a state; tensors are shared, not copied."""
         zero = torch.zeros_like(state.step_sq)
         V0 = inputs_of(problem)
+        shapes = {name: p.shape for name, p in problem.model.named_parameters()}
         return cls(
-            plan=problem.plan,
-            chain=state.chain,
-            Y=targets_of(problem),
-            k=state.k,
-            W=[V0, *state.W],
-            b=[None, *state.b],
-            U=[V0, *state.U],
-            V=[V0, *state.V],
-            products=[None, *state.products],
-            T=[None, *state.T],
-            lam=[None, *state.lam],
-            theta=list(state.theta),
-            input_gram=state.input_gram,
-            shapes={name: p.shape for name, p in problem.model.named_parameters()},
-            step_sq=zero,
-            theta_sq=zero.clone(),
-            guaranteed=zero.clone(),
-            of_samples=zero.repeat(2),
-        )
+            plan=problem.plan, chain=state.chain, Y=targets_of(problem), k=state.k, input_gram=state.input_gram,
+            W=[V0, *state.W], b=[None, *state.b], U=[V0, *state.U], V=[V0, *state.V], products=[None, *state.products],
+            T=[None, *state.T], lam=[None, *state.lam], theta=list(state.theta), shapes=shapes,
+            step_sq=zero, theta_sq=zero.clone(), guaranteed=zero.clone(), of_samples=zero.repeat(2),
+        )  # fmt: skip
 
     def state(self, old: NNBCDState) -> NNBCDState:
         """Return the state behind `old`, after the sweep."""
@@ -104,34 +103,38 @@ class Blocks:
         self.step_sq += self.of_samples[0]
         self.guaranteed += self.of_samples[1]
         return self.put_into(old)._replace(
-            k=old.k + 1,
-            theta=tuple(self.theta),
-            T=tuple(self.T[1:]),
-            lam=tuple(self.lam[1:]),
-            step_sq=self.step_sq,
-            theta_sq=self.theta_sq,
-            step_sq_sum=old.step_sq_sum + self.step_sq,
-            sweep_sq=self.step_sq,
-            sweep_sq_sum=old.sweep_sq_sum + self.step_sq,
+            k=old.k + 1, theta=tuple(self.theta), T=tuple(self.T[1:]), lam=tuple(self.lam[1:]), theta_sq=self.theta_sq,
+            step_sq=self.step_sq, step_sq_sum=old.step_sq_sum + self.step_sq,
+            sweep_sq=self.step_sq, sweep_sq_sum=old.sweep_sq_sum + self.step_sq,
             guaranteed=old.guaranteed + self.guaranteed,
-        )
+        )  # fmt: skip
 
     def put_into(self, state: NNBCDState) -> NNBCDState:
         """Return the state with these W, b, U, V and their products."""
-        W, b, U, V, products = (tuple(group[1:]) for group in (self.W, self.b, self.U, self.V, self.products))
-        return state._replace(W=W, b=b, U=U, V=V, products=products)  # type: ignore[arg-type]
+        W, b, U, V = self.groups()
+        return state._replace(W=W, b=b, U=U, V=V, products=tuple(self.products[1:]))  # type: ignore[arg-type]
+
+    def groups(self) -> tuple[Group, ...]:
+        """Return (W, b, U, V)."""
+        return tuple(self.W[1:]), tuple(self.b[1:]), tuple(self.U[1:]), tuple(self.V[1:])
+
+    def put(self, groups: tuple[Group, ...]) -> None:
+        """Replace (W, b, U, V), and the products that follow from them."""
+        self.W[1:], self.b[1:], self.U[1:], self.V[1:] = groups  # type: ignore[assignment]
+        for i in range(2, self.last + 1):
+            self.refresh(i)
 
     @property
     def last(self) -> int:
-        """N, the index of the output layer."""
+        """Return N, the index of the output layer."""
         return len(self.W) - 1
 
     def layer(self, i: int) -> ChainLayer:
-        """Layer i of the chain."""
+        """Return layer i of the chain."""
         return self.chain.layers[i - 1]
 
     def chunks(self, i: int, most: int | None = None) -> Iterator[slice]:
-        """Return the samples, so many at a time that the tensors of layer i stay small; on the CPU `most` at the most."""
+        """Return the samples, so many at a time that layer i's tensors stay small; on the CPU `most` at the most."""
         n, widest = len(self.Y), max(self.U[i].shape[1], self.V[i - 1].shape[1])
         cpu = self.Y.device.type == "cpu"
         size = max(1, (CHUNK if cpu else CHUNK_GPU) // widest)
@@ -139,7 +142,7 @@ class Blocks:
         return (slice(start, min(n, start + size)) for start in range(0, n, size))
 
     def product(self, i: int, rows: slice) -> Tensor:
-        """map(V_{i-1}) W_iᵀ + 1 b_iᵀ for some samples."""
+        """Return map(V_{i-1}) W_iᵀ + 1 b_iᵀ for some samples."""
         return self.layer(i).map.product(self.V[i - 1][rows], self.W[i], self.b[i])
 
     def known_product(self, i: int, rows: slice) -> Tensor:
@@ -148,17 +151,17 @@ class Blocks:
         return self.product(i, rows) if product is None else product[rows]
 
     def linear_part(self, i: int, rows: slice) -> Tensor:
-        """U_i without what skips into it."""
+        """Return U_i without what skips into it."""
         inner = self.layer(i).inner
         return self.U[i][rows] if inner is None else self.U[i][rows] - self.V[inner][rows]
 
     def activated_part(self, i: int, rows: slice) -> Tensor:
-        """V_i without what skips into it."""
+        """Return V_i without what skips into it."""
         outer = self.layer(i).outer
         return self.V[i][rows] if outer is None else self.V[i][rows] - self.V[outer][rows]
 
     def activation(self, i: int, rows: slice) -> Tensor:
-        """sigma_i(U_i)."""
+        """Return sigma_i(U_i)."""
         return activation(self.U[i][rows], self.layer(i).slope)
 
     def weights(self) -> dict[str, Tensor]:
@@ -197,17 +200,17 @@ class Blocks:
         self.T[i] = T
 
     def distance_sq(self) -> Tensor:
-        """‖W - T‖² over the compressed layers."""
+        """Return ‖W - T‖² over the compressed layers."""
         pairs = [(W, T) for W, T in zip(self.W[1:], self.T[1:], strict=True) if T is not None]
         return sum((distance_sq(W, T) for W, T in pairs), torch.zeros_like(self.step_sq))
 
     def few(self, i: int) -> bool:
-        """Return whether the W_i block works on the side of the rows, of which there are fewer than half the columns."""
+        """Return whether the W_i block works on the side of the rows, which are fewer than half the columns."""
         rows = len(self.Y) * self.layer(i).map.positions
         return parallel.size() == 1 and 2 * rows < self.W[i].shape[1]
 
     def update_multipliers(self, tau: float) -> None:
-        """lam <- lam - tau (W - T), by which L grows by tau ‖W - T‖²."""
+        """Take lam <- lam - tau (W - T), by which L grows by tau ‖W - T‖²."""
         self.guaranteed -= tau * self.distance_sq()
         for i, (W, T, lam) in enumerate(zip(self.W, self.T, self.lam, strict=True)):
             if T is not None and lam is not None:
@@ -230,13 +233,13 @@ class Blocks:
 
 
 def inputs_of(problem: Problem) -> Tensor:
-    """V_0 = X (n x d_0), this process's samples: a view of the data."""
+    """Return V_0 = X (n x d_0), this process's samples: a view of the data."""
     x = problem.data.train.x
     return x[parallel.share(len(x))].flatten(1)
 
 
 def targets_of(problem: Problem) -> Tensor:
-    """Y (n x d_N), one row of the identity for each label of this process's samples."""
+    """Return Y (n x d_N), one row of the identity for each label of this process's samples."""
     y = problem.data.train.y
     return nn.functional.one_hot(y[parallel.share(len(y))], problem.data.num_classes).to(problem.dtype)
 
@@ -256,13 +259,6 @@ def own(problem: Problem, state: NNBCDState) -> NNBCDState:
 def _each_sample(state: NNBCDState, change: Callable[[Tensor], Tensor]) -> NNBCDState:
     """Return the state with `change` applied to every tensor that has a row for each sample."""
 
-    def changed(tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
-        return tuple(None if tensor is None else change(tensor) for tensor in tensors)
-
-    W, b, U, V = state.ended or ((), (), (), ())
-    return state._replace(
-        U=changed(state.U),
-        V=changed(state.V),
-        products=changed(state.products),
-        ended=(W, b, changed(U), changed(V)) if state.ended else (),
-    )
+    U, V, products = (each(group, change) for group in (state.U, state.V, state.products))
+    ended = (*state.ended[:2], *(each(group, change) for group in state.ended[2:]))  # W and b are as they were
+    return state._replace(U=U, V=V, products=products, ended=ended)

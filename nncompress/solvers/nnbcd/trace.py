@@ -27,8 +27,10 @@ FLATTENING = (torch.flatten, "flatten", "view", "reshape")
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """A tensor of the network: entries of U_layer (`activated` false) or V_layer, those of `index` (*shape, q) averaged
-    over q. `summed`: V_layer with what skips to it."""
+    """A tensor of the network: entries of U_layer (`activated` false) or V_layer, averaged over q of an index.
+
+    index (*shape, q): which entries. summed: V_layer with what skips to it.
+    """
 
     layer: int
     activated: bool
@@ -37,7 +39,7 @@ class Value:
 
 
 def chain_of(model: nn.Module, input_shape: Sequence[int]) -> Chain:
-    """Return the chain of a network that takes samples of `input_shape`. Raises Unsupported, naming what does not fit."""
+    """Return the chain of a network for samples of `input_shape`. Raises Unsupported, naming what does not fit."""
     try:
         graph = fx.Tracer().trace(model)
     except Exception as error:
@@ -51,8 +53,8 @@ def chain_of(model: nn.Module, input_shape: Sequence[int]) -> Chain:
     own = dict(model.named_parameters())
     shared = [name for name in names if names.count(name) > 1 or name not in own]
     if shared:
-        found = "used twice" if names.count(shared[0]) > 1 else "shared or computed from others"
-        raise Unsupported(f"{REQUIREMENT}, each with a weight and a bias of its own; found {shared[0]!r} {found}")
+        why = "used twice" if names.count(shared[0]) > 1 else "shared or computed from others"
+        raise Unsupported(f"{REQUIREMENT}, each with a weight and a bias of its own; found {shared[0]!r} {why}")
     if not layers:
         raise Unsupported(f"{REQUIREMENT}; found no Linear layer in {type(model).__name__}")
     last = layers[-1]
@@ -74,7 +76,7 @@ class _Trace:
     values: dict[fx.Node, Value] = field(default_factory=dict)
 
     def read(self, node: fx.Node) -> None:
-        """Add one node; Unsupported for what has no place in a chain."""
+        """Add one node. Raises Unsupported for what has no place in a chain."""
         sources = [source for source in node.all_input_nodes if not _is_batch_size(source)]
         if node.op == "placeholder":
             if self.values:
@@ -99,11 +101,11 @@ class _Trace:
         if _flattens(module, node):
             return replace(value, index=value.index.flatten(0, -2))
         if module is None and node.target in ("permute", torch.permute):
-            given = [*node.args[1:], *node.kwargs.values()]
-            order = given[0] if isinstance(given[0], tuple | list) else given
+            axes = [*node.args[1:], *node.kwargs.values()]
+            order = axes[0] if isinstance(axes[0], tuple | list) else axes
             if order[0] == 0 and len(order) == value.index.dim():
-                axes = [int(axis) % len(order) - 1 for axis in order[1:]]  # type: ignore[arg-type]
-                return replace(value, index=value.index.permute(*axes, -1))
+                places = [int(axis) % len(order) - 1 for axis in order[1:]]  # type: ignore[arg-type]
+                return replace(value, index=value.index.permute(*places, -1))
         pooled = _pooled(module, node, value.index)
         if pooled is not None:
             return replace(value, activated=True, index=pooled)  # V = U where no activation comes before
@@ -133,19 +135,18 @@ class _Trace:
         outputs = len(module.weight)
         self.layers.append(layer)
         self.widths.append(layer.map.positions * outputs)
-        made = _whole((*places, outputs))
-        return Value(len(self.layers), False, made.movedim(2, 0) if isinstance(module, nn.Conv2d) else made)
+        entries = _whole((*places, outputs))
+        return Value(len(self.layers), False, entries.movedim(2, 0) if isinstance(module, nn.Conv2d) else entries)
 
     def _patches(self, node: fx.Node, module: nn.Conv2d, index: Tensor) -> Tensor:
-        """(height', width', inputs, q) of a convolution on (channels, height, width, q)."""
+        """Return the index (height', width', inputs, q) of a convolution on (channels, height, width, q)."""
         if module.groups > 1 or module.padding_mode != "zeros":
             raise self._refusal(node, "a grouped convolution" if module.groups > 1 else "padding other than zeros")
         if index.dim() != 4 or index.shape[0] != module.in_channels:
             raise self._refusal(node, "inputs that do not fit")
         around: Sequence[int] = module._reversed_padding_repeated_twice
         kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
-        found = windows(padded(index, around, self.widths[-1]), kernel, stride, dilation)
-        return found.flatten(2, 4)
+        return windows(padded(index, around, self.widths[-1]), kernel, stride, dilation).flatten(2, 4)
 
     def _added(self, node: fx.Node, first: fx.Node, second: fx.Node) -> Value:
         """Return the sum of a layer's U or V and an earlier V: an identity skip."""
@@ -213,7 +214,7 @@ def _flattens(module: nn.Module | None, node: fx.Node) -> bool:
 
 
 def _pooled(module: nn.Module | None, node: fx.Node, index: Tensor) -> Tensor | None:
-    """Return the index behind an average pooling without padding, (channels, height', width', q'); None for other nodes."""
+    """Return the index (channels, height', width', q') behind an average pooling; None for other nodes."""
     if isinstance(module, nn.AvgPool2d):
         settings = {key: getattr(module, key) for key in POOLING}
     elif isinstance(module, nn.AdaptiveAvgPool2d):
@@ -236,8 +237,8 @@ def _pooled(module: nn.Module | None, node: fx.Node, index: Tensor) -> Tensor | 
     if _pair(settings.get("padding", 0)) != (0, 0) or settings.get("ceil_mode") or settings.get("divisor_override"):
         special = "padding, ceil_mode or divisor_override"
         raise Unsupported(f"{REQUIREMENT}; found average pooling with {special} at {_name(node)!r}")
-    found = windows(index, kernel, stride)  # height', width', channels, kernel, kernel, q
-    return found.permute(2, 0, 1, 3, 4, 5).flatten(3)
+    # (height', width', channels, kernel, kernel, q) to (channels, height', width', q')
+    return windows(index, kernel, stride).permute(2, 0, 1, 3, 4, 5).flatten(3)
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -245,7 +246,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _slope(module: nn.Module | None, node: fx.Node) -> float:
-    """Slope below zero of a piecewise linear activation."""
+    """Return the slope below zero of a piecewise linear activation."""
     if module is not None:
         match module:
             case nn.ReLU():
@@ -263,5 +264,5 @@ def _slope(module: nn.Module | None, node: fx.Node) -> float:
         arguments = inspect.signature(nn.functional.leaky_relu).bind(*node.args, **node.kwargs)
         arguments.apply_defaults()
         return float(arguments.arguments["negative_slope"])
-    found = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
-    raise Unsupported(f"{REQUIREMENT}; found {found} at {_name(node)!r}")
+    function = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+    raise Unsupported(f"{REQUIREMENT}; found {function} at {_name(node)!r}")

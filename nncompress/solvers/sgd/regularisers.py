@@ -26,9 +26,11 @@ from nncompress.surgery.channels import own_weights
 class Regulariser(ABC):
     """lam R(w), where R is a sum over weights, each seen as a matrix (outputs) x (everything else).
 
-    lam: at least 0; R is not scaled by the sizes of the layers. layers: "convolutions" (the weights of all nn.Conv2d),
-    "all" (every parameter of two or more dimensions), "hidden" (all but the last of them), or name patterns. Raises
-    ValueError for a lam that is negative or not finite.
+    - lam: at least 0; R is not scaled by the sizes of the layers.
+    - layers: "convolutions" (the weights of all nn.Conv2d), "all" (every parameter of two or more dimensions), "hidden"
+      (all but the last of them), or name patterns.
+
+    Raises ValueError for a lam that is negative or not finite.
     """
 
     lam: float
@@ -40,7 +42,7 @@ class Regulariser(ABC):
 
     @abstractmethod
     def price(self, weights: Sequence[Tensor]) -> Tensor:
-        """lam R(w), a 0-dimensional float64 tensor."""
+        """Return lam R(w), a 0-dimensional float64 tensor."""
 
     def add_gradient(self, weights: Sequence[Tensor]) -> None:
         """Add a subgradient of lam R to the gradients of the weights. Default: nothing, for a proximal method."""
@@ -57,7 +59,8 @@ class Regulariser(ABC):
         that is frozen.
         """
         parameters = dict(model.named_parameters())
-        names = _convolutions(model) if self.layers == "convolutions" else choose(weights_of(model), self.layers)
+        convolutions = self.layers == "convolutions"
+        names = [*own_weights(model, nn.Conv2d)] if convolutions else choose(weights_of(model), self.layers)
         if not names:
             raise Unsupported(
                 "the regulariser acts on convolutions, found none in the network; "
@@ -70,11 +73,6 @@ class Regulariser(ABC):
                 "unfreeze it, or leave it out by solver.regulariser.layers"
             )
         return [parameters[name] for name in names]
-
-
-def _convolutions(model: nn.Module) -> list[str]:
-    """Return the names of the weights of the convolutions."""
-    return [*own_weights(model, nn.Conv2d)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,15 +141,15 @@ class ProximalNuclearNorm(Regulariser):
 
 
 def _each(weights: Sequence[Tensor], function: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """`function` of every weight as a matrix; it gets those of one shape and type together, (count, rows, columns)."""
+    """Apply `function` to every weight as a matrix; it gets those of one shape and type as (count, rows, columns)."""
     alike: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
     for j, w in enumerate(weights):
         alike.setdefault((w.flatten(1).shape, w.dtype), []).append(j)
-    found: dict[int, Tensor] = {}
+    results: dict[int, Tensor] = {}
     for positions in alike.values():
-        results = function(torch.stack([weights[j].flatten(1) for j in positions]))
-        found |= {j: result.view(weights[j].shape) for j, result in zip(positions, results, strict=True)}
-    return [found[j] for j in range(len(weights))]
+        stack = function(torch.stack([weights[j].flatten(1) for j in positions]))
+        results |= {j: result.view(weights[j].shape) for j, result in zip(positions, stack, strict=True)}
+    return [results[j] for j in range(len(weights))]
 
 
 def _group_norm(weights: Sequence[Tensor]) -> Tensor:
@@ -178,14 +176,14 @@ def _shorter_rows(a: Tensor, threshold: float) -> Tensor:
 
 
 def _polar(a: Tensor) -> Tensor:
-    """U Vᵀ of a (..., m, n) over its numerical rank."""
+    """Return U Vᵀ of a (..., m, n) over its numerical rank."""
     U, s, V = exact_svd(a, min(a.shape[-2:]))
     least = max(a.shape[-2:]) * torch.finfo(a.dtype).eps * s[..., :1]
     return (U * (s > least).unsqueeze(-2)) @ V
 
 
 def _thresholded(a: Tensor, threshold: float) -> Tensor:
-    """a (..., m, n) with its singular values less by `threshold`, zeros where that is negative."""
+    """Return a (..., m, n) with its singular values less by `threshold`, zeros where that is negative."""
     U, s, V = torch.linalg.svd(a, full_matrices=False)
     shrunk: Tensor = (U * (s - threshold).clamp_min(0).unsqueeze(-2)) @ V
     return shrunk

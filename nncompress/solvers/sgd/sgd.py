@@ -16,16 +16,7 @@ from nncompress import parallel
 from nncompress.problem import Problem, weights_of
 from nncompress.solvers.base import Column, Observation, Solver, observation_of
 from nncompress.solvers.sgd.regularisers import Regulariser
-from nncompress.solvers.training.descent import (
-    Cosine,
-    Schedule,
-    check_minibatches,
-    check_regularisation,
-    epoch_terms,
-    moved_sq,
-    optimizer_of,
-    set_rate,
-)
+from nncompress.solvers.training import descent
 from nncompress.solvers.training.minibatches import Minibatches, batch_lengths, epoch
 from nncompress.surgery.norms import shared_norms
 
@@ -45,15 +36,19 @@ class SGDState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SGD(Solver[SGDState]):
-    """min over w of L(w) + lam R(w), L the mean loss on the training data, by minibatches; one step is one epoch.
+    """Minimise L(w) + lam R(w) over w by minibatches, L the mean loss on the training data; one step is one epoch.
 
     w is trained without regard to the plan; Θ = Π(w) at every observation (direct compression).
 
-    num_steps: epochs. lr: initial learning rate, times `schedule`. optimizer: called with the parameters and `lr`.
-    batch_size: samples of a minibatch, of each process under torchrun. label_smoothing, mixup: as in `Minibatches`;
-    they change what is trained, not the losses recorded. average: the network is the exponential moving average of the
-    weights after every minibatch, with this factor of the past (at most (1 + t)/(10 + t) in minibatch t); 0: the last.
-    regulariser: lam R(w); None: 0.
+    - num_steps: epochs.
+    - lr: initial learning rate, times `schedule`.
+    - batch_size: samples of a minibatch, of each process under torchrun.
+    - optimizer: called with the parameters and `lr`.
+    - label_smoothing, mixup: as in `Minibatches`; they change what is trained, not the losses recorded.
+    - average: the network is the exponential moving average of the weights after every minibatch, with this factor of
+      the past (at most (1 + t)/(10 + t) in minibatch t); 0: the last weights.
+    - regulariser: lam R(w); None: 0.
+    - tolerance: stop when the objective falls by less, relatively, between observations (0: never).
     """
 
     parallel: ClassVar[bool] = True
@@ -63,7 +58,7 @@ class SGD(Solver[SGDState]):
     lr: float = 0.1
     batch_size: int = 64
     optimizer: Callable[..., Optimizer] = field(default=partial(torch.optim.SGD, momentum=0.9, nesterov=True))
-    schedule: Schedule = field(default_factory=Cosine)
+    schedule: descent.Schedule = field(default_factory=descent.Cosine)
     label_smoothing: float = 0.0
     mixup: float = 0.0
     average: float = 0.0
@@ -72,8 +67,7 @@ class SGD(Solver[SGDState]):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_minibatches(self.lr, self.batch_size)
-        check_regularisation(self.label_smoothing, self.mixup)
+        descent.check_minibatches(self.lr, self.batch_size, self.label_smoothing, self.mixup)
         if not 0 <= self.average < 1:
             raise ValueError(f"average must be at least 0 and below 1, found {self.average}")
 
@@ -82,7 +76,7 @@ class SGD(Solver[SGDState]):
         if self.regulariser is not None:
             self.regulariser.weights(model)  # refuses a network at once
         averaged = copy.deepcopy(model) if self.average > 0 else None
-        optimizer = optimizer_of(self.optimizer, model.parameters(), self.lr)
+        optimizer = descent.optimizer_of(self.optimizer, model.parameters(), self.lr)
         zero = torch.zeros((), dtype=torch.float64, device=problem.device)
         return SGDState(0, model, averaged, optimizer, Generator().manual_seed(self.seed), zero, zero)
 
@@ -90,32 +84,29 @@ class SGD(Solver[SGDState]):
         k, model, averaged, optimizer, generator, _, step_sq_sum = state
         before = [p.detach().clone() for p in model.parameters()]
         lr = self.lr * self.schedule.factor(k, self.num_steps)
-        set_rate(optimizer, lr)
+        descent.set_rate(optimizer, lr)
         minibatches = Minibatches(self.batch_size, generator, self.label_smoothing, self.mixup)
         add, after = self._additions(problem, state, lr)
         epoch(problem, model, minibatches, optimizer=optimizer, add_gradient=add, after_step=after)
         parallel.check_alike([*model.state_dict().values()], "network")
-        step_sq = moved_sq(model, before)
+        step_sq = descent.moved_sq(model, before)
         return SGDState(k + 1, model, averaged, optimizer, generator, step_sq, step_sq_sum + step_sq)
 
     def observe(self, problem: Problem, state: SGDState) -> Observation:
         model = copy.deepcopy(state.model if state.averaged is None else state.averaged).eval()
         plan = problem.plan
         theta = plan.compress(plan.select(weights_of(model)))
-        return observation_of(problem, model, theta, self._terms(problem, model, state))
-
-    def _terms(self, problem: Problem, model: nn.Module, state: SGDState) -> dict[str, float]:
-        terms = epoch_terms(problem, model, state)
-        if self.regulariser is None:
-            return terms
-        loss = terms["objective"]
-        price = float(self.regulariser.price([w.detach() for w in self.regulariser.weights(model)]))
-        return terms | {"objective": loss + price, "term/loss": loss, "term/regulariser": price}
+        terms = descent.epoch_terms(problem, model, state)
+        if self.regulariser is not None:
+            loss = terms["objective"]
+            price = float(self.regulariser.price([w.detach() for w in self.regulariser.weights(model)]))
+            terms |= {"objective": loss + price, "term/loss": loss, "term/regulariser": price}
+        return observation_of(problem, model, theta, terms)
 
     def _additions(
         self, problem: Problem, state: SGDState, lr: float
     ) -> tuple[Callable[[], None] | None, Callable[[], None]]:
-        """Return what is done in every minibatch before the optimiser's step, and behind it: shrinking, then averaging."""
+        """Return what is done in every minibatch before the optimiser's step, and behind it (shrink, then average)."""
         add: Callable[[], None] | None = None
         behind: list[Callable[[], None]] = []
         if self.regulariser is not None:
@@ -132,7 +123,7 @@ class SGD(Solver[SGDState]):
         return add, after
 
     def _averaging(self, problem: Problem, state: SGDState, averaged: nn.Module) -> Callable[[], None]:
-        """Takes the weights into their average, called after every minibatch; running statistics as they are."""
+        """Return what takes the weights into their average after every minibatch; running statistics as they are."""
         t = state.k * len(batch_lengths(len(problem.data.train), self.batch_size))
         ours: list[Tensor] = list(averaged.parameters())
         theirs: list[Tensor] = list(state.model.parameters())

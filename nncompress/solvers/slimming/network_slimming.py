@@ -23,16 +23,8 @@ from nncompress.problem import Problem
 from nncompress.solvers.base import Observation, Solver
 from nncompress.solvers.slimming.columns import NETWORK_SLIMMING
 from nncompress.solvers.slimming.figures import channel_details, channel_observation, unrounded_details
-from nncompress.solvers.slimming.scales import Scales, check_slimming, chosen, groups_of
-from nncompress.solvers.training.descent import (
-    MultiStep,
-    Schedule,
-    check_minibatches,
-    check_regularisation,
-    moved_sq,
-    optimizer_of,
-    set_rate,
-)
+from nncompress.solvers.slimming.scales import Scales, check_slimming, choose_channels, groups_of
+from nncompress.solvers.training import descent
 from nncompress.solvers.training.minibatches import Minibatches, epoch
 from nncompress.surgery.channels import masked
 from nncompress.surgery.norms import shared_norms
@@ -60,18 +52,26 @@ class NetworkSlimmingState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSlimming(Solver[NetworkSlimmingState]):
-    """min over w of L(w) + lam ‖gamma‖_1, gamma the scaling factors of the batch norms, then a global threshold.
+    """Minimise L(w) + lam ‖gamma‖_1 over w, gamma its scaling factors of batch norms, then cut at a global threshold.
 
-    One step is one epoch. Until fine-tuning lam sign(gamma) is added to the gradient of the loss, sign(0) being 0, so
-    that it passes through the momentum. Then the channels with |gamma| at most the int(percent m)-th smallest (counted
-    from 0, of all m channels together) go, with their shifts, and the rest is trained without the penalty, with a new
-    optimiser and the schedule from its beginning. The dead channels stay in the network, as zeros, until it is stored.
+        g_gamma <- g_gamma + lam sign(gamma),  sign(0) = 0,  in every minibatch, so that it passes through the momentum
+        the channels with |gamma| at most the int(percent m)-th smallest of all m (counted from 0) go, with their shifts
+        the rest is trained without the penalty, with a new optimiser and the schedule from its beginning
 
-    num_steps: epochs, the last `fine_tune` of which are fine-tuning (None: half). lam: as above (published: 1e-4
-    for VGG, 1e-5 for ResNet-164 and DenseNet-40). percent: part of the channels that goes; a target takes its place.
-    lr: learning rate, times `schedule`. optimizer: called with the parameters and `lr`. decay_scales: its weight decay
-    acts on gamma too.
-    fold: what dead channels still give, ReLU of their shift, is given to the layer behind them (without fine-tuning).
+    The dead channels stay in the network, as zeros, until it is stored. One step is one epoch. Liu et al., ICCV 2017.
+
+    - num_steps: epochs; 320 and half of them, 160 each, as published.
+    - fine_tune: how many of them, the last, are fine-tuning; None: half.
+    - lam: as above; published: 1e-4 for VGG, 1e-5 for ResNet-164 and DenseNet-40.
+    - percent: part of the channels that goes, published for VGG on CIFAR-10; a target takes its place.
+    - lr: learning rate, times `schedule`. As published, like batch_size and optimizer.
+    - optimizer: called with the parameters and `lr`.
+    - schedule: a tenth from half and again from three quarters of the epochs on, as published.
+    - decay_scales: whether weight decay acts on gamma too; as published.
+    - fold: give what dead channels still emit, ReLU of their shift, to the layer behind them (without fine-tuning); not
+      so published.
+    - label_smoothing, mixup: as in `Minibatches`; not published.
+    - tolerance: stop when the objective falls by less, relatively, between observations; 0: all epochs, as published.
     """
 
     parallel: ClassVar[bool] = True
@@ -85,7 +85,7 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
     lr: float = 0.1
     batch_size: int = 64
     optimizer: Callable[..., Optimizer] = field(default=partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-4))
-    schedule: Schedule = field(default_factory=MultiStep)
+    schedule: descent.Schedule = field(default_factory=descent.MultiStep)
     decay_scales: bool = True
     fold: bool = False
     label_smoothing: float = 0.0
@@ -94,8 +94,7 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_minibatches(self.lr, self.batch_size)
-        check_regularisation(self.label_smoothing, self.mixup)
+        descent.check_minibatches(self.lr, self.batch_size, self.label_smoothing, self.mixup)
         if not 0 <= self.lam < float("inf"):
             raise ValueError(f"lam must be at least 0 and finite, found {self.lam}")
         if not 0 <= self.percent < 1:
@@ -116,10 +115,10 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
 
     def step(self, problem: Problem, state: NetworkSlimmingState) -> NetworkSlimmingState:
         if state.pruned < 0 and state.k >= self._training(state):
-            state = self._pruned(problem, state)
+            state = self._prune(problem, state)
         k, model, keep, pruned, optimizer, generator, _, step_sq_sum, plain = state
         scales, before = Scales.of(model), [p.detach().clone() for p in model.parameters()]
-        set_rate(optimizer, self._rate(state))
+        descent.set_rate(optimizer, self._rate(state))
         minibatches = Minibatches(self.batch_size, generator, self.label_smoothing, self.mixup)
         if pruned < 0:
             epoch(problem, model, minibatches, optimizer=optimizer, add_gradient=self._subgradient(scales))
@@ -127,7 +126,7 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
             parts = list(torch.split(keep, scales.sizes))
             epoch(problem, model, minibatches, optimizer=optimizer, after_step=lambda: scales.mask(parts))
         parallel.check_alike([*model.state_dict().values(), keep], "network and channels")
-        step_sq = moved_sq(model, before)
+        step_sq = descent.moved_sq(model, before)
         total = step_sq_sum + step_sq
         return NetworkSlimmingState(k + 1, model, keep, pruned, optimizer, generator, step_sq, total, plain)
 
@@ -136,14 +135,8 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
         scales = Scales.of(model)
         loss = evaluate(model, problem.data.train, problem.loss).loss
         penalty = float(L1Penalty(self.lam).price(scales.gamma())) if state.pruned < 0 else 0.0
-        terms = {
-            "objective": loss + penalty,
-            "term/loss": loss,
-            "term/penalty": penalty,
-            "epochs": state.k,
-        }
-        if state.k > 0:
-            terms |= {"step_sq": float(state.step_sq), "step_sq/sum": float(state.step_sq_sum)}
+        terms = {"objective": loss + penalty, "term/loss": loss, "term/penalty": penalty, "epochs": state.k}
+        terms |= descent.step_terms(state)
         return channel_observation(problem, model, self.masked_network(problem, state), terms)
 
     def result(self, problem: Problem, state: NetworkSlimmingState, observation: Observation) -> Observation:
@@ -168,7 +161,7 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
         return self.num_steps // 2 if self.fine_tune is None else self.fine_tune
 
     def _training(self, state: NetworkSlimmingState) -> int:
-        """Epochs before fine-tuning: as they were, once it has begun (num_steps may then be another)."""
+        """Return the epochs before fine-tuning: as they were, once it has begun (num_steps may then be another)."""
         return self.num_steps - self._fine_tuning if state.pruned < 0 else state.pruned
 
     def _rate(self, state: NetworkSlimmingState) -> float:
@@ -177,10 +170,10 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
         return self.lr * self.schedule.factor(k, phase)
 
     def _optimizer(self, model: nn.Module) -> Optimizer:
-        return optimizer_of(self.optimizer, groups_of(model, self.decay_scales), self.lr)
+        return descent.optimizer_of(self.optimizer, groups_of(model, self.decay_scales), self.lr)
 
     def _subgradient(self, scales: Scales) -> Callable[[], None]:
-        """Adds lam sign(gamma) to the gradients of the scaling factors."""
+        """Return what adds lam sign(gamma) to the gradients of the scaling factors."""
 
         @torch.no_grad()
         def add() -> None:
@@ -192,7 +185,7 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
         return add
 
     def _kept(self, problem: Problem, state: NetworkSlimmingState) -> tuple[dict[str, Tensor], list[str]]:
-        """Return the channels that stay, by batch norm; and what had to be changed in those above the threshold, in words."""
+        """Return the channels that stay, by batch norm, and what had to be changed in those above, as notes."""
         scales = Scales.of(state.model)
         if state.pruned >= 0:
             return scales.named(state.keep != 0), []
@@ -200,16 +193,15 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
         above = torch.ones_like(scores, dtype=torch.bool)
         if problem.target is None:
             above = scores > scores.sort().values[int(self.percent * len(scores))]
-        return chosen(problem, state.model, above, scores, fold=self.fold)
+        return choose_channels(problem, state.model, above, scores, fold=self.fold)
 
-    def _pruned(self, problem: Problem, state: NetworkSlimmingState) -> NetworkSlimmingState:
+    def _prune(self, problem: Problem, state: NetworkSlimmingState) -> NetworkSlimmingState:
         """Return the masked network, with a new optimiser, for fine-tuning."""
-        keep, said = self._kept(problem, state)
-        for words in said:
-            log.warning("%s", words)
+        keep, notes = self._kept(problem, state)
+        for note in notes:
+            log.warning("%s", note)
         plain = keep if problem.round_to == 1 else self._kept(replace(problem, round_to=1), state)[0]
         model = masked(state.model, keep, fold=self.fold)
         flags, without = (torch.cat(list(each.values())).to(state.keep) for each in (keep, plain))
-        return state._replace(
-            model=model, keep=flags, pruned=state.k, optimizer=self._optimizer(model), plain=without
-        )  # fmt: skip
+        optimizer = self._optimizer(model)
+        return state._replace(model=model, keep=flags, pruned=state.k, optimizer=optimizer, plain=without)

@@ -1,4 +1,4 @@
-"""Proximal network slimming: channels chosen while the network is trained.
+"""Proximal network slimming: channels choose_channels while the network is trained.
 
 Bui, Xue, Park, Qi, Xin, "A proximal algorithm for network slimming", arXiv 2307.00684 (2023).
 """
@@ -22,20 +22,14 @@ from nncompress.problem import Problem
 from nncompress.solvers.base import Observation, Solver
 from nncompress.solvers.slimming.columns import PROXIMAL
 from nncompress.solvers.slimming.figures import channel_details, channel_observation, unrounded_details
-from nncompress.solvers.slimming.scales import Scales, check_slimming, chosen, groups_of
-from nncompress.solvers.training.descent import (
-    MultiStep,
-    Schedule,
-    check_minibatches,
-    check_regularisation,
-    moved_sq,
-    optimizer_of,
-    set_rate,
-)
+from nncompress.solvers.slimming.scales import Scales, check_slimming, choose_channels, groups_of
+from nncompress.solvers.training import descent
 from nncompress.solvers.training.minibatches import Minibatches, epoch
 from nncompress.surgery.channels import masked
 from nncompress.surgery.norms import SharedNorm, shared_norms
 
+CURVATURE_SEED = 0
+"""Of the samples and the first vector of the power method."""
 STARTING_SPREAD = 0.06
 """xi starts at gamma times a number uniform in 1 -+ this: U(0.47, 0.53) for scaling factors of 0.5, as published."""
 
@@ -59,25 +53,34 @@ class SlimmingState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Slimming(Solver[SlimmingState]):
-    """min over W, gamma, xi of F = L(W, gamma) + C(xi) + beta/2 ‖gamma - xi‖², C(xi) = lam ‖xi‖_1.
+    """Minimise F = L(W, gamma) + C(xi) + beta/2 ‖gamma - xi‖² over W, gamma and xi, C(xi) = lam ‖xi‖_1.
 
     gamma are the scaling factors of the batch norms, W all other parameters. After every minibatch, with g a
     (stochastic, with momentum) gradient of L at (W, gamma) and alpha = 1/lr:
 
-        W     <- W - g_W / alpha
-        gamma <- (alpha (gamma - g_gamma / alpha) + beta xi) / (alpha + beta)
-        xi    <- prox of C/(alpha + beta) at (alpha xi + beta gamma) / (alpha + beta),   gamma being the new one
+        W     <- W - g_W / alpha                                                            (1)
+        gamma <- (alpha (gamma - g_gamma / alpha) + beta xi) / (alpha + beta)               (2)
+        xi    <- prox of C/(alpha + beta) at (alpha xi + beta gamma) / (alpha + beta)       (3)
 
-    which is proximal alternating linearised minimisation; prox is soft thresholding at lam/(alpha + beta). For full
-    gradients F decreases whenever alpha > L/2, L the Lipschitz constant of the gradient (the paper asks alpha > L). A
-    channel goes when its xi is 0, with its shift; no fine-tuning. One step is one epoch, the last one is the result.
-    `penalty` may be another separable one (l0, l_1/2, transformed l1): only the prox changes.
+    with the new gamma in (3): proximal alternating linearised minimisation. The prox is soft thresholding at
+    lam/(alpha + beta). For full gradients F decreases whenever alpha > L/2, L the Lipschitz constant of the gradient
+    (the paper asks alpha > L). A channel goes when its xi is 0, with its shift; there is no fine-tuning. One step is
+    one epoch, the last one is the result. Bui et al., arXiv 2307.00684.
 
-    lam, beta: as above; lr: learning rate, times `schedule`, so alpha = 1/lr follows it. optimizer: called with the
-    parameters and `lr`. decay_scales: its weight decay acts on gamma too (which F does not hold), as published.
-    project: deploy gamma = xi; false: gamma itself on the channels that stay (for a small beta, where the two differ by
-    up to lam/beta). fold: what dead channels still give, ReLU of their shift, is given to the layer behind them.
-    curvature: steps of the power method for L at every observation, on `curvature_samples` samples; 0: none.
+    - num_steps: epochs; 160 as published.
+    - lam, beta: as above; the published values for VGG-19 on CIFAR-10 (PreResNet-164: 0.002 and 0.25).
+    - lr: learning rate, times `schedule`; alpha = 1/lr follows it. As published, like batch_size and optimizer.
+    - optimizer: called with the parameters and `lr`.
+    - schedule: a tenth from half and again from three quarters of the epochs on, as published.
+    - penalty: C for a lam; another separable one (l0, l_1/2, transformed l1) changes the prox alone.
+    - decay_scales: whether weight decay acts on gamma too, which F does not hold; as published.
+    - project: deploy gamma = xi; false: gamma itself on the channels that stay, for a small beta, where the two differ
+      by up to lam/beta.
+    - fold: give what dead channels still emit, ReLU of their shift, to the layer behind them; not so published.
+    - label_smoothing, mixup: as in `Minibatches`; not published.
+    - curvature: steps of the power method for L at every observation, on curvature_samples samples; 0, none, since it
+      takes that many gradients of gradients.
+    - tolerance: stop when F falls by less, relatively, between observations; 0: all epochs, as published.
     """
 
     parallel: ClassVar[bool] = True
@@ -90,7 +93,7 @@ class Slimming(Solver[SlimmingState]):
     lr: float = 0.1
     batch_size: int = 64
     optimizer: Callable[..., Optimizer] = field(default=partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-4))
-    schedule: Schedule = field(default_factory=MultiStep)
+    schedule: descent.Schedule = field(default_factory=descent.MultiStep)
     penalty: Callable[[float], SeparablePenalty] = L1Penalty
     decay_scales: bool = True
     project: bool = True
@@ -103,14 +106,13 @@ class Slimming(Solver[SlimmingState]):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_minibatches(self.lr, self.batch_size)
-        check_regularisation(self.label_smoothing, self.mixup)
+        descent.check_minibatches(self.lr, self.batch_size, self.label_smoothing, self.mixup)
         for name, value in (("lam", self.lam), ("beta", self.beta)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be at least 0 and finite, found {value}")
-        found = self.penalty(self.lam)
-        if not isinstance(found, SeparablePenalty):
-            raise ValueError(f"penalty must give a SeparablePenalty (L1Penalty, L0Penalty, ...), found {found}")
+        penalty = self.penalty(self.lam)
+        if not isinstance(penalty, SeparablePenalty):
+            raise ValueError(f"penalty must give a SeparablePenalty (L1Penalty, L0Penalty, ...), found {penalty}")
         for k in range(self.num_steps):
             if not self._rate(k) > 0:
                 raise ValueError(
@@ -128,7 +130,7 @@ class Slimming(Solver[SlimmingState]):
         generator = Generator().manual_seed(self.seed)
         gamma = Scales.of(model).gamma()
         spread = 1 + STARTING_SPREAD * (2 * torch.rand(len(gamma), generator=generator) - 1)
-        optimizer = optimizer_of(self.optimizer, groups_of(model, self.decay_scales), self.lr)
+        optimizer = descent.optimizer_of(self.optimizer, groups_of(model, self.decay_scales), self.lr)
         zero = torch.zeros((), dtype=torch.float64, device=problem.device)
         return SlimmingState(0, model, gamma * spread.to(gamma), optimizer, generator, zero, zero, zero, zero)
 
@@ -136,16 +138,16 @@ class Slimming(Solver[SlimmingState]):
         k, model, xi, optimizer, generator, *_, step_sq_sum = state
         scales, before = Scales.of(model), [p.detach().clone() for p in model.parameters()]
         gamma_before, xi_before = scales.gamma(), xi.clone()
-        set_rate(optimizer, self._rate(k))
+        descent.set_rate(optimizer, self._rate(k))
         minibatches = Minibatches(self.batch_size, generator, self.label_smoothing, self.mixup)
-        epoch(problem, model, minibatches, optimizer=optimizer, after_step=self._after(scales, xi, 1 / self._rate(k)))
+        update = self._update(scales, xi, 1 / self._rate(k))
+        epoch(problem, model, minibatches, optimizer=optimizer, after_step=update)  # (1), then (2) and (3)
         parallel.check_alike([*model.state_dict().values(), xi], "network and xi")
         gamma_sq = (scales.gamma() - gamma_before).double().square().sum()
         xi_sq = (xi - xi_before).double().square().sum()
-        step_sq = moved_sq(model, before) + xi_sq
-        return SlimmingState(
-            k + 1, model, xi, optimizer, generator, gamma_sq, xi_sq, step_sq, step_sq_sum + step_sq
-        )  # fmt: skip
+        step_sq = descent.moved_sq(model, before) + xi_sq
+        total = step_sq_sum + step_sq
+        return SlimmingState(k + 1, model, xi, optimizer, generator, gamma_sq, xi_sq, step_sq, total)
 
     def observe(self, problem: Problem, state: SlimmingState) -> Observation:
         model = copy.deepcopy(state.model).eval()
@@ -188,8 +190,8 @@ class Slimming(Solver[SlimmingState]):
         """Return the learning rate of epoch k, 1/alpha."""
         return self.lr * self.schedule.factor(k, self.num_steps)
 
-    def _after(self, scales: Scales, xi: Tensor, alpha: float) -> Callable[[], None]:
-        """Return what follows the optimiser's step: gamma is blended with xi, then xi is shrunk, both in place."""
+    def _update(self, scales: Scales, xi: Tensor, alpha: float) -> Callable[[], None]:
+        """Return what follows the optimiser's step: the rest of (2), then (3), both in place."""
         penalty = self.penalty(self.lam)
 
         @torch.no_grad()
@@ -201,10 +203,10 @@ class Slimming(Solver[SlimmingState]):
         return update
 
     def _kept(self, problem: Problem, model: nn.Module, xi: Tensor) -> tuple[dict[str, Tensor], list[str]]:
-        """Return the channels that stay, by batch norm; and what had to be changed in those with xi != 0, in words."""
+        """Return the channels that stay, by batch norm, and what had to be changed in those with xi != 0, as notes."""
         gamma = Scales.of(model).gamma()
         scores = torch.where(xi != 0, xi, gamma).abs()
-        return chosen(problem, model, xi != 0, scores, fold=self.fold)
+        return choose_channels(problem, model, xi != 0, scores, fold=self.fold)
 
     def _deployed(self, model: nn.Module, xi: Tensor, keep: dict[str, Tensor], project: bool) -> nn.Module:
         """Return the masked network with scaling factors xi (`project`) or gamma."""
@@ -215,7 +217,7 @@ class Slimming(Solver[SlimmingState]):
         return masked(network, keep, fold=self.fold)
 
     def _terms(self, problem: Problem, model: nn.Module, gamma: Tensor, xi: Tensor) -> dict[str, float]:
-        """F and its three terms, L in evaluation mode."""
+        """Return F and its three terms, L in evaluation mode."""
         terms = {
             "term/loss": evaluate(model, problem.data.train, problem.loss).loss,
             "term/penalty": float(self.penalty(self.lam).price(xi)),
@@ -225,16 +227,13 @@ class Slimming(Solver[SlimmingState]):
 
 
 def blended(gamma: Tensor, xi: Tensor, alpha: float, beta: float) -> Tensor:
-    """(alpha gamma + beta xi) / (alpha + beta), gamma as the optimiser's step left it."""
+    """Return (2), (alpha gamma + beta xi) / (alpha + beta), gamma as the optimiser's step left it."""
     return (alpha * gamma + beta * xi) / (alpha + beta)
 
 
 def shrunk(xi: Tensor, gamma: Tensor, alpha: float, beta: float, penalty: SeparablePenalty) -> Tensor:
-    """argmin over x of C(x) + beta/2 ‖gamma - x‖² + alpha/2 ‖x - xi‖²."""
+    """Return (3), argmin over x of C(x) + beta/2 ‖gamma - x‖² + alpha/2 ‖x - xi‖²."""
     return penalty.prox((alpha * xi + beta * gamma) / (alpha + beta), alpha + beta)
-
-
-SEED = 0
 
 
 def largest_curvature(problem: Problem, model: nn.Module, *, steps: int, samples: int) -> float:
@@ -249,19 +248,19 @@ def largest_curvature(problem: Problem, model: nn.Module, *, steps: int, samples
         if isinstance(module, SharedNorm):
             module.together = False  # every process takes the same samples
     parameters = [p for p in network.parameters() if p.requires_grad]
-    batch = problem.data.train.some(samples, SEED)
+    batch = problem.data.train.some(samples, CURVATURE_SEED)
     with torch.random.fork_rng([problem.device] if problem.device.type == "cuda" else []):  # of dropout
-        torch.manual_seed(SEED)
+        torch.manual_seed(CURVATURE_SEED)
         loss = problem.loss(network(batch.x), batch.y)
     gradient = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     pairs = [(p, g) for p, g in zip(parameters, gradient, strict=True) if g is not None]
-    generator = Generator().manual_seed(SEED)
+    generator = Generator().manual_seed(CURVATURE_SEED)
     v = [torch.randn(p.shape, generator=generator).to(p) for p, _ in pairs]
     size = _norm(v)
     for _ in range(steps):
         v = [part / size for part in v]
-        product = torch.autograd.grad([g for _, g in pairs], [p for p, _ in pairs], v, retain_graph=True)
-        v, size = list(product), _norm(list(product))
+        v = list(torch.autograd.grad([g for _, g in pairs], [p for p, _ in pairs], v, retain_graph=True))
+        size = _norm(v)
         if not bool(size > 0):
             break
     return float(size)

@@ -29,7 +29,7 @@ class Scales:
 
     @classmethod
     def of(cls, model: nn.Module) -> Scales:
-        """Those of every scale the network declares, else of every batch norm.
+        """Return those of every scale the network declares, else of every batch norm.
 
         Raises Unsupported when there is none, or one that is frozen.
         """
@@ -51,7 +51,7 @@ class Scales:
 
     @property
     def sizes(self) -> list[int]:
-        """Channels of each batch norm."""
+        """Return the channels of each batch norm."""
         return [len(gamma) for gamma in self.gammas]
 
     def gamma(self) -> Tensor:
@@ -81,10 +81,10 @@ def largest(scores: Tensor, count: int) -> Tensor:
     return keep
 
 
-def chosen(
+def choose_channels(
     problem: Problem, model: nn.Module, keep: Tensor, scores: Tensor, *, fold: bool = False
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Of the channels `keep` (m,) those a network is left with, by batch norm; and what had to be changed, in words.
+    """Return which of the channels `keep` (m,) a network is left with, by batch norm, and notes of what had to change.
 
     Every layer is left a channel, or its residual branch goes (not with `fold`). Where the problem has a `round_to`, as
     many of the other channels stay, those with the largest `scores` (m,), as make the number of each batch norm a
@@ -98,10 +98,12 @@ def chosen(
 
     def left(count: int) -> tuple[dict[str, Tensor], list[str]]:
         best = keep & largest(scores.masked_fill(~keep, -1), count)
-        full, words = guarded(model, scales.named(best), scales.named(ranks), branches=not fold)
+        full, notes = guarded(model, scales.named(best), scales.named(ranks), branches=not fold)
         if problem.round_to > 1:
-            full = {name: _filled(full[name], own, problem.round_to) for name, own in scales.named(ranks).items()}
-        return full, words
+            for name, own in scales.named(ranks).items():
+                least = round_up(int(full[name].sum()), problem.round_to, len(own))
+                full[name] = largest(own.masked_fill(full[name], torch.inf), least)
+        return full, notes
 
     if problem.target is None:
         return left(len(keep))
@@ -111,12 +113,6 @@ def chosen(
             f"{type(model).__name__} without one; give no target"
         )
     return left(_count(problem, int(keep.sum()), lambda count: masked(model, left(count)[0], fold=fold)))
-
-
-def _filled(mask: Tensor, scores: Tensor, round_to: int) -> Tensor:
-    """`mask` (channels,) and the largest of the other scores, so many that a multiple of `round_to` stays, or all."""
-    count = round_up(int(mask.sum()), round_to, len(mask))
-    return largest(scores.masked_fill(mask, torch.inf), count)
 
 
 def _count(problem: Problem, most: int, network: Callable[[int], nn.Module]) -> int:
@@ -156,7 +152,7 @@ def size_of(problem: Problem, network: nn.Module, name: str) -> int:
 
 
 def groups_of(model: nn.Module, decay_scales: bool) -> list[Any]:
-    """Return the trainable parameters for an optimiser; in two groups when its weight decay is not to act on the scales."""
+    """Return the trainable parameters for an optimiser, in two groups when its weight decay spares the scales."""
     trained = [p for p in model.parameters() if p.requires_grad]
     if decay_scales:
         return trained
@@ -171,7 +167,7 @@ def check_slimming(problem: Problem, batch_size: int, fold: bool) -> None:
     Raises ConfigError for a batch larger than the data.
     """
     gamma = Scales.of(problem.model).gamma()
-    chosen(problem, problem.model, torch.ones_like(gamma, dtype=torch.bool), gamma.abs())
+    choose_channels(problem, problem.model, torch.ones_like(gamma, dtype=torch.bool), gamma.abs())
     if fold and not declares_scales(problem.model):
         raise Unsupported(
             "folding needs a network that says which layers read a channel (a method scales()), found "
@@ -179,9 +175,9 @@ def check_slimming(problem: Problem, batch_size: int, fold: bool) -> None:
         )
     n, processes = len(problem.data.train), parallel.size()
     if batch_size * processes > n:
-        found = f"{batch_size} samples" if processes == 1 else f"{processes} times {batch_size} samples"
+        batches = f"{batch_size} samples" if processes == 1 else f"{processes} times {batch_size} samples"
         raise ConfigError(
-            f"a batch must fit in the training data, found batches of {found} and {n} samples of data; give a "
+            f"a batch must fit in the training data, found batches of {batches} and {n} samples of data; give a "
             f"solver.batch_size of at most {n // processes}"
         )
     if problem.plan.tasks:

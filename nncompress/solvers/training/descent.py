@@ -1,4 +1,4 @@
-"""What minibatch solvers share beside the loop over batches: learning-rate schedules, figures of an epoch, checks."""
+"""What minibatch solvers share beside the loop over batches: learning-rate schedules, figures, checks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def factor(self, step: float, num_steps: int) -> float:
-        """Multiple for epoch `step` (from 0, or a time within it) of `num_steps`."""
+        """Return the multiple for epoch `step` (from 0, or a time within it) of `num_steps`."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Descent(Protocol):
 
 
 def stability_limit(optimizer: Optimizer) -> float | None:
-    """Return the learning rate times curvature from which descent on a quadratic is unstable; None for other methods than SGD.
+    """Return the learning rate times curvature from which descent on a quadratic is unstable; None unless it is SGD.
 
     2 (1 + beta) with momentum beta, 2 (1 + beta)/(1 + 2 beta) with Nesterov's: where a root of the recursion's
     characteristic polynomial reaches -1 (Polyak 1964 for the former).
@@ -142,22 +142,23 @@ def stability_limit(optimizer: Optimizer) -> float | None:
 
 
 def optimizer_of(factory: Callable[..., Optimizer], parameters: Iterable[Any], lr: float) -> Optimizer:
-    """Return the optimiser that `factory` makes of parameters (or groups of them), on a GPU in its fused form if it has it."""
-    given = list(parameters)
-    tensors = [p for group in given for p in (group["params"] if isinstance(group, dict) else [group])]
-    chosen = getattr(factory, "keywords", {})  # of a partial
-    can = "fused" in signature(factory).parameters and not {"fused", "foreach"} & set(chosen)
-    return factory(given, lr=lr, fused=True) if can and all(p.is_cuda for p in tensors) else factory(given, lr=lr)
+    """Return what `factory` makes of parameters (or groups of them): on a GPU the fused form, if there is one."""
+    groups = list(parameters)
+    tensors = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
+    settings = getattr(factory, "keywords", {})  # of a partial
+    fusible = "fused" in signature(factory).parameters and not {"fused", "foreach"} & set(settings)
+    fused = {"fused": True} if fusible and all(p.is_cuda for p in tensors) else {}
+    return factory(groups, lr=lr, **fused)
 
 
 def set_rate(optimizer: Optimizer, lr: float) -> None:
-    """Return the learning rate of the next epoch."""
+    """Give every parameter group this learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def toward(model: nn.Module, target: Params, mu: float) -> Callable[[], None]:
-    """Adds mu (w - target), the gradient of mu/2 ‖w - target‖², to that of the weights w of the model."""
+    """Return what adds mu (w - target), the gradient of mu/2 ‖w - target‖², to that of the weights w of the model."""
     parameters = dict(model.named_parameters())
     w: list[Tensor] = [parameters[name] for name in target]
     goals = list(target.values())
@@ -170,7 +171,7 @@ def toward(model: nn.Module, target: Params, mu: float) -> Callable[[], None]:
 
 
 def gradient_of(p: Tensor) -> Tensor:
-    """Its gradient, zeros where the loss does not depend on it."""
+    """Return its gradient, made zeros where the loss does not depend on it."""
     if p.grad is None:
         p.grad = torch.zeros_like(p)
     return p.grad
@@ -184,24 +185,30 @@ def full_gradient(model: nn.Module, split: Split, loss: Loss) -> dict[str, Tenso
     size = evaluation_batch(split.x)
     for x, y in zip(torch.split(split.x, size), torch.split(split.y, size), strict=True):
         (loss(model(x), y) * (len(y) / len(split))).backward()  # type: ignore[no-untyped-call]
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     model.train(was_training)
-    return found
+    return gradients
 
 
 def moved_sq(model: nn.Module, before: list[Tensor]) -> Tensor:
-    """‖parameters - before‖², a 0-dimensional float64 tensor; `before` in the order of `model.parameters()`."""
+    """Return ‖parameters - before‖², a 0-dimensional float64 tensor; `before` as `model.parameters()` are ordered."""
     moves = [p.detach() - old for p, old in zip(model.parameters(), before, strict=True)]
     return torch.stack([torch.linalg.vector_norm(m, dtype=torch.float64).square() for m in moves]).sum()
 
 
 def epoch_terms(problem: Problem, model: nn.Module, state: Descent) -> dict[str, float]:
     """Return the record of an epoch: the training loss of `model`, the epochs so far and the squared steps."""
-    terms = {"objective": evaluate(model, problem.data.train, problem.loss).loss, "epochs": state.k}
-    if state.k > 0:
-        terms |= {"step_sq": float(state.step_sq), "step_sq/sum": float(state.step_sq_sum)}
-    return terms
+    return {
+        "objective": evaluate(model, problem.data.train, problem.loss).loss,
+        "epochs": state.k,
+        **step_terms(state),
+    }
+
+
+def step_terms(state: Descent) -> dict[str, float]:
+    """Return the squared steps for the record, nothing before the first step."""
+    return {"step_sq": float(state.step_sq), "step_sq/sum": float(state.step_sq_sum)} if state.k > 0 else {}
 
 
 def check_trainable(problem: Problem) -> None:
@@ -219,7 +226,7 @@ def check_trainable(problem: Problem) -> None:
 
 
 def epochs_of(k: int, epochs: int, first: int | None) -> int:
-    """Epochs of step k, counted from 0: of the first one `first`, None for twice as many as of the others."""
+    """Return the epochs of step k, from 0: of the first one `first`, None for twice as many as of the others."""
     if k > 0:
         return epochs
     return 2 * epochs if first is None else first
@@ -231,16 +238,12 @@ def check_epochs(epochs: int, first: int | None) -> None:
         raise ValueError(f"epochs must be at least 1, found {epochs} and first_epochs {first}")
 
 
-def check_minibatches(lr: float, batch_size: int) -> None:
-    """Raise ValueError for a learning rate that is not positive or an empty batch."""
+def check_minibatches(lr: float, batch_size: int, label_smoothing: float = 0.0, mixup: float = 0.0) -> None:
+    """Raise ValueError for a learning rate that is not positive, an empty batch, or a regularisation out of range."""
     if not 0 < lr < math.inf:
         raise ValueError(f"lr must be positive and finite, found {lr}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, found {batch_size}")
-
-
-def check_regularisation(label_smoothing: float, mixup: float) -> None:
-    """Raise ValueError for label smoothing outside [0, 1) or a negative alpha of mixup."""
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be at least 0 and below 1, found {label_smoothing}")
     if not 0 <= mixup < math.inf:

@@ -25,9 +25,9 @@ WARM_UP = 3
 class Minibatches(NamedTuple):
     """How an epoch is cut up: the samples a process takes at a time, what draws their order and changes, and the loss.
 
-    smoothing: label smoothing of the cross-entropy. mixup: alpha of mixup (0: none), in which every sample of a batch
-    is averaged with another one, and their losses with the same weight, from Beta(alpha, alpha) (Zhang et al., ICLR
-    2018).
+    - smoothing: label smoothing of the cross-entropy.
+    - mixup: alpha of mixup (0: none), in which every sample of a batch is averaged with another one, and their losses
+      with the same weight, from Beta(alpha, alpha) (Zhang et al., ICLR 2018).
     """
 
     size: int
@@ -56,7 +56,7 @@ def epoch(
     add_gradient: Callable[[], None] | None = None,
     after_step: Callable[[], None] | None = None,
 ) -> Tensor:
-    """One pass over the training data of `problem` in random order, each batch augmented anew on the device.
+    """Pass once over the training data of `problem` in random order, each batch augmented anew on the device.
 
     The last batch may be smaller; one too small for batch norm (or for the processes) joins the batch before it. Under
     torchrun every process takes its share of batches of `size` times the number of processes, and the gradients are
@@ -90,7 +90,7 @@ def loss_of(problem: Problem, minibatches: Minibatches) -> Loss:
 
 
 def _batches(problem: Problem, minibatches: Minibatches) -> Iterator[tuple[Batch, float]]:
-    """Return the batches of this process, and its part of all samples of each; all that is random is drawn at the start."""
+    """Return the batches of this process, and its part of all samples of each; all that is random is drawn first."""
     train, augmentation, generator = problem.data.train, problem.data.augmentation, minibatches.generator
     n, device = len(train), problem.device
     order = torch.randperm(n, generator=generator)
@@ -100,15 +100,12 @@ def _batches(problem: Problem, minibatches: Minibatches) -> Iterator[tuple[Batch
     rows_of, drawn_of = torch.split(order.to(device), lengths), torch.split(drawn.to(device), lengths)
     for rows, changes, weight in zip(rows_of, drawn_of, weights, strict=True):
         own = parallel.share(len(rows))
-        taken, numbers = (_with_last(values, own, minibatches) for values in (rows, changes))
-        yield Batch(taken, numbers, weight), (own.stop - own.start) / len(rows)
-
-
-def _with_last(values: Tensor, own: slice, minibatches: Minibatches) -> Tensor:
-    """Return a part of what belongs to the samples of a batch, for mixup behind that of the one before it."""
-    if minibatches.mixup == 0:
-        return values[own]
-    return torch.cat([values.roll(1, 0)[own.start : own.start + 1], values[own]])
+        part = (own.stop - own.start) / len(rows)
+        if minibatches.mixup > 0:  # behind the sample before the first one
+            rows, changes = (torch.cat([t.roll(1, 0)[own.start : own.start + 1], t[own]]) for t in (rows, changes))
+            yield Batch(rows, changes, weight), part
+        else:
+            yield Batch(rows[own], changes[own], weight), part
 
 
 def batch_lengths(n: int, size: int) -> list[int]:

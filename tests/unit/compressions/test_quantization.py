@@ -89,7 +89,7 @@ def test_few_thresholds_are_passed_like_many(monkeypatch):
             rows = randn(4, 200).round(decimals=1)
             thresholds = randn(4, count, seed=1).round(decimals=1).sort(1).values
             monkeypatch.setattr(codes, "FEW", few)
-            found = codes.count_passed(rows, thresholds)
+            found = codes.digitize(rows, thresholds)
             assert torch.equal(found.long(), (rows[:, :, None] >= thresholds[:, None]).sum(2))
             assert found.dtype == (torch.uint8 if count <= 255 else torch.int32)
 

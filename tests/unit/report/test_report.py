@@ -14,7 +14,7 @@ from fake_runs import drawn, fake_run, texts, undrawn
 from nncompress.constraints import L2, Assignment
 from nncompress.files import write_json
 from nncompress.report import style, write_run_report
-from nncompress.report.collect import declared_columns, final
+from nncompress.report.collect import columns_of, final
 from nncompress.report.run.compression import compression_table
 from nncompress.report.run.plots import objective_plot, panels_plot, rate_plot, weights_plot
 from nncompress.report.run.tables import accuracy_table, convergence_table, log_spaced, run_tables
@@ -22,7 +22,7 @@ from nncompress.report.sweep.tables import measures_of
 from nncompress.report.tables import Table, escape, latex, markdown
 from nncompress.report.text import number, percent, spread, times
 from nncompress.results.records import Recorder, read_run
-from nncompress.solvers.base import Column, declared
+from nncompress.solvers.base import Column, declarations
 from nncompress.solvers.frank_wolfe import FrankWolfe
 from nncompress.solvers.lc import LC
 
@@ -159,7 +159,7 @@ def constrained(rows: pd.DataFrame) -> pd.DataFrame:
 
 def test_the_plot_a_solver_declares_is_drawn_where_each_of_its_panels_has_records(tmp_path: Path) -> None:
     rows = read_run(fake_run(tmp_path / "run", n=20)).rows
-    plot = declared(LC())["plots"][0]
+    plot = declarations(LC())["plots"][0]
     assert panels_plot(rows, "", plot) is None
     figure = panels_plot(constrained(rows), "Constraint", plot)
     assert figure is not None
@@ -173,7 +173,7 @@ def test_the_plot_a_solver_declares_is_drawn_where_each_of_its_panels_has_record
 def test_the_parts_of_a_declared_panel_are_lines_of_their_own(tmp_path: Path) -> None:
     rows = read_run(fake_run(tmp_path / "run", n=20)).rows
     own = {"fw_gap": 2.0, "eta": 0.5, "eta/a": 0.4, "eta/b": 0.6, "eta/clipped": 0.1, "gauge": 1.0, "gauge/a": 1.0}
-    columns = declared(FrankWolfe(constraint=Assignment(set=L2())))
+    columns = declarations(FrankWolfe(constraint=Assignment(set=L2())))
     plot, figures = columns["plots"][0], [column["key"] for column in columns["columns"]]
     figure = panels_plot(rows.assign(**own), "Sets", plot, figures)
     assert figure is not None
@@ -185,12 +185,12 @@ def test_the_tables_and_plots_have_the_columns_that_the_runs_solver_declares(tmp
     run = read_run(fake_run(tmp_path / "run", n=20))
     run = replace(run, rows=constrained(run.rows))
     assert "μ" not in convergence_table(run).shown
-    write_json(run.folder / "columns.json", declared(LC()))
+    write_json(run.folder / "columns.json", declarations(LC()))
     table = convergence_table(run)
     assert table.raw.loc[20, "mu"] == pytest.approx(1e-3 * 1.1**20)
     assert {"μ", "gap", "loss of w", "‖λ‖", "cosine of λ and ∇L(w)"} <= set(table.shown)
     assert "kkt/distance" in table.raw
-    lines = {column["key"]: column["label"] for column in declared_columns([run], "objective")}
+    lines = {column["key"]: column["label"] for column in columns_of([run], "objective")}
     objective = objective_plot(run.rows, "", lines)
     assert objective is not None
     assert "training loss of the weights w" in texts(objective)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from nncompress.files import write_json
 from nncompress.report import write_run_report, write_sweep_report
-from nncompress.report.collect import summaries, varied
+from nncompress.report.collect import differences, summaries
 from nncompress.report.style import group_styles
 from nncompress.report.sweep.one_shot import areas, one_shot, one_shot_rows, run_one_shot, sweep_one_shot
 from nncompress.report.tables import Table, latex, markdown
@@ -52,13 +52,13 @@ def shot_run(
 @cache
 def sweep_of(folder: Path) -> tuple[dict[str, Table], Mapping[str, Figure | None]]:
     runs = read_runs([folder])
-    tables, figures = sweep_one_shot(runs, varied(runs), "mlp-digits")
+    tables, figures = sweep_one_shot(runs, differences(runs), "mlp-digits")
     return {table.name: table for table in tables}, figures
 
 
 def areas_of(folder: Path) -> pd.DataFrame:
     runs = read_runs([folder])
-    keys = varied(runs)
+    keys = differences(runs)
     return areas(one_shot_rows(runs, keys), keys).set_index(["method", "group"])
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from nncompress.files import write_json
 from nncompress.report import write_sweep_report
-from nncompress.report.collect import varied
+from nncompress.report.collect import differences
 from nncompress.report.sweep.studies import Grid, courses, outcomes, sensitivity, spread
 from nncompress.report.sweep.study_plots import courses_plot, sensitivity_plot, spread_plot
 from nncompress.report.sweep.tables import sensitivity_table
@@ -57,17 +57,17 @@ def study_run(
 
 def grid_of(folder: Path) -> Grid | None:
     runs = read_runs([folder])
-    return sensitivity(outcomes(runs, varied(runs)), varied(runs))
+    return sensitivity(outcomes(runs, differences(runs)), differences(runs))
 
 
 def spread_of(folder: Path) -> pd.DataFrame | None:
     runs = read_runs([folder])
-    return spread(outcomes(runs, varied(runs)), varied(runs))
+    return spread(outcomes(runs, differences(runs)), differences(runs))
 
 
 def course_of(folder: Path) -> pd.DataFrame | None:
     runs: list[Run] = read_runs([folder])
-    return courses(runs, varied(runs))
+    return courses(runs, differences(runs))
 
 
 def written(folder: Path) -> set[str]:

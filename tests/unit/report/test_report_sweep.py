@@ -11,6 +11,7 @@ import pytest
 from cases import case
 from fake_runs import config, drawn, fake_run, texts, undrawn
 
+from nncompress.config.schema import COPIES
 from nncompress.errors import ConfigError
 from nncompress.files import write_json
 from nncompress.report import report, write_sweep_report
@@ -111,7 +112,7 @@ def test_a_constraint_is_told_by_its_name_and_its_copies_are_not_told() -> None:
     def constrained(name: str, w: float = 30.0) -> dict[str, Any]:
         own = {"set": {"_target_": f"sets.{name}"}, "size": {"w": w}, "rest": {"size": {"w": w}}}
         about = config(solver="frank_wolfe", constraint=name) | {"constraint": own}
-        return flatten(about | {"solver": about["solver"] | {"constraint": own}})
+        return flatten(about | {"solver": about["solver"] | {"constraint": own}}, COPIES)
 
     assert varied_keys([constrained("l2"), constrained("l1")]) == ["constraint"]
     assert varied_keys([constrained("l2", 3.0), constrained("l2", 5.0)]) == ["constraint.size.w"]

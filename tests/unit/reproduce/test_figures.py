@@ -10,9 +10,9 @@ from fake_runs import config, fake_run
 
 from nncompress.files import read_json, write_json
 from nncompress.reproduce.cross import cross_frame, cross_tables
-from nncompress.reproduce.figures import METRICS, figure, measured, shared_parts
+from nncompress.reproduce.figures import METRICS, figure, metric_value, shared_parts
 from nncompress.reproduce.protocol import Claim, PaperStudy, Protocol, Selection
-from nncompress.reproduce.rows import FAIL, NOT_COMPARABLE, PASS, claim_row, verdict
+from nncompress.reproduce.rows import FAIL, NOT_COMPARABLE, PASS, Reproduction, claim_row, verdict
 from nncompress.results.records import read_run
 
 
@@ -44,13 +44,13 @@ def test_figures_are_taken_at_the_end_at_a_step_and_before_fine_tuning(tmp_path:
     settings["solver"] |= {"num_steps": 30, "fine_tune": None}
     run = read_run(fake_run(tmp_path / "run", settings, n=30))
     accuracy = run.rows.set_index("step")["accuracy/test"]
-    assert measured(run, METRICS["test error (%)"]) == pytest.approx(100 * (1 - accuracy[30]))
-    assert measured(run, METRICS["test accuracy (%)"], step=10) == pytest.approx(100 * accuracy[10])
-    assert measured(run, METRICS["test accuracy pruned (%)"]) == pytest.approx(100 * accuracy[15])
-    assert measured(run, METRICS["test accuracy (%)"], step=31) is None
+    assert metric_value(run, METRICS["test error (%)"]) == pytest.approx(100 * (1 - accuracy[30]))
+    assert metric_value(run, METRICS["test accuracy (%)"], step=10) == pytest.approx(100 * accuracy[10])
+    assert metric_value(run, METRICS["test accuracy pruned (%)"]) == pytest.approx(100 * accuracy[15])
+    assert metric_value(run, METRICS["test accuracy (%)"], step=31) is None
     assert figure(run, "no/such") is None
     without = replace(run, settings=run.settings | {"solver.fine_tune": 0})
-    assert measured(without, METRICS["test accuracy with sparsity (%)"]) == pytest.approx(
+    assert metric_value(without, METRICS["test accuracy with sparsity (%)"]) == pytest.approx(
         100 * run.rows["accuracy/dense_test"].iloc[-1]
     )
 
@@ -124,4 +124,4 @@ def test_a_claim_holds_at_its_limit(tmp_path: Path) -> None:
         with case(ours=ours):
             ends = {"a": ours, "b": 0.96}
             runs = {name: [replace(run, summary=run.summary | {"accuracy/test": end})] for name, end in ends.items()}
-            assert claim_row(protocol, claim, runs, {"studies": {}})["verdict"] == expected
+            assert claim_row(Reproduction(protocol, runs, {"studies": {}}), claim)["verdict"] == expected

@@ -22,7 +22,7 @@ from nncompress.errors import ConfigError, Unsupported
 from nncompress.metrics import evaluate
 from nncompress.problem import Dataset, Problem, Split, weights_of
 from nncompress.solvers.lc.lc import LC
-from nncompress.solvers.lc.mu import found_mu0
+from nncompress.solvers.lc.mu import find_mu0
 from nncompress.solvers.training.descent import Exponential, full_gradient
 
 SMALL = LC(num_steps=8, growth=1.8, epochs=10, lr=0.1, batch_size=50)
@@ -123,7 +123,7 @@ def test_the_first_mu_found_for_a_penalty_is_near_the_least_at_which_every_task_
     for recipe in (l0_penalty, l1_penalty, rank_selection):
         p = digits_problem(recipe, alpha=1e-3, layers="all")
         w = p.plan.select(weights_of(p.model))
-        mu0 = found_mu0(p, w, math.inf)
+        mu0 = find_mu0(p, w, math.inf)
 
         def keeps(mu, p=p, w=w):
             theta = p.plan.compress(w, mu)
@@ -146,7 +146,7 @@ def test_the_first_mu_found_makes_the_penalty_a_hundredth_of_the_loss_of_direct_
 def test_the_first_mu_found_lets_a_quarter_of_the_l_steps_move_the_weights():
     p = digits_problem(low_rank, rank=2)  # 150 samples
     w = p.plan.select(weights_of(p.model))
-    assert found_mu0(p, w, 20.0) == 1 / 20
+    assert find_mu0(p, w, 20.0) == 1 / 20
     solver = LC(num_steps=5, epochs=2, lr=0.1, batch_size=25, schedule=Exponential(0.5))
     start, *_ = solver.run(p, 0)  # 4 epochs of 6 batches, then 2
     assert start.observation.terms["mu"] == pytest.approx((1 - 0.9) / (0.1 * 6 * (4 + 0.5 * 2)))
@@ -158,7 +158,7 @@ def test_where_no_mu_empties_a_penalised_task_the_first_mu_is_that_of_constraint
         return additive(weights, parts=parts, layers="all")
 
     p = digits_problem(penalty_and_codebook)
-    assert 1e-6 < found_mu0(p, p.plan.select(weights_of(p.model)), math.inf) < 1
+    assert 1e-6 < find_mu0(p, p.plan.select(weights_of(p.model)), math.inf) < 1
 
 
 def test_tasks_that_stay_zero_at_any_mu_do_not_raise_the_first_mu():
@@ -168,7 +168,7 @@ def test_tasks_that_stay_zero_at_any_mu_do_not_raise_the_first_mu():
 
     p = digits_problem(mix)
     alone = digits_problem(rank_selection, alpha=1e-3, layers=["fc1"])
-    found = [found_mu0(q, q.plan.select(weights_of(q.model)), math.inf) for q in (p, alone)]
+    found = [find_mu0(q, q.plan.select(weights_of(q.model)), math.inf) for q in (p, alone)]
     assert found[0] == found[1] < 1
 
 
