@@ -86,17 +86,17 @@ def encode(value: Any, writer: Writer, sizes: list[Any]) -> Any:
     return VALUE
 
 
-def decode(form: Any, reader: Reader, sizes: Iterator[Any], located: Callable[[str], type[Any]]) -> Any:
-    """Return what `encode` was given, numbers of 64 bits rounded to 32; `located` finds a class by its path.
+def decode(form: Any, reader: Reader, sizes: Iterator[Any], find_class: Callable[[str], type[Any]]) -> Any:
+    """Return what `encode` was given, numbers of 64 bits rounded to 32; `find_class` finds a class by its path.
 
     Raises:
         CheckpointError: form, streams and sizes do not fit; sizes that are left over are the caller's to find.
     """
     if isinstance(form, dict):
-        parts = {name: decode(item, reader, sizes, located) for name, item in form.items() if name != "class"}
-        return located(form["class"])(**parts)
+        parts = {name: decode(item, reader, sizes, find_class) for name, item in form.items() if name != "class"}
+        return find_class(form["class"])(**parts)
     if isinstance(form, list):
-        return tuple(decode(item, reader, sizes, located) for item in form)
+        return tuple(decode(item, reader, sizes, find_class) for item in form)
     if form == VALUE:
         value = _next(sizes)
         return tuple(value) if isinstance(value, list) else value

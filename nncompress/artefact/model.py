@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nncompress.artefact.encoding import Reader, decode, take_plain
 from nncompress.artefact.files import DESCRIPTION, TENSORS, model_folder, read_files
-from nncompress.artefact.objects import CLASS, Missing, located, restored_object
+from nncompress.artefact.objects import CLASS, Missing, find_class, restored_object
 from nncompress.artefact.save import TIED, outside
 from nncompress.compressions.base import Compression
 from nncompress.compressions.plan import Plan, Task
@@ -44,8 +44,8 @@ class Artefact:
 
     def dense(self) -> nn.Module:
         """Return the network as its constructor makes it: untrained, of full size."""
-        with _described(self.folder):
-            return _constructed(self.description).eval()
+        with _naming(self.folder):
+            return _template(self.description).eval()
 
     @torch.no_grad()
     def network(self, *, compact: bool = False, ways: Sequence[str] = WAYS) -> nn.Module:
@@ -55,7 +55,7 @@ class Artefact:
         place and compute as their compression says or in one of the `ways` (`surgery.compact_layers`); gradients are
         off until `requires_grad_` is called.
         """
-        with _described(self.folder):
+        with _naming(self.folder):
             weights = {**self.weights, **self.plan.decompress(self.theta)}
             weights |= {name: weights[first] for name, first in self.description.get(TIED, {}).items()}
             network = copy.deepcopy(self.template)
@@ -101,12 +101,12 @@ def open_artefact(path: Path, allow: Sequence[str] | None = ()) -> Artefact:
         kinds = [{TARGET: name} for name in targets(description.get("kinds"), CLASS)]
         named = {"architecture": description.get("architecture"), "kinds": kinds}
         check(named, allow, str(folder / DESCRIPTION))
-    with _described(folder):
-        return _opened(folder, description, streams)
+    with _naming(folder):
+        return _artefact(folder, description, streams)
 
 
 @contextmanager
-def _described(folder: Path) -> Iterator[None]:
+def _naming(folder: Path) -> Iterator[None]:
     """Make tensors on the CPU, and of whatever goes wrong a CheckpointError that names the description."""
     try:
         with torch.device("cpu"):
@@ -122,9 +122,9 @@ def _described(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _opened(folder: Path, description: Mapping[str, Any], streams: Mapping[str, Tensor]) -> Artefact:
+def _artefact(folder: Path, description: Mapping[str, Any], streams: Mapping[str, Tensor]) -> Artefact:
     """Return what the description and the streams of numbers amount to."""
-    template = _constructed(description)
+    template = _template(description)
     channels = description.get("channels")
     if channels is not None:
         shapes = {name: torch.empty(shape) for name, shape in channels["shapes"].items()}
@@ -137,7 +137,7 @@ def _opened(folder: Path, description: Mapping[str, Any], streams: Mapping[str, 
         if not isinstance(compression, Compression) or not isinstance(view, View):
             raise CheckpointError(f"a task is a compression and a view, found {compression} and {view}")
         tasks.append(Task(tuple(task["params"]), view, compression))
-        theta.append(decode(kind["theta"], reader, sizes, located))
+        theta.append(decode(kind["theta"], reader, sizes, find_class))
         if list(sizes):
             raise CheckpointError(f"a Θ has more sizes than tensors and values, of {', '.join(task['params'])}")
     parameters = dict(template.named_parameters())
@@ -148,7 +148,7 @@ def _opened(folder: Path, description: Mapping[str, Any], streams: Mapping[str, 
     return Artefact(folder, description, plan, tuple(theta), weights, template)
 
 
-def _constructed(description: Mapping[str, Any]) -> nn.Module:
+def _template(description: Mapping[str, Any]) -> nn.Module:
     """Make what the architecture names, in float32 on the CPU; the global generator is left as it was."""
     node = OmegaConf.create(description["architecture"])
     with torch.random.fork_rng(devices=[]):

@@ -35,7 +35,7 @@ def restored_object(stored: Any) -> Any:
         return tuple(restored_object(item) for item in stored)
     if not isinstance(stored, dict):
         return stored
-    kind = located(stored[CLASS])
+    kind = find_class(stored[CLASS])
     names = [field.name for field in dataclasses.fields(kind)]
     wrong = {*stored} - {CLASS, *names} | {name for name in names if name not in stored and not hasattr(kind, name)}
     if wrong:
@@ -47,7 +47,7 @@ def restored_object(stored: Any) -> Any:
     return value
 
 
-def located(path: str) -> type[Any]:
+def find_class(path: str) -> type[Any]:
     """Return the dataclass or NamedTuple at a dotted path. Raises CheckpointError for anything else."""
     try:
         kind = locate(path)

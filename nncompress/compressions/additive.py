@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nncompress.compressions.base import Compression
-from nncompress.compressions.plan import Layers, Plan, Recipe, Task, Weights, groups_of, part_named, plan_of, takes
+from nncompress.compressions.plan import Layers, Plan, Recipe, Task, Tensors, groups_of, part_named, plan_of, takes
 from nncompress.compressions.products import Product, Sum, Use
 from nncompress.compressions.views import AsVector, View, stand_in
 from nncompress.errors import ConfigError
@@ -142,7 +142,7 @@ class Additive(Compression[Parts]):
 
 
 def additive(
-    weights: Weights,
+    weights: Tensors,
     *,
     parts: Mapping[str, Recipe | Compression[Any]],
     passes: int = 10,
@@ -165,7 +165,7 @@ def additive(
 
 
 def _part(
-    key: str, recipe: Recipe | Compression[Any], weights: Weights, uses: Mapping[str, Use] | None, round_to: int
+    key: str, recipe: Recipe | Compression[Any], weights: Tensors, uses: Mapping[str, Use] | None, round_to: int
 ) -> Part:
     """Return how a recipe compresses these weights as one."""
     given = recipe.keywords if isinstance(recipe, partial) else {}

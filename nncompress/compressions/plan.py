@@ -19,7 +19,7 @@ from nncompress.compressions.products import Use
 from nncompress.compressions.views import AsVector, View, stand_in
 from nncompress.errors import ConfigError, Diverged
 
-Weights = Mapping[str, Tensor]
+Tensors = Mapping[str, Tensor]
 """The weights of a network by name, in the order of its layers."""
 
 Layers = str | Sequence[str]
@@ -46,7 +46,7 @@ class Plan:
     shapes: Mapping[str, torch.Size]
 
     @classmethod
-    def of(cls, tasks: Iterable[Task], weights: Weights) -> Plan:
+    def of(cls, tasks: Iterable[Task], weights: Tensors) -> Plan:
         """Bind tasks to the weights of a network: every pattern becomes the names it matches.
 
         Raises ConfigError for a pattern that matches nothing, a weight in two tasks, a view or a compression that
@@ -73,7 +73,7 @@ class Plan:
                 raise ConfigError(f"{', '.join(task.params)}: {error}") from error
         return plan
 
-    def select(self, weights: Weights) -> Params:
+    def select(self, weights: Tensors) -> Params:
         """Return the compressed weights among all those of a network."""
         return Params({name: weights[name] for name in self.shapes})
 
@@ -181,7 +181,7 @@ def matching(names: Iterable[str], pattern: str) -> list[str]:
     return fitting
 
 
-def choose(weights: Weights, layers: Layers) -> list[str]:
+def choose(weights: Tensors, layers: Layers) -> list[str]:
     """Return the names of the weights a recipe compresses."""
     if layers in ("all", "hidden"):
         chosen_names = list(weights) if layers == "all" else list(weights)[:-1]
@@ -199,7 +199,7 @@ def choose(weights: Weights, layers: Layers) -> list[str]:
 
 
 def each_layer(
-    weights: Weights, *, compression: Compression[Any], layers: Layers = "hidden", joint: bool = False
+    weights: Tensors, *, compression: Compression[Any], layers: Layers = "hidden", joint: bool = False
 ) -> Plan:
     """Compress every chosen weight alike, each flattened and on its own, or (`joint`) all as one vector.
 
@@ -208,7 +208,7 @@ def each_layer(
     return Plan.of([Task(group, AsVector(), compression) for group in groups_of(weights, layers, joint)], weights)
 
 
-def groups_of(weights: Weights, layers: Layers, joint: bool) -> list[tuple[str, ...]]:
+def groups_of(weights: Tensors, layers: Layers, joint: bool) -> list[tuple[str, ...]]:
     """Return the names of the chosen weights, each by itself or (`joint`) all together."""
     names = choose(weights, layers)
     return [tuple(names)] if joint else [(name,) for name in names]
@@ -216,7 +216,7 @@ def groups_of(weights: Weights, layers: Layers, joint: bool) -> list[tuple[str, 
 
 def plan_of(
     part: Recipe | Compression[Any],
-    weights: Weights,
+    weights: Tensors,
     uses: Mapping[str, Use] | None = None,
     *,
     round_to: int = 1,
@@ -255,13 +255,13 @@ def takes(recipe: Recipe, keyword: str) -> bool:
     return keyword in inspect.signature(recipe).parameters
 
 
-def none(weights: Weights) -> Plan:
+def none(weights: Tensors) -> Plan:
     """Compress nothing: the dense network."""
     return Plan.of((), weights)
 
 
 def mixed(
-    weights: Weights,
+    weights: Tensors,
     *,
     parts: Mapping[str, Recipe | Compression[Any] | None],
     uses: Mapping[str, Use] | None = None,

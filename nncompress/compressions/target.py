@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from nncompress.compressions.base import Compression, check_count
-from nncompress.compressions.plan import Plan, Recipe, Weights, plan_of, takes
+from nncompress.compressions.plan import Plan, Recipe, Tensors, plan_of, takes
 from nncompress.compressions.products import Use
 from nncompress.errors import ConfigError
 
@@ -47,7 +47,7 @@ class SizeFit(NamedTuple):
 
 
 def fit(
-    recipe: Recipe, weights: Weights, target: SizeTarget, uses: Mapping[str, Use] | None = None, *, round_to: int = 1
+    recipe: Recipe, weights: Tensors, target: SizeTarget, uses: Mapping[str, Use] | None = None, *, round_to: int = 1
 ) -> SizeFit:
     """Find the largest plan of `recipe` that measures at most what is requested.
 

@@ -131,7 +131,9 @@ def _check_value(place: str, value: Any, annotation: Any) -> Iterator[str]:
     if value == MISSING:
         yield f"{place}: a value is required; give {place}=..."
     elif not nodes and not fits(value, annotation):
-        hint = " (that is text: write the number without quotes)" if isinstance(value, str) and _is_number(value) else ""
+        hint = (
+            " (that is text: write the number without quotes)" if isinstance(value, str) and _is_number(value) else ""
+        )
         yield f"{place}: must be {describe(annotation)}, found {_show(value)}{hint}"
 
 
@@ -161,13 +163,11 @@ def fits(value: Any, annotation: Any) -> bool:
         return value is None
     if not isinstance(kind, type) or kind in (EMPTY, object):
         return True
-    return _fits_scalar(value, kind) if kind in NAMES else _fits_container(value, kind, arguments)
-
-
-def _fits_scalar(value: Any, kind: type) -> bool:
     if kind in (int, float):
         return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    return isinstance(value, str if kind is Path else kind)
+    return (
+        isinstance(value, str if kind is Path else kind) if kind in NAMES else _fits_container(value, kind, arguments)
+    )
 
 
 def _fits_container(value: Any, kind: type, arguments: tuple[Any, ...]) -> bool:

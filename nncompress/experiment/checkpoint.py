@@ -14,10 +14,11 @@ from nncompress.errors import CheckpointError
 from nncompress.files import write_bytes
 
 FORMAT = 1
+"""The version of what is written; another one is refused."""
 
 
 def pack(value: Any) -> Any:
-    """`value` as tensors, numbers, strings, lists and dicts; what a problem determines (a chain) becomes None."""
+    """Return a value as tensors, numbers, texts, lists and dicts; what a problem determines (a chain) becomes None."""
     if isinstance(value, nn.Module | Optimizer):
         return value.state_dict()
     if isinstance(value, Generator):
@@ -30,7 +31,7 @@ def pack(value: Any) -> Any:
 
 
 def unpack(template: Any, packed: Any) -> Any:
-    """The value that was packed, rebuilt on the pattern of `template` (a freshly initialised state).
+    """Rebuild the value that was packed on the pattern of `template`, a freshly initialised state.
 
     What was not packed stays the template's: the problem determines it.
     """
@@ -54,32 +55,40 @@ def unpack(template: Any, packed: Any) -> Any:
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint whole or not at all: `path` always holds one that can be read."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    packed = BytesIO()  # torch would tell of a full disk in words of its own
+    packed = BytesIO()  # torch.save to a file would hide that the disk is full
     torch.save({"format": FORMAT, **content}, packed)
     write_bytes(path, packed.getbuffer())
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, onto the CPU, without unpickling objects. Raises CheckpointError."""
+    """Return the content of a checkpoint, on the CPU, read without unpickling objects.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or another version wrote it.
+    """
     if not path.is_file():
         raise CheckpointError(
             f"resuming needs a checkpoint, found none at {path}: the run ended before its first one; start it afresh"
         )
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        found = content["format"]
+        version = content["format"]
     except Exception as error:
         raise CheckpointError(
             f"the checkpoint {path} is truncated or damaged, found {path.stat().st_size} bytes that torch cannot read "
             f"({type(error).__name__}); start the run afresh"
         ) from error
-    if found != FORMAT:
-        raise CheckpointError(f"the checkpoint {path} has format {found}, this version reads format {FORMAT}")
+    if version != FORMAT:
+        raise CheckpointError(f"the checkpoint {path} has format {version}, this version reads format {FORMAT}")
     return content
 
 
 def restore(template: Any, packed: Any, path: Path) -> Any:
-    """`unpack`, with a CheckpointError when the checkpoint belongs to another problem."""
+    """Rebuild what a checkpoint holds, as `unpack` does.
+
+    Raises:
+        CheckpointError: it belongs to another problem.
+    """
     try:
         return unpack(template, packed)
     except (ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:

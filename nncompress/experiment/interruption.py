@@ -20,7 +20,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interruption:
-    """While entered, remembers the first signal in `code` (128 + its number; 0 before) instead of dying of it.
+    """Remember the first signal in `code` (128 + its number; 0 before) instead of dying of it, while entered.
 
     In a group of one process the second one raises SystemExit(code) where it strikes. Outside the main thread nothing
     is caught.
@@ -32,7 +32,7 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._caught) for number in SIGNALS}
+            self._previous = {number: signal.signal(number, self._catch) for number in SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -40,7 +40,7 @@ class Interruption:
             signal.signal(number, handler)
 
     def leave(self, code: int) -> None:
-        """Once all is kept: do what the signal of this code had led to without us; that may be to go on.
+        """Do what the signal of this code had led to without us, once all is kept; that may be to go on.
 
         Raises:
             SystemExit: with `code`, where nobody had a handler for the signal.
@@ -51,7 +51,7 @@ class Interruption:
             raise SystemExit(code)
         handler(code - 128, None)
 
-    def _caught(self, number: int, frame: FrameType | None) -> None:
+    def _catch(self, number: int, frame: FrameType | None) -> None:
         if self.code and parallel.size() == 1:
             raise SystemExit(self.code)
         self.code = 128 + number

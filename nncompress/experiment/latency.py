@@ -6,7 +6,7 @@ import logging
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,7 @@ WARM_UP = 3
 """Passes of every network before the first turn, or fewer where they take longer than its turns."""
 
 
-@dataclass(frozen=True)
-class Latency:
+class Latency(NamedTuple):
     """Seconds of a forward pass: median and quartiles over `blocks` of passes, and the median of each round."""
 
     median: float
@@ -33,8 +32,7 @@ class Latency:
     rounds: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Ratio:
+class Ratio(NamedTuple):
     """How many times longer one network takes than another in a round: the median, the least, the greatest."""
 
     median: float
@@ -44,7 +42,7 @@ class Ratio:
 
 @torch.no_grad()
 def side_by_side(networks: Mapping[str, nn.Module], x: Tensor, seconds: float) -> dict[str, Latency]:
-    """The latency of each network on samples x (n, *input_shape), where it and they are.
+    """Return the latency of each network on samples x (n, *input_shape), where it and they are.
 
     Each is measured for at least `seconds`, in rounds in which every network has its turn (a `blocked_autorange` of
     torch.utils.benchmark: blocks of passes long enough for the clock, a GPU synchronised).
@@ -56,13 +54,13 @@ def side_by_side(networks: Mapping[str, nn.Module], x: Tensor, seconds: float) -
         name: Timer("network(x)", globals={"network": network, "x": x}, num_threads=torch.get_num_threads())
         for name, network in networks.items()
     }
-    found: dict[str, list[Measurement]] = {name: [] for name in networks}
+    rounds: dict[str, list[Measurement]] = {name: [] for name in networks}
     try:
         for network in networks.values():
             _warm_up(network, x, seconds)
         for _ in range(ROUNDS):
             for name, timer in timers.items():
-                found[name].append(timer.blocked_autorange(min_run_time=seconds / ROUNDS))
+                rounds[name].append(timer.blocked_autorange(min_run_time=seconds / ROUNDS))
     except RuntimeError as error:
         if "memory" not in str(error):
             raise
@@ -70,11 +68,11 @@ def side_by_side(networks: Mapping[str, nn.Module], x: Tensor, seconds: float) -
             f"the latency of {len(x)} samples needs more memory than {x.device} has; give smaller ones with "
             "batch_sizes=[...]"
         ) from error
-    return {name: _merged(measurements) for name, measurements in found.items()}
+    return {name: _latency(measurements) for name, measurements in rounds.items()}
 
 
 def ratio(of: Latency, to: Latency) -> Ratio:
-    """How many times longer the first takes than the second."""
+    """Return how many times longer the first takes than the second."""
     rounds = [a / b for a, b in zip(of.rounds, to.rounds, strict=True)]
     return Ratio(statistics.median(rounds), min(rounds), max(rounds))
 
@@ -87,8 +85,8 @@ def _warm_up(network: nn.Module, x: Tensor, seconds: float) -> None:
             return
 
 
-def _merged(measurements: list[Measurement]) -> Latency:
-    """One latency of the rounds of a network."""
+def _latency(measurements: list[Measurement]) -> Latency:
+    """Return the latency that the rounds of a network show together."""
     (merged,) = Measurement.merge(measurements)
     times = merged.times
     lower, _, upper = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3

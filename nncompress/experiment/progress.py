@@ -1,4 +1,4 @@
-"""How a run tells where it is: a bar on a terminal, plain log lines elsewhere."""
+"""How a run shows where it is: by a bar on a terminal, by plain log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LINE_EVERY = 2.0
 
 
 class ProgressLog:
-    """Step, objective, test accuracy and time left, from step `first` to `last`."""
+    """Show step, objective, test accuracy and time left, from step `first` to `last`, while entered."""
 
     def __init__(self, first: int, last: int, *, shown: bool = True) -> None:
         self._first, self._last = first, last
         self._started = time.monotonic()
-        self._said = -LINE_EVERY
+        self._last_line = -LINE_EVERY
         self._bar: Progress | None = None
         if shown and sys.stderr.isatty():
             self._bar = Progress(
@@ -49,13 +49,10 @@ class ProgressLog:
             self._bar.update(self._task, completed=step, **text)  # type: ignore[arg-type]
         elif row is not None:
             now = time.monotonic() - self._started
-            if now - self._said >= LINE_EVERY or step == self._last:
-                self._said = now
-                log.info("step %d/%d  %s  %s", step, self._last, _figures(row), self._left(step, now))
-
-    def _left(self, step: int, now: float) -> str:
-        done = step - self._first
-        return f"{now / done * (self._last - step):.0f} s left" if done > 0 else "started"
+            if now - self._last_line >= LINE_EVERY or step == self._last:
+                self._last_line, done = now, step - self._first
+                left = f"{now / done * (self._last - step):.0f} s left" if done > 0 else "started"
+                log.info("step %d/%d  %s  %s", step, self._last, _figures(row), left)
 
 
 def _figures(row: Mapping[str, float]) -> str:

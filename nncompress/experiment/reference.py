@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,14 +21,15 @@ from nncompress.results.records import CONFIG, is_run, read_run
 
 log = logging.getLogger(__name__)
 
-NONE = {"_target_": "nncompress.compressions.none", "_partial_": True}
+NO_COMPRESSION = {"_target_": "nncompress.compressions.none", "_partial_": True}
 EVAL_EVERY = 10
+"""Epochs between two observations of the training."""
 
 
 def with_reference(cfg: DictConfig) -> DictConfig:
-    """The configuration with `reference` the absolute folder of a trained network, where the solver starts from one.
+    """Return the configuration with `reference` the absolute folder of a trained network, if its solver needs one.
 
-    One that is given stays. Else it is the network of `reference_training` for the same model, data set, precision and
+    A folder that is given stays. Else it is that of `reference_training` for the same model, data set, precision and
     seed in `reference_dir`, trained there now unless it is there already; one that was stopped is trained on.
 
     Raises:
@@ -40,92 +38,79 @@ def with_reference(cfg: DictConfig) -> DictConfig:
     """
     if cfg.reference is None and not _needs_one(cfg):
         return cfg
-    found = cfg.copy()
-    found.reference = str(_trained(cfg) if cfg.reference is None else Path(cfg.reference).absolute())
-    return found
+    completed = cfg.copy()
+    completed.reference = str(_trained_folder(cfg) if cfg.reference is None else Path(cfg.reference).absolute())
+    return completed
 
 
 def reference_of(cfg: DictConfig) -> tuple[str, int] | None:
-    """The folder of the reference that would be trained for this configuration, and its epochs; None: there is none."""
+    """Return the folder of the reference to be trained for a configuration, and its epochs; None when there is none."""
     if cfg.reference is not None or not _needs_one(cfg):
         return None
     training = _training(cfg)
-    return str(Path(cfg.reference_dir).absolute() / _name(training)), int(training.solver.num_steps)
+    return str(_folder(cfg, training)), int(training.solver.num_steps)
 
 
 def _needs_one(cfg: DictConfig) -> bool:
-    """Whether the solver starts from a trained network."""
+    """Return whether the solver starts from a trained network."""
     return bool(getattr(locate(str(cfg.solver._target_)), "from_reference", False))
 
 
-def _trained(cfg: DictConfig) -> Path:
-    """The folder of the reference, trained by this process or by another one that began earlier."""
+def _trained_folder(cfg: DictConfig) -> Path:
+    """Return the folder of the reference once it is trained, by this process or by another one that began earlier."""
     if parallel.size() > 1:
         raise Unsupported(
             f"a reference is trained by one process, found {parallel.size()}; train it without torchrun, then give "
             "reference=FOLDER"
         )
     training = _training(cfg)
-    folder = Path(cfg.reference_dir).absolute() / _name(training)
-    if not _done(folder):
-        with _alone(folder):
-            if not _done(folder):
-                _check(cfg)
+    folder = _folder(cfg, training)
+    if not _is_done(folder):
+        with hold(_lock_of(folder), waiting=f"waiting for the process that trains the reference in {folder}"):
+            if not _is_done(folder):
+                untrained = setup(cfg)
+                untrained.solver.init(untrained.problem)  # what the solver refuses is refused before the training
                 _train(training, folder)
                 return folder
     log.info("the reference is taken from %s", folder)
     return folder
 
 
-def _check(cfg: DictConfig) -> None:
-    """Refuse what the solver would refuse, before the training: it is started on the untrained network."""
-    untrained = setup(cfg)
-    untrained.solver.init(untrained.problem)
-
-
 def _training(cfg: DictConfig) -> DictConfig:
-    """The configuration of the run that trains the reference of `cfg`."""
-    given = resolve(cfg)
-    if given["reference_training"] is None:
+    """Return the configuration of the run that trains the reference of `cfg`."""
+    tree = resolve(cfg)
+    if tree["reference_training"] is None:
         raise ConfigError(
             "reference_training: a solver that starts from a trained network needs a solver here, found null; give "
             "one, or reference=FOLDER"
         )
-    choices = {group: given["choices"].get(group, _last_word(given[group])) for group in ("model", "dataset")}
+    groups = ("model", "dataset")
+    choices = {group: tree["choices"].get(group) or tree[group]["_target_"].rpartition(".")[2] for group in groups}
     return OmegaConf.merge(  # type: ignore[return-value]
         OmegaConf.structured(Config),
-        {key: given[key] for key in TRAINING},
-        {"solver": given["reference_training"], "compression": NONE, "eval_every": EVAL_EVERY},
+        {key: tree[key] for key in TRAINING},
+        {"solver": tree["reference_training"], "compression": NO_COMPRESSION, "eval_every": EVAL_EVERY},
         {"choices": choices | {"solver": REFERENCE_TRAINING, "compression": "none"}},
     )
 
 
-def _last_word(node: Mapping[str, Any]) -> str:
-    return str(node["_target_"]).rpartition(".")[2]
-
-
-def _name(training: DictConfig) -> str:
-    """`<model>-<dataset>-<12 hex>`, the last a hash of all that the trained network depends on."""
-    given = resolve(training)
-    key = {name: value for name, value in results_in(given).items() if name in (*TRAINING, "solver")}
-    key["files"] = [_stamp(Path(value)) for value in key["dataset"].values() if isinstance(value, str)]
+def _folder(cfg: DictConfig, training: DictConfig) -> Path:
+    """Return `<model>-<dataset>-<12 hex>` in `reference_dir`, the last a hash of all that the network depends on."""
+    tree = resolve(training)
+    key = {name: value for name, value in results_in(tree).items() if name in (*TRAINING, "solver")}
+    paths = [Path(value) for value in key["dataset"].values() if isinstance(value, str)]
+    key["files"] = [(path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None for path in paths]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    choices = given["choices"]
-    return f"{choices['model']}-{choices['dataset']}-{digest[:12]}".replace("/", "-")
+    name = f"{tree['choices']['model']}-{tree['choices']['dataset']}-{digest[:12]}".replace("/", "-")
+    return Path(cfg.reference_dir).absolute() / name
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Size and time of change of a file that the data set names, None for anything else."""
-    return (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
-
-
-def _done(folder: Path) -> bool:
+def _is_done(folder: Path) -> bool:
     return is_run(folder) and read_run(folder).status["status"] == "done"
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Make the folder and hold it: whoever else wants to train in it waits. The hold ends with the process."""
+def _lock_of(folder: Path) -> Path:
+    """Make the folder, and return the file beside it that is held by whoever trains in it."""
     path = folder.with_name(f"{folder.name}.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,8 +120,7 @@ def _alone(folder: Path) -> Iterator[None]:
             f"reference_dir must be a folder that can be written, found {folder.parent} ({error.strerror}); give "
             "another one"
         ) from error
-    with hold(path, waiting=f"waiting for the process that trains the reference in {folder}"):
-        yield
+    return path
 
 
 def _train(training: DictConfig, folder: Path) -> None:

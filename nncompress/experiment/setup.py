@@ -169,7 +169,7 @@ def _study(cfg: DictConfig, model: nn.Module) -> OneShotStudy | None:
     if not methods:
         return None
     study = OneShotStudy(methods=methods, at=list(cfg.compress_at), recalibrate=cfg.recalibrate, seed=cfg.seed)
-    return study.suited(model)
+    return study.for_network(model)
 
 
 def _prepare(cfg: DictConfig, data: Dataset) -> Dataset:

@@ -21,14 +21,7 @@ from nncompress.report.write import write_report_of
 from nncompress.reproduce.cross import cross_frame, cross_plots, cross_tables
 from nncompress.reproduce.protocol import PAPERS, REPRODUCTION, SCALES, Protocol, read_protocol, read_published
 from nncompress.reproduce.rows import Reproduction, comparison
-from nncompress.reproduce.tables import (
-    absent_table,
-    claims_table,
-    measured_table,
-    not_done_table,
-    published_table,
-    studies_table,
-)
+from nncompress.reproduce.tables import reproduction_tables
 from nncompress.results.records import Run, is_run, read_run
 from nncompress.results.sweep_folder import SWEEP, read_manifest
 
@@ -110,15 +103,7 @@ def write_reproduction(folder: Path) -> list[Path]:
     reproduction, published = Reproduction(protocol, runs, record), read_published(protocol.paper)
     crossed = cross_frame([run for study in protocol.studies if study.latency for run in runs[study.name]])
     figures = comparison(reproduction, published)
-    tables = [
-        *published_table(figures, protocol.title),
-        *claims_table(reproduction, published),
-        *cross_tables(crossed, protocol.title),
-        *measured_table(reproduction),
-        studies_table(reproduction),
-        *not_done_table(reproduction),
-        *absent_table(figures, protocol.title),
-    ]
+    tables = reproduction_tables(reproduction, published, figures, list(cross_tables(crossed, protocol.title)))
     paths = [path for table in tables for path in write_table(table, folder / "tables")]
     drawn = {"published": published_plot(figures, protocol.title)} | cross_plots(crossed)
     paths += save_sweep_plots(drawn, folder / "plots")

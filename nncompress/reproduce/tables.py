@@ -12,6 +12,25 @@ from nncompress.reproduce.protocol import Published
 from nncompress.reproduce.rows import JOIN, NOT_MEASURED, Reproduction, circumstances, claim_rows
 
 
+def reproduction_tables(
+    reproduction: Reproduction, published: Sequence[Published], figures: pd.DataFrame, crossed: Sequence[Table]
+) -> list[Table]:
+    """Make all tables that have something in them.
+
+    Args:
+        reproduction: the experiments.
+        published: what the paper says, claims among it.
+        figures: published and ours, as `rows.comparison` makes them.
+        crossed: the tables of every solver with every compression.
+    """
+    title = reproduction.protocol.title
+    return [
+        *published_table(figures, title), *claims_table(reproduction, published), *crossed,
+        *measured_table(reproduction), studies_table(reproduction), *not_done_table(reproduction),
+        *absent_table(figures, title),
+    ]  # fmt: skip
+
+
 def published_table(comparison: pd.DataFrame, title: str) -> Iterator[Table]:
     """Yield the table of the published figures that have ones of ours."""
     ours = comparison[comparison["verdict"] != NOT_MEASURED]

@@ -35,13 +35,13 @@ class Choice(NamedTuple):
 def fastest(ways: Mapping[str, Callable[[], object]], macs: Mapping[str, int], device: torch.device) -> Choice:
     """Choose the way to take; `macs` of one call of each, in the order of preference where they are equally fast."""
     least = max(1, min(macs.values()))
-    seconds = measured({name: way for name, way in ways.items() if macs[name] <= max(CHEAP, HOPELESS * least)}, device)
+    seconds = measure({name: way for name, way in ways.items() if macs[name] <= max(CHEAP, HOPELESS * least)}, device)
     best = min(seconds.values())
     taken = next(name for name in ways if seconds.get(name, float("inf")) <= TIE * best)
     return Choice(taken, seconds, dict(macs))
 
 
-def measured(ways: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+def measure(ways: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
     """Measure the seconds of a call of each way: the median over blocks of calls, in turn."""
     if len(ways) == 1:
         return dict.fromkeys(ways, 0.0)

@@ -156,14 +156,14 @@ class OwnLayer(ThetaLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         recorded = self.is_recorded(x)
-        layer: nn.Module | None = self._made() if recorded else self.kept("layer", self._made)
+        layer: nn.Module | None = self._layer() if recorded else self.kept("layer", self._layer)
         if layer is None or (recorded and any(all(p is not t for t in self._tensors()) for p in layer.parameters())):
             rebuilt: Tensor = super().forward(x)
             return rebuilt
         computed: Tensor = layer.train(self.training)(x)
         return computed
 
-    def _made(self) -> nn.Module | None:
+    def _layer(self) -> nn.Module | None:
         return self.theta.compression.layer(self.theta.value, self)
 
 

@@ -38,7 +38,7 @@ from nncompress.sweeps.trial import require_optuna
 log = logging.getLogger(__name__)
 
 QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
-"""Hydra's words for the processes of torchrun that write nothing."""
+"""Overrides of Hydra for the processes of torchrun that write nothing."""
 
 # At import, because a launcher may run the jobs in other processes. Cached: one stamp for each configuration.
 OmegaConf.register_new_resolver("nncompress.stamp", stamp, use_cache=True, replace=True)

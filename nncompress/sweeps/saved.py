@@ -91,12 +91,8 @@ def resume_task(arguments: list[str], run: Callable[[DictConfig, Path], None]) -
         raise ConfigError(f"beside resume= only {', '.join(LATER)} may be given, found {', '.join(refused)}")
     cfg = with_overrides(read_saved(folder), [*changes, f"resume={folder}"])
     _check_names(cfg, changes, folder)
-
-    def resume_job(_: DictConfig) -> None:
-        run(cfg, folder)
-
     # Hydra's own record of the first command stays: no output_subdir.
-    return resume_job, [f"hydra.run.dir={quote(str(folder))}", "hydra.output_subdir=null"]
+    return (lambda _: run(cfg, folder)), [f"hydra.run.dir={quote(str(folder))}", "hydra.output_subdir=null"]
 
 
 def rerun_task(
@@ -109,14 +105,11 @@ def rerun_task(
     """
     of_hydra = [word for word in overrides if word.startswith("hydra.")]
     cfg = rerun_config(folder, [word for word in overrides if word not in of_hydra])
-
-    def run_anew(_: DictConfig) -> None:
-        run(cfg, Path(HydraConfig.get().runtime.output_dir))
-
     options = "-".join(str(cfg.choices.get(group, "own")) for group in ("solver", "model", "dataset"))
     place = f"hydra.run.dir={quote(f'outputs/{options}/{stamp()}')}"
     # Hydra's own record would be that of the defaults: no output_subdir.
-    return run_anew, [place, *of_hydra, "hydra.output_subdir=null"]
+    words = [place, *of_hydra, "hydra.output_subdir=null"]
+    return (lambda _: run(cfg, Path(HydraConfig.get().runtime.output_dir))), words
 
 
 def rerun_config(folder: Path, overrides: Sequence[str]) -> DictConfig:

@@ -26,17 +26,8 @@ from nncompress import parallel
 from nncompress.config.allow import check
 from nncompress.config.overrides import named_folder, quote
 from nncompress.config.schema import SWEEPER
-from nncompress.results.sweep_folder import (
-    ENDED,
-    STOPPED,
-    SWEEP,
-    Job,
-    Manifest,
-    claim_sweep,
-    read_manifest,
-    standing,
-    write_manifest,
-)
+from nncompress.results import sweep_folder
+from nncompress.results.sweep_folder import ENDED, Job, Manifest, read_manifest, standing
 from nncompress.sweeps.combinations import combinations, key_of, settings_of, values_of, varied_in
 
 log = logging.getLogger(__name__)
@@ -91,9 +82,9 @@ class SweepOfJobs(Sweeper):
             ConfigError: the folder is not free.
         """
         resumed = self.config.sweep.resume is not None
-        claim.enter_context(claim_sweep(self.folder, resumed))
+        claim.enter_context(sweep_folder.claim_sweep(self.folder, resumed))
         SWEEP_FOLDERS.append(self.folder)
-        (self.folder / STOPPED).unlink(missing_ok=True)
+        (self.folder / sweep_folder.STOPPED).unlink(missing_ok=True)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
         manifest = read_manifest(self.folder) if resumed else Manifest([], [])
         return replace(manifest, command=sys.argv[1:])
@@ -109,7 +100,7 @@ class SweepOfJobs(Sweeper):
         """
         cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         if self.config.sweep.resume is not None:
-            check(settings_of(cfg), list(cfg.allow), str(self.folder / SWEEP))
+            check(settings_of(cfg), list(cfg.allow), str(self.folder / sweep_folder.SWEEP))
         key = key_of(cfg, varied)
         job = manifest.find(key)
         if job is None:
@@ -141,7 +132,11 @@ class Jobs(SweepOfJobs):
         self.max_batch_size, self.params = max_batch_size, dict(params or {})
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Run every job that has not ended; raises ConfigError as `SweepOfJobs.sweep` says."""
+        """Run every job that has not ended.
+
+        Raises:
+            ConfigError: as with `SweepOfJobs.sweep`.
+        """
         values = values_of(self.parse([*(f"{key}={value}" for key, value in self.params.items()), *arguments]))
         rows = combinations(values, self.config.sweep.zip)
         with ExitStack() as claim:
@@ -161,7 +156,7 @@ class Jobs(SweepOfJobs):
             if job.key in jobs:
                 log.warning("%s is the same job as %s, it is run once", " ".join(overrides), job.folder)
             jobs[job.key] = job
-        write_manifest(self.folder, manifest)
+        sweep_folder.write_manifest(self.folder, manifest)
         waiting = [job for job in jobs.values() if standing(self.folder / job.folder) not in ENDED]
         if self.config.sweep.resume is not None:
             log.info("%d of %d jobs have ended, %d are to run", len(jobs) - len(waiting), len(jobs), len(waiting))
@@ -185,7 +180,7 @@ def with_recorded(arguments: list[str]) -> list[str]:
     dropped = [flag for flag in other_flags if flag != "-m"]
     dropped += [word for key, word in recorded.items() if not _may_take_over(key, word)]
     for word in dropped:
-        log.warning("%s of %s is not taken over; give it again if it is needed", word, folder / SWEEP)
+        log.warning("%s of %s is not taken over; give it again if it is needed", word, folder / sweep_folder.SWEEP)
     overrides = {key: word for key, word in recorded.items() if word not in dropped} | overrides
     overrides |= {key: f"{key}={quote(str(folder))}" for key in ("sweep.resume", "hydra.sweep.dir")}
     return [*itertools.chain(*{"-m": ["-m"], **flags}.values()), *overrides.values()]

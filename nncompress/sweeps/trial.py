@@ -56,35 +56,26 @@ def watch_of(search: SearchSettings) -> Watch | None:
     if not Path(search.store).is_file():
         log.info("the run was trial %d of a search whose study is not at %s any more", search.trial, search.store)
         return None
-    return _Trial(search, search.trial, Path(search.store), objectives[0]).look
+    import optuna
 
+    objective, number = objectives[0], search.trial
+    study = optuna.load_study(study_name=NAME, storage=storage(Path(search.store)), pruner=build(search.pruner))
+    frozen = next(trial for trial in study.get_trials() if trial.number == number)
+    trial = None if frozen.state.is_finished() else optuna.trial.Trial(study, frozen._trial_id)
 
-class _Trial:
-    """One trial that is under way, and its study."""
-
-    def __init__(self, search: SearchSettings, number: int, store: Path, objective: str) -> None:
-        import optuna
-
-        study = optuna.load_study(study_name=NAME, storage=storage(store), pruner=build(search.pruner))
-        frozen = next(trial for trial in study.get_trials() if trial.number == number)
-        self.objective, self.reported = objective, set(frozen.intermediate_values)
-        self.trial = None if frozen.state.is_finished() else optuna.trial.Trial(study, frozen._trial_id)
-
-    def look(self, row: Mapping[str, Any]) -> None:
-        """Report a row that the study does not know yet.
-
-        Raises:
-            Pruned: the study advises to stop.
-        """
-        value, step = row.get(self.objective), int(row["step"])
-        if self.trial is None or value is None or step in self.reported:  # a resumed trial comes by again
+    def watch(row: Mapping[str, Any]) -> None:
+        nonlocal trial
+        value, step = row.get(objective), int(row["step"])
+        if trial is None or value is None or step in frozen.intermediate_values:  # a resumed trial comes by again
             return
         try:
-            self.trial.report(value, step)
-            hopeless = self.trial.should_prune()
+            trial.report(value, step)
+            hopeless = trial.should_prune()
         except Exception as error:
             log.warning("the trial is not watched any more: %s", one_line(error))
-            self.trial = None
+            trial = None
             return
         if hopeless:
-            raise Pruned(f"the trials before this one were better at step {step}, found {self.objective} {value:.4g}")
+            raise Pruned(f"the trials before this one were better at step {step}, found {objective} {value:.4g}")
+
+    return watch

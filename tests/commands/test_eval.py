@@ -186,11 +186,11 @@ def test_all_values_that_are_wrong_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as refusal:
         read_settings(["batch_sizes=[0]", "seconds=0", "seed=-1", "precision=bf16", "device=gpu", "output=taken"], {})
     assert str(refusal.value).splitlines() == [
-        "device: must be auto, cpu, cuda or cuda:N, found 'gpu'",
+        "seed: must be at least 0, found -1",
         "precision: must be one of auto, float32, float64, found 'bf16'",
+        "device: must be auto, cpu, cuda or cuda:N, found 'gpu'",
         "batch_sizes: must be numbers of samples, at least 1, found 0",
         "seconds: must be above 0 and finite, found 0.0",
-        "seed: must be at least 0, found -1",
         "nothing is overwritten, found taken; give another place with output=FOLDER",
     ]
 

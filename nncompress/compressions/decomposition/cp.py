@@ -18,7 +18,7 @@ from torch import Tensor
 from nncompress.compressions.base import Factorised, ThetaSize, check_count
 from nncompress.compressions.decomposition.modes import Modes, kernel_modes, rank_clipped, row_modes, tensor_plan
 from nncompress.compressions.decomposition.tucker import leading_vectors
-from nncompress.compressions.plan import Layers, Plan, Weights
+from nncompress.compressions.plan import Layers, Plan, Tensors
 from nncompress.compressions.products import Convolutions, Product, Step, two_factors
 from nncompress.compressions.target import round_up
 
@@ -197,7 +197,7 @@ def _convolutions(factors: Sequence[Tensor]) -> Product:
     return Convolutions(steps)
 
 
-def cp(weights: Weights, *, rank: int = 64, modes: Modes = None, layers: Layers = "hidden", round_to: int = 1) -> Plan:
+def cp(weights: Tensors, *, rank: int = 64, modes: Modes = None, layers: Layers = "hidden", round_to: int = 1) -> Plan:
     """Compress each chosen weight by a sum of `rank` terms.
 
     `modes`: by default a convolution's own dimensions and about 16 a mode of a matrix. `round_to`: ranks are rounded up

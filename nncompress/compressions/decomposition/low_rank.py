@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nncompress.compressions.base import Factorised, ThetaSize, check_count
 from nncompress.compressions.decomposition.svd import SVD, exact_svd, is_large, singular_values, truncated_svd
-from nncompress.compressions.plan import Layers, Plan, Task, Weights, choose
+from nncompress.compressions.plan import Layers, Plan, Task, Tensors, choose
 from nncompress.compressions.products import Convolutions, Product, Step, two_factors
 from nncompress.compressions.target import round_up
 from nncompress.compressions.views import AsMatrix
@@ -128,7 +128,7 @@ def matrix_view(w: Tensor, scheme: int) -> AsMatrix:
 
 
 def low_rank(
-    weights: Weights,
+    weights: Tensors,
     *,
     rank: int | None = 32,
     energy: float | None = None,

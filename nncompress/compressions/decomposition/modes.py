@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from nncompress.compressions.base import Compression
-from nncompress.compressions.plan import Layers, Plan, Task, Weights, choose, matches
+from nncompress.compressions.plan import Layers, Plan, Task, Tensors, choose, matches
 from nncompress.compressions.views import AsTensor
 from nncompress.errors import ConfigError
 
@@ -42,7 +42,7 @@ def given_modes(names: Sequence[str], modes: Modes, key: str = "modes") -> dict[
 
 
 def tensor_plan(
-    weights: Weights,
+    weights: Tensors,
     layers: Layers,
     modes: Modes,
     default: Callable[[torch.Size], tuple[int, ...]],

@@ -16,7 +16,7 @@ from torch import Tensor
 from nncompress.compressions.base import check_alpha, check_count, numel
 from nncompress.compressions.decomposition.low_rank import Factorisation, Factors, matrix_view, split_evenly
 from nncompress.compressions.decomposition.svd import SVD, exact_svd
-from nncompress.compressions.plan import Layers, Plan, Task, Weights, choose
+from nncompress.compressions.plan import Layers, Plan, Task, Tensors, choose
 from nncompress.compressions.products import Use
 from nncompress.compressions.views import AsMatrix
 from nncompress.errors import ConfigError
@@ -88,7 +88,7 @@ class RankSelection(Factorisation):
 
 
 def rank_selection(
-    weights: Weights,
+    weights: Tensors,
     *,
     alpha: float = 2e-4,
     criterion: Literal["storage", "flops"] = "storage",

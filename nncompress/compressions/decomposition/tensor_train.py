@@ -16,7 +16,7 @@ from nncompress.compressions.base import Factorised, ThetaSize, check_count, dis
 from nncompress.compressions.decomposition.modes import Modes, balanced_modes, rank_clipped, tensor_plan
 from nncompress.compressions.decomposition.train_products import tt_product
 from nncompress.compressions.decomposition.trains import tt_als, tt_ranks, tt_svd, tt_to_tensor
-from nncompress.compressions.plan import Layers, Plan, Weights
+from nncompress.compressions.plan import Layers, Plan, Tensors
 from nncompress.compressions.products import Product
 from nncompress.compressions.target import round_up
 
@@ -68,7 +68,7 @@ class TensorTrain(Factorised[Cores]):
 
 
 def tt(
-    weights: Weights, *, rank: int = 48, als: int = 0, modes: Modes = None, layers: Layers = "hidden", round_to: int = 1
+    weights: Tensors, *, rank: int = 48, als: int = 0, modes: Modes = None, layers: Layers = "hidden", round_to: int = 1
 ) -> Plan:
     """Compress each chosen weight by a tensor train of rank `rank`, with `als` sweeps of alternating least squares.
 

@@ -17,7 +17,7 @@ from nncompress.compressions.decomposition.modes import Modes, balanced_factors,
 from nncompress.compressions.decomposition.tensor_train import Cores, largest_tt_rank, train_size, tt_project
 from nncompress.compressions.decomposition.train_products import tt_matrix_product
 from nncompress.compressions.decomposition.trains import tt_to_tensor
-from nncompress.compressions.plan import Layers, Plan, Task, Weights, choose
+from nncompress.compressions.plan import Layers, Plan, Task, Tensors, choose
 from nncompress.compressions.products import Product
 from nncompress.compressions.target import round_up
 from nncompress.compressions.views import AsMatrix
@@ -95,7 +95,7 @@ class TTMatrix(Factorised[Cores]):
 
 
 def tt_matrix(
-    weights: Weights,
+    weights: Tensors,
     *,
     rank: int = 16,
     row_modes: Modes = None,

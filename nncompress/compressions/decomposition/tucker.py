@@ -18,7 +18,7 @@ from torch import Tensor
 from nncompress.compressions.base import Factorised, ThetaSize
 from nncompress.compressions.decomposition.modes import Modes, kernel_modes, rank_clipped, row_modes, tensor_plan
 from nncompress.compressions.decomposition.svd import gram_matrix
-from nncompress.compressions.plan import Layers, Plan, Weights
+from nncompress.compressions.plan import Layers, Plan, Tensors
 from nncompress.compressions.products import Convolutions, Geometry, Product, Step, Use, on_patches
 from nncompress.compressions.target import round_up
 
@@ -227,7 +227,7 @@ def chain_macs(modes: Sequence[int], ranks: Sequence[int]) -> int:
 
 
 def tucker(
-    weights: Weights,
+    weights: Tensors,
     *,
     rank: int | Sequence[int] = 12,
     modes: Modes = None,

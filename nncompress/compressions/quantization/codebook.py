@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nncompress.compressions.base import check_count, sort_rows
-from nncompress.compressions.plan import Layers, Plan, Weights
+from nncompress.compressions.plan import Layers, Plan, Tensors
 from nncompress.compressions.quantization.codes import Coded, Per, Quantization, check_per, digitize, quantize, rows_of
 from nncompress.compressions.quantization.kmeans import better, compand, lloyd, points_of
 from nncompress.compressions.quantization.kmeans_exact import search
@@ -74,6 +74,6 @@ def nearest_centres(rows: Tensor, K: int, start: Tensor | None = None) -> Tensor
     return (search(points, best).centres + mean).to(rows.dtype)
 
 
-def codebook(weights: Weights, *, K: int = 4, per: Per = "layer", layers: Layers = "hidden") -> Plan:
+def codebook(weights: Tensors, *, K: int = 4, per: Per = "layer", layers: Layers = "hidden") -> Plan:
     """Give the chosen weights K different values in each part that has a codebook of its own (`per`)."""
     return quantize(weights, Codebook(K, check_per(per)), per, layers)

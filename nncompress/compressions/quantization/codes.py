@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nncompress.compressions.base import FLOAT_BITS, Compression
 from nncompress.compressions.bits import huffman_bits, index_bits
-from nncompress.compressions.plan import Layers, Plan, Task, Weights, choose, each_layer
+from nncompress.compressions.plan import Layers, Plan, Task, Tensors, choose, each_layer
 from nncompress.compressions.views import AsMatrix
 
 Per = Literal["layer", "channel", "shared"]
@@ -89,7 +89,7 @@ def rows_of(w: Tensor, per_channel: bool) -> Tensor:
     return w.reshape(len(w) if per_channel else 1, -1)
 
 
-def quantize(weights: Weights, compression: Quantization, per: Per, layers: Layers) -> Plan:
+def quantize(weights: Tensors, compression: Quantization, per: Per, layers: Layers) -> Plan:
     """Return the plan of a quantisation whose own field `per_channel` agrees with `per`."""
     if per != "channel":
         return each_layer(weights, compression=compression, layers=layers, joint=per == "shared")

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from nncompress.compressions.base import sort_rows
-from nncompress.compressions.plan import Layers, Plan, Weights, each_layer
+from nncompress.compressions.plan import Layers, Plan, Tensors, each_layer
 from nncompress.compressions.quantization.codes import Coded, Per, Quantization, check_per, digitize, quantize, rows_of
 from nncompress.compressions.quantization.kmeans import points_of
 
@@ -189,7 +189,7 @@ def nearest(rows: Tensor, entries: Tensor) -> Tensor:
 
 
 def fixed_codebook(
-    weights: Weights,
+    weights: Tensors,
     *,
     entries: Sequence[float] = (-1.0, -0.5, 0.0, 0.5, 1.0),
     scaled: bool = False,
@@ -204,17 +204,17 @@ def fixed_codebook(
     return quantize(weights, compression, per, layers)
 
 
-def binary(weights: Weights, *, layers: Layers = "hidden") -> Plan:
+def binary(weights: Tensors, *, layers: Layers = "hidden") -> Plan:
     """Take the chosen weights from {-1, 1}."""
     return each_layer(weights, compression=FixedCodebook((-1.0, 1.0)), layers=layers)
 
 
-def ternary(weights: Weights, *, layers: Layers = "hidden") -> Plan:
+def ternary(weights: Tensors, *, layers: Layers = "hidden") -> Plan:
     """Take the chosen weights from {-1, 0, 1}."""
     return each_layer(weights, compression=FixedCodebook((-1.0, 0.0, 1.0)), layers=layers)
 
 
-def powers_of_two(weights: Weights, *, C: int = 6, layers: Layers = "hidden") -> Plan:
+def powers_of_two(weights: Tensors, *, C: int = 6, layers: Layers = "hidden") -> Plan:
     """Take the chosen weights from {0, ±1, ±1/2, ..., ±2^-C}. Raises ValueError for C outside 0 to 126."""
     return each_layer(weights, compression=FixedCodebook(power_entries(C)), layers=layers)
 
@@ -227,11 +227,11 @@ def power_entries(C: int) -> tuple[float, ...]:
     return (*(-p for p in powers), 0.0, *reversed(powers))
 
 
-def scaled_binary(weights: Weights, *, per: Per = "layer", layers: Layers = "hidden") -> Plan:
+def scaled_binary(weights: Tensors, *, per: Per = "layer", layers: Layers = "hidden") -> Plan:
     """Take the chosen weights from {-a, a}, `per` what has an a of its own."""
     return quantize(weights, ScaledBinary(check_per(per)), per, layers)
 
 
-def scaled_ternary(weights: Weights, *, per: Per = "layer", layers: Layers = "hidden") -> Plan:
+def scaled_ternary(weights: Tensors, *, per: Per = "layer", layers: Layers = "hidden") -> Plan:
     """Take the chosen weights from {-a, 0, a}, `per` what has an a of its own."""
     return quantize(weights, ScaledTernary(check_per(per)), per, layers)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nncompress.compressions.base import Compression
 from nncompress.compressions.bits import huffman_bits
-from nncompress.compressions.plan import Layers, Plan, Weights, each_layer
+from nncompress.compressions.plan import Layers, Plan, Tensors, each_layer
 from nncompress.compressions.quantization.codes import Coded, Per, Quantization, check_per, pack, quantize, rows_of
 
 RANGES, ALTERNATIONS = (1.0, 0.85, 0.7, 0.5, 0.35, 0.25), 6
@@ -159,12 +159,12 @@ class LowPrecision(Compression[Rounded]):
 
 
 def uniform(
-    weights: Weights, *, bits: int = 8, symmetric: bool = True, per: Per = "layer", layers: Layers = "hidden"
+    weights: Tensors, *, bits: int = 8, symmetric: bool = True, per: Per = "layer", layers: Layers = "hidden"
 ) -> Plan:
     """Make the chosen weights integers of `bits` bits with a scale (and, if not `symmetric`, an offset) `per` part."""
     return quantize(weights, Uniform(bits, symmetric, check_per(per)), per, layers)
 
 
-def low_precision(weights: Weights, *, format: str = "float16", layers: Layers = "hidden") -> Plan:
+def low_precision(weights: Tensors, *, format: str = "float16", layers: Layers = "hidden") -> Plan:
     """Store the chosen weights in a short floating-point format."""
     return each_layer(weights, compression=LowPrecision(format), layers=layers)

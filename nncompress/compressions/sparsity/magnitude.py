@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nncompress.compressions.base import FLOAT_BITS, Compression, check_alpha, sort_rows
 from nncompress.compressions.bits import huffman_position_bits, position_bits
-from nncompress.compressions.plan import Layers, Plan, Weights, each_layer
+from nncompress.compressions.plan import Layers, Plan, Tensors, each_layer
 from nncompress.compressions.products import Product, SparseRows, on_patches
 
 
@@ -208,21 +208,21 @@ def soft_threshold(w: Tensor, level: Tensor) -> Sparse:
     return Sparse(positions, values - level * values.sign(), tuple(w.shape))
 
 
-def l0(weights: Weights, *, keep: float | int = 0.1, joint: bool = False, layers: Layers = "hidden") -> Plan:
+def l0(weights: Tensors, *, keep: float | int = 0.1, joint: bool = False, layers: Layers = "hidden") -> Plan:
     """Keep a fraction (or count) of the entries: of each chosen weight, or (`joint`) of all of them together."""
     return each_layer(weights, compression=L0(keep), layers=layers, joint=joint)
 
 
-def l1(weights: Weights, *, radius: float = 100.0, joint: bool = False, layers: Layers = "hidden") -> Plan:
+def l1(weights: Tensors, *, radius: float = 100.0, joint: bool = False, layers: Layers = "hidden") -> Plan:
     """Bound the l1 norm by `radius`: of each chosen weight, or (`joint`) of all of them together."""
     return each_layer(weights, compression=L1(radius), layers=layers, joint=joint)
 
 
-def l0_penalty(weights: Weights, *, alpha: float = 3e-4, layers: Layers = "hidden") -> Plan:
+def l0_penalty(weights: Tensors, *, alpha: float = 3e-4, layers: Layers = "hidden") -> Plan:
     """Add alpha times the number of nonzero entries of the chosen weights to the loss."""
     return each_layer(weights, compression=L0Penalty(alpha), layers=layers)
 
 
-def l1_penalty(weights: Weights, *, alpha: float = 1e-2, layers: Layers = "hidden") -> Plan:
+def l1_penalty(weights: Tensors, *, alpha: float = 1e-2, layers: Layers = "hidden") -> Plan:
     """Add alpha times the l1 norm of the chosen weights to the loss."""
     return each_layer(weights, compression=L1Penalty(alpha), layers=layers)

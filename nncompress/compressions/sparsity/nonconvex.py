@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nncompress.compressions.plan import Layers, Plan, Weights, each_layer
+from nncompress.compressions.plan import Layers, Plan, Tensors, each_layer
 from nncompress.compressions.sparsity.magnitude import SeparablePenalty
 
 
@@ -86,11 +86,11 @@ def transformed_l1_threshold(v: Tensor, level: float, a: float) -> Tensor:
     return torch.where((u - x / 2) * (a + x) <= cost, 0.0, x.copysign(v)).to(v.dtype)
 
 
-def l_half_penalty(weights: Weights, *, alpha: float = 1e-3, layers: Layers = "hidden") -> Plan:
+def l_half_penalty(weights: Tensors, *, alpha: float = 1e-3, layers: Layers = "hidden") -> Plan:
     """Add alpha times the sum of the square roots of the magnitudes of the chosen weights to the loss."""
     return each_layer(weights, compression=LHalfPenalty(alpha), layers=layers)
 
 
-def transformed_l1_penalty(weights: Weights, *, alpha: float = 5e-3, a: float = 1.0, layers: Layers = "hidden") -> Plan:
+def transformed_l1_penalty(weights: Tensors, *, alpha: float = 5e-3, a: float = 1.0, layers: Layers = "hidden") -> Plan:
     """Add alpha times the transformed l1 of the chosen weights to the loss."""
     return each_layer(weights, compression=TransformedL1Penalty(alpha, a), layers=layers)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nncompress.compressions.base import FLOAT_BITS, Compression, ThetaSize, check_count
 from nncompress.compressions.bits import index_bits, position_bits
-from nncompress.compressions.plan import Layers, Plan, Task, Weights, choose, groups_of
+from nncompress.compressions.plan import Layers, Plan, Task, Tensors, choose, groups_of
 from nncompress.compressions.products import Convolutions, KeptRows, Linears, Product, Step, Use
 from nncompress.compressions.sparsity.magnitude import check_keep, count_kept, keep_clipped, largest
 from nncompress.compressions.target import round_up
@@ -194,7 +194,7 @@ class NM(Compression[KeptEntries]):
 
 
 def group_l0(
-    weights: Weights, *, keep: float | int = 0.5, joint: bool = False, layers: Layers = "hidden", round_to: int = 1
+    weights: Tensors, *, keep: float | int = 0.5, joint: bool = False, layers: Layers = "hidden", round_to: int = 1
 ) -> Plan:
     """Keep a fraction (or count) of the rows: of each chosen weight, or (`joint`) of all of them together.
 
@@ -207,7 +207,7 @@ def group_l0(
     return Plan.of(tasks, weights)
 
 
-def n_m(weights: Weights, *, n: int = 2, m: int = 4, layers: Layers = "hidden") -> Plan:
+def n_m(weights: Tensors, *, n: int = 2, m: int = 4, layers: Layers = "hidden") -> Plan:
     """Keep n of every m consecutive inputs of the chosen weights."""
     views = {name: AsTensor(tuple(weights[name].shape)) for name in choose(weights, layers)}
     return Plan.of([Task((name,), view, NM(n, m)) for name, view in views.items()], weights)

@@ -144,11 +144,12 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
         keep, notes = self._kept(problem, state)
         network = masked(observation.model, keep, fold=self.fold)
         details = channel_details(network, scales.named(scales.gamma()))
-        if problem.round_to > 1 and state.pruned < 0:
-            details |= unrounded_details(problem, self.masked_network(replace(problem, round_to=1), state))
-        elif problem.round_to > 1:
-            own = Scales.of(problem.model)
-            details |= unrounded_details(problem, masked(problem.model, own.named(state.plain != 0)))
+        if problem.round_to > 1:
+            if state.pruned < 0:
+                unrounded = self.masked_network(replace(problem, round_to=1), state)
+            else:
+                unrounded = masked(problem.model, scales.named(state.plain != 0))
+            details |= unrounded_details(problem, unrounded)
         return observation._replace(details=details, notes=(*observation.notes, *notes))
 
     def masked_network(self, problem: Problem, state: NetworkSlimmingState) -> nn.Module:
@@ -185,7 +186,7 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
         return add
 
     def _kept(self, problem: Problem, state: NetworkSlimmingState) -> tuple[dict[str, Tensor], list[str]]:
-        """Return the channels that stay, by batch norm, and what had to be changed in those above, as notes."""
+        """Return the channels that stay, by batch norm, and notes of what had to change above the threshold."""
         scales = Scales.of(state.model)
         if state.pruned >= 0:
             return scales.named(state.keep != 0), []

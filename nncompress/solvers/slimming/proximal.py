@@ -203,7 +203,7 @@ class Slimming(Solver[SlimmingState]):
         return update
 
     def _kept(self, problem: Problem, model: nn.Module, xi: Tensor) -> tuple[dict[str, Tensor], list[str]]:
-        """Return the channels that stay, by batch norm, and what had to be changed in those with xi != 0, as notes."""
+        """Return the channels that stay, by batch norm, and notes of what had to change in those with xi != 0."""
         gamma = Scales.of(model).gamma()
         scores = torch.where(xi != 0, xi, gamma).abs()
         return choose_channels(problem, model, xi != 0, scores, fold=self.fold)

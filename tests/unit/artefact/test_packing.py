@@ -143,16 +143,16 @@ def read(form: Any, sizes: Any, streams: dict[str, Tensor], kind: type[Any] | No
     """What was written, every number of it."""
     reader, left = Reader(streams), iter(sizes)
     kinds = {f"{k.__module__}.{k.__qualname__}": k for k in ([kind] if kind else [])}
-    value = decode(form, reader, left, lambda path: kinds.get(path) or located(path))
+    value = decode(form, reader, left, lambda path: kinds.get(path) or find_class(path))
     reader.end()
     assert list(left) == []
     return value
 
 
-def located(path: str) -> type[Any]:
-    from nncompress.artefact.objects import located
+def find_class(path: str) -> type[Any]:
+    from nncompress.artefact.objects import find_class
 
-    return located(path)
+    return find_class(path)
 
 
 def through(theta: Any, kind: type[Any] | None = None) -> Any:

@@ -11,7 +11,7 @@ from one_shot_cases import convolutions
 from problems import F64, randn
 from torch import nn
 
-from nncompress.experiment.one_shot import LowRank, factorised, rank_at
+from nncompress.experiment.one_shot import LowRank, factorise, rank_at
 
 
 def test_the_rank_is_the_part_that_stays_rounded_down_and_at_least_one():
@@ -38,7 +38,7 @@ def test_at_full_rank_a_convolution_is_the_same():
         with case(form=form):
             conv = copy.deepcopy(FORMS[form]).to(F64)
             x, m = randn(2, conv.in_channels, 9, 8), min(len(conv.weight), conv.weight[0].numel())
-            found = factorised(conv, m)
+            found = factorise(conv, m)
             torch.testing.assert_close(found(x), conv(x), rtol=0, atol=1e-10)
             bias = 0 if conv.bias is None else len(conv.bias)
             assert count(found) == m * (conv.weight[0].numel() + len(conv.weight)) + bias
@@ -51,7 +51,7 @@ def test_below_it_the_weight_is_the_best_one_of_its_rank():
             conv = nn.Conv2d(5, 12, 3).to(dtype)
             matrix = conv.weight.detach().flatten(1).double()
             r = rank_at(part, conv.weight.shape)
-            first, second = LowRank().compressed(nn.Sequential(conv), randn(1, 5, 4, 4, dtype=dtype), part)[0]
+            first, second = LowRank().compressed_network(nn.Sequential(conv), randn(1, 5, 4, 4, dtype=dtype), part)[0]
             assert first.weight.dtype == dtype
             product = second.weight.detach().flatten(1).double() @ first.weight.detach().flatten(1).double()
             tail = torch.linalg.svdvals(matrix)[r:].square().sum().sqrt()
@@ -63,7 +63,7 @@ def test_below_it_the_weight_is_the_best_one_of_its_rank():
 
 def test_a_low_rank_network_has_the_numbers_counted_by_hand_and_computes_the_truncated_weights():
     network, x = small("vgg-stages")
-    found = LowRank(linear=True).compressed(network, x, 0.5)
+    found = LowRank(linear=True).compressed_network(network, x, 0.5)
     shapes = [(6, 9), (13, 54), (13, 117), (26, 117), (5, 26)]
     ranks = [3, 6, 6, 13, 2]
     outside = count(network) - sum(rows * columns for rows, columns in shapes)
@@ -81,6 +81,6 @@ def test_grouped_convolutions_and_subclasses_stay_and_a_layer_with_two_names_is_
 
     network = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2, padding=1), Own(4, 4, 1), nn.Conv2d(4, 4, 1)).to(F64)
     network.append(network[2])
-    found = LowRank().compressed(network, randn(1, 4, 3, 3), 0.5)
+    found = LowRank().compressed_network(network, randn(1, 4, 3, 3), 0.5)
     assert [type(module).__name__ for module in found] == ["Conv2d", "Own", "Sequential", "Sequential"]
     assert found[2] is found[3]

@@ -30,7 +30,7 @@ def test_the_network_itself_and_the_random_numbers_are_left_as_they_were(methods
             with case(network=name, method=method):
                 torch.manual_seed(5)
                 state = torch.get_rng_state()
-                found = method.compressed(network, x, 0.5)
+                found = method.compressed_network(network, x, 0.5)
                 assert torch.equal(torch.get_rng_state(), state)
                 assert network.training
                 assert not any(module.training for module in found.modules())
@@ -45,7 +45,7 @@ def test_no_part_is_the_network_itself(methods):
         usual = outputs(network, x)
         for method in methods:
             with case(network=name, method=method):
-                found = outputs(method.compressed(network, x, 0.0), x)
+                found = outputs(method.compressed_network(network, x, 0.0), x)
                 torch.testing.assert_close(found, usual, rtol=0, atol=1e-10)
                 assert method.distances(network, [0.0]) == [0]
 
@@ -59,7 +59,7 @@ def test_distances_are_those_of_the_compressed_weights():
         whole = sum(float(w.square().sum()) for w in weights.values())
         for part, distance in zip(parts, method.distances(network, parts), strict=True):
             with case(method=method, part=part):
-                after = dict(method.compressed(network, x, part).named_parameters())
+                after = dict(method.compressed_network(network, x, part).named_parameters())
                 gone = sum(float((w - after[name].detach()).square().sum()) for name, w in weights.items())
                 assert distance == pytest.approx(math.sqrt(gone / whole))
 
@@ -78,7 +78,7 @@ def test_a_weight_that_is_no_number_is_refused():
     network.features.conv2_1.weight.data[1, 0] = math.nan
     for method in EVERY:
         with pytest.raises(Diverged, match=r"must be finite, found 9 NaN .* in features.conv2_1.weight"):
-            method.compressed(network, x, 0.5)
+            method.compressed_network(network, x, 0.5)
         with pytest.raises(Diverged, match="must be finite"):
             method.distances(network, [0.5])
 
@@ -91,7 +91,7 @@ def test_a_part_outside_the_range_is_refused():
         with pytest.raises(ConfigError, match="at must be the part to take away"):
             Weights(at=[0.2, part])
         with pytest.raises(ConfigError, match="part must be the part to take away"):
-            LowRank().compressed(network, x, part)
+            LowRank().compressed_network(network, x, part)
 
 
 # Single weights.
@@ -105,7 +105,7 @@ def test_exactly_the_smallest_weights_of_the_whole_network_become_zero():
             values = torch.cat([p.flatten() for p in chosen.values()])
             for part in (0.123, 0.5, 0.98):
                 with case(network=name, everything=everything, part=part):
-                    found = dict(Weights(everything=everything).compressed(network, x, part).named_parameters())
+                    found = dict(Weights(everything=everything).compressed_network(network, x, part).named_parameters())
                     after = torch.cat([found[n].detach().flatten() for n in chosen])
                     gone, zeros = round(part * len(values)), int((values == 0).sum())
                     assert int((after == 0).sum()) == max(gone, zeros)
@@ -118,7 +118,7 @@ def test_of_equal_weights_exactly_as_many_as_asked_become_zero():
     network = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).to(F64)
     for p in network.parameters():
         nn.init.constant_(p, -0.5)
-    found = Weights().compressed(network, randn(1, 4), 0.4)
+    found = Weights().compressed_network(network, randn(1, 4), 0.4)
     assert [int((p == 0).sum()) for p in found.parameters()] == [1, 0, 6, 0]  # 7.2 of 18, the last ones
 
 
@@ -129,11 +129,11 @@ def test_methods_without_anything_to_take_away_are_left_out_and_none_at_all_is_r
     network = mlp(gaussian())
     for method in (Filters(), LowRank()):
         with pytest.raises(Unsupported, match=r"needs a method that the network has something for, found this in comp"):
-            OneShotStudy(methods={"this": method}, at=[0.5]).suited(network)
-        kept = OneShotStudy(methods={"weights": Weights(), "this": method}, at=[0.5]).suited(network)
+            OneShotStudy(methods={"this": method}, at=[0.5]).for_network(network)
+        kept = OneShotStudy(methods={"weights": Weights(), "this": method}, at=[0.5]).for_network(network)
         assert [*kept.methods] == ["weights"]
     linear = OneShotStudy(methods={"this": LowRank(linear=True)}, at=[0.5])
-    assert linear.suited(network) == linear
+    assert linear.for_network(network) == linear
 
 
 class Peeking(nn.Module):
@@ -162,7 +162,7 @@ def test_weights_that_are_computed_or_shared_are_left_alone():
     network = nn.Sequential(nn.utils.parametrizations.weight_norm(first), second, third, nn.Conv2d(4, 6, 3)).to(F64)
     for method in (Filters(), LowRank()):
         assert [*method.weights(network)] == ["3.weight"]
-    found = Filters(shifts=False).compressed(network, randn(2, 4, 8, 8), 0.5)
+    found = Filters(shifts=False).compressed_network(network, randn(2, 4, 8, 8), 0.5)
     dead = [(layer.weight.flatten(1) == 0).all(1).sum().item() for layer in found]
     assert dead == [0, 0, 0, 3]
 
@@ -170,5 +170,5 @@ def test_weights_that_are_computed_or_shared_are_left_alone():
 def test_a_network_that_is_one_layer_is_compressed_too():
     conv = nn.Conv2d(3, 6, 3).to(F64)
     x = randn(2, 3, 8, 8)
-    torch.testing.assert_close(LowRank().compressed(conv, x, 0.0)(x), conv(x), rtol=1e-10, atol=1e-12)
-    assert (Filters().compressed(conv, x, 0.5).weight.flatten(1) == 0).all(1).sum() == 3
+    torch.testing.assert_close(LowRank().compressed_network(conv, x, 0.0)(x), conv(x), rtol=1e-10, atol=1e-12)
+    assert (Filters().compressed_network(conv, x, 0.5).weight.flatten(1) == 0).all(1).sum() == 3

@@ -25,7 +25,7 @@ def test_of_every_layer_the_filters_of_smallest_norm_go_as_many_as_the_part_says
     for name in NETWORKS:
         network, x = small(name)
         for norm, part in itertools.product((1, 2), (0.1, 0.5, 0.72, 0.99)):
-            dead = dead_filters(Filters(norm=norm, shifts=False).compressed(network, x, part))
+            dead = dead_filters(Filters(norm=norm, shifts=False).compressed_network(network, x, part))
             for layer, conv in convolutions(network).items():
                 with case(network=name, norm=norm, part=part, layer=layer):
                     norms = conv.weight.detach().abs().pow(norm).sum((1, 2, 3)).tolist()
@@ -36,7 +36,7 @@ def test_of_every_layer_the_filters_of_smallest_norm_go_as_many_as_the_part_says
 
 def test_without_shifts_nothing_but_filters_changes():
     network, x = undeclared()
-    found = Filters(shifts=False).compressed(network, x, 0.5).state_dict()
+    found = Filters(shifts=False).compressed_network(network, x, 0.5).state_dict()
     changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, found[name])}
     assert changed == {"stem.weight", "conv1.weight", "conv2.weight"}
 
@@ -45,7 +45,7 @@ def test_among_equal_filters_the_first_stay_and_exactly_as_many_as_asked_go():
     network = nn.Sequential(nn.Conv2d(1, 7, 1, bias=False), nn.Conv2d(7, 5, 1, bias=False)).to(F64)
     for conv in network:
         nn.init.ones_(conv.weight)
-    found = dead_filters(Filters().compressed(network, randn(2, 1, 3, 3), 0.4))
+    found = dead_filters(Filters().compressed_network(network, randn(2, 1, 3, 3), 0.4))
     assert [mask.tolist() for mask in found.values()] == [[False] * 4 + [True] * 3, [False] * 3 + [True] * 2]
 
 
@@ -62,7 +62,8 @@ def test_jointly_the_smallest_filters_of_all_layers_go_but_one_of_each():
         (0.99, [0, 1], [0, 1, 3]),
     ):
         dead = [
-            mask.nonzero().flatten().tolist() for mask in dead_filters(method.compressed(network, x, part)).values()
+            mask.nonzero().flatten().tolist()
+            for mask in dead_filters(method.compressed_network(network, x, part)).values()
         ]
         assert dead == [first, second]
 
@@ -75,8 +76,8 @@ def test_the_smaller_network_gives_the_outputs_of_the_one_with_zeros():
         norms = {layer: [module_name(network, norm) for norm in found] for layer, found in behind.items()}
         for method, part in ((each, 0.3), (joint, 0.6), (each, 0.95), (joint, 0.95)):
             with case(network=name, part=part, method=method):
-                found = method.compressed(network, x, part)
-                zeroed = replace(method, shifts=False).compressed(network, x, part)
+                found = method.compressed_network(network, x, part)
+                zeroed = replace(method, shifts=False).compressed_network(network, x, part)
                 for layer, dead in dead_filters(zeroed).items():
                     bias = zeroed.get_submodule(layer).bias
                     read = [zeroed.get_submodule(norm) for norm in norms.get(layer, ())]
@@ -90,14 +91,14 @@ def test_the_smaller_network_gives_the_outputs_of_the_one_with_zeros():
 
 def test_a_chain_is_left_with_the_filters_that_stay():
     network, x = small("vgg-stages")  # channels 6, 13, 13, 26
-    found = Filters().compressed(network, x, 0.5)
+    found = Filters().compressed_network(network, x, 0.5)
     assert [tuple(conv.weight.shape[:2]) for conv in convolutions(found).values()] == [(3, 1), (7, 3), (7, 7), (13, 7)]
     assert tuple(found.fc.weight.shape) == (5, 13)
 
 
 def test_a_filter_that_is_added_to_a_stream_becomes_zero_with_its_scale_and_shift_and_keeps_its_place():
     network, x = small("resnet18")
-    found = Filters().compressed(network, x, 0.5)
+    found = Filters().compressed_network(network, x, 0.5)
     assert len(found.blocks[2].conv1.weight) == 4  # 8 channels, removed
     for conv, norm in (
         (found.conv1, found.bn1),
@@ -112,7 +113,7 @@ def test_a_filter_that_is_added_to_a_stream_becomes_zero_with_its_scale_and_shif
 
 def test_a_batch_norm_that_reads_a_stream_stays_as_it_is():
     network, x = small("preresnet-basic")
-    found = Filters().compressed(network, x, 0.5)
+    found = Filters().compressed_network(network, x, 0.5)
     stream = found.blocks[1].branch.bn1
     assert torch.equal(stream.weight, network.blocks[1].branch.bn1.weight)
     assert torch.equal(stream.bias, network.blocks[1].branch.bn1.bias)
@@ -154,7 +155,7 @@ def test_a_norm_of_a_changed_tensor_or_of_two_convolutions_belongs_to_none():
 def test_a_convolution_without_batch_norm_loses_weights_and_biases_alone():
     torch.manual_seed(0)
     network, x = NNBCDCNN((1, 8, 8), 5, filters=6, widths=(7,), bias=True).to(F64), randn(3, 1, 8, 8)
-    found = Filters().compressed(network, x, 0.5)
+    found = Filters().compressed_network(network, x, 0.5)
     dead = dead_filters(found)["conv1"]
     assert int(dead.sum()) == 3
     assert torch.equal(found.conv1.bias == 0, dead)
@@ -164,7 +165,7 @@ def test_a_convolution_without_batch_norm_loses_weights_and_biases_alone():
 def test_filters_of_grouped_convolutions_become_zero():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(4, 8, 3, groups=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)).to(F64)
-    found = Filters(shifts=False).compressed(network, randn(2, 4, 5, 5), 0.5)
+    found = Filters(shifts=False).compressed_network(network, randn(2, 4, 5, 5), 0.5)
     assert [int(mask.sum()) for mask in dead_filters(found).values()] == [4, 1]
 
 

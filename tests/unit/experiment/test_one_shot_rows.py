@@ -50,7 +50,7 @@ def test_a_row_holds_the_figures_of_the_network_compressed_from_the_unmodified_w
     accuracy = evaluate(p.model, p.data.test, p.loss).accuracy
     for row in rows:
         method = Filters() if row["method"] == "filters" else Weights()
-        network = method.compressed(p.model, x[:4], row["part"])
+        network = method.compressed_network(p.model, x[:4], row["part"])
         if row["recalibrated"]:
             network = recalibrated(network, drawn)
         found = evaluate(network, p.data.test, p.loss)
@@ -71,7 +71,7 @@ def test_operations_are_those_counted_by_hand():
     assert rows["f"]["ratio/macs"] == (64 * 9 * 3 + 16 * 9 * 3 * 7 + 7 * 10) / dense
     assert rows["z"]["ratio/macs"] == (64 * 9 * 3 + 16 * 9 * 6 * 7 + 13 * 10) / dense
     assert rows["r"]["ratio/macs"] == (64 * 3 * (9 + 6) + 16 * 6 * (54 + 13) + 13 * 10) / dense
-    zeroed = Weights().compressed(p.model, p.data.train.x[:1], 0.5)
+    zeroed = Weights().compressed_network(p.model, p.data.train.x[:1], 0.5)
     layers = ((zeroed.features.conv1_1, 64), (zeroed.features.conv2_1, 16), (zeroed.fc, 1))
     assert rows["w"]["ratio/macs"] == sum(int((layer.weight != 0).sum()) * at for layer, at in layers) / dense
     assert rows["f"]["smaller"]
@@ -80,11 +80,11 @@ def test_operations_are_those_counted_by_hand():
 
 def test_ratios_are_to_the_network_of_the_problem():
     p = digits_problem()
-    half = Filters().compressed(p.model, p.data.train.x[:4], 0.5)
+    half = Filters().compressed_network(p.model, p.data.train.x[:4], 0.5)
     row, quarter = one_shot(p, half, {"w": Weights()}, [0.5], recalibrate=0, seed=0)
     assert row["ratio/params"] == nonzeros(half) / count(p.model)
     assert row["ratio/macs"] < 0.5
-    zeroed = Weights().compressed(half, p.data.train.x[:4], 0.5)
+    zeroed = Weights().compressed_network(half, p.data.train.x[:4], 0.5)
     assert quarter["ratio/params"] == nonzeros(zeroed) / count(p.model)
     assert not row["smaller"]
     assert not quarter["smaller"]

@@ -230,7 +230,7 @@ def test_what_was_chosen_is_a_table(monkeypatch):
     )
     compact = network.to(F64)
     compacted(compact, plan, held(plan, network))
-    monkeypatch.setattr(autotune, "measured", lambda ways, device: {name: 0.001 * len(name) for name in ways})
+    monkeypatch.setattr(autotune, "measure", lambda ways, device: {name: 0.001 * len(name) for name in ways})
     assert chosen_ways(compact) == []
     with torch.no_grad():
         compact(randn(6, 20))
@@ -244,8 +244,8 @@ def test_what_was_chosen_is_a_table(monkeypatch):
 
 def test_a_recurring_use_of_equal_sizes_measures_once(monkeypatch):
     measured = []
-    original = autotune.measured
-    monkeypatch.setattr(autotune, "measured", lambda ways, device: measured.append(1) or original(ways, device))
+    original = autotune.measure
+    monkeypatch.setattr(autotune, "measure", lambda ways, device: measured.append(1) or original(ways, device))
     _, layer = pair_of(fc(), LowRank(3), AsMatrix())
     with torch.no_grad():
         outputs = [layer(randn(3, 20)) for _ in range(3)]

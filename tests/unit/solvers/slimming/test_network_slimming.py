@@ -18,10 +18,10 @@ from nncompress.metrics import evaluate
 from nncompress.models.densenet import DenseNet
 from nncompress.models.preresnet import PreResNet
 from nncompress.problem import Problem
-from nncompress.solvers.slimming import network_slimming
 from nncompress.solvers.slimming.figures import channel_details
 from nncompress.solvers.slimming.network_slimming import NetworkSlimming, NetworkSlimmingState
 from nncompress.solvers.slimming.scales import Scales
+from nncompress.solvers.training import descent
 from nncompress.surgery.channels import is_reshaped, kept_in
 from nncompress.surgery.removal import removed
 
@@ -182,7 +182,7 @@ def test_fine_tuning_has_a_new_optimiser_and_the_schedule_from_its_beginning(mon
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-    monkeypatch.setattr(network_slimming, "set_rate", spy)
+    monkeypatch.setattr(descent, "set_rate", spy)
     list(solver(10, 6).run(small(), 10))
     rates, optimizers, held = zip(*seen, strict=True)
     assert rates == (0.1, 0.1, 0.01, 0.001, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001)
