@@ -37,6 +37,7 @@ OPTIONS = {
 }
 """The values of each key that is one of several words."""
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+"""The names of devices."""
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:

@@ -14,9 +14,11 @@ import yaml
 from nncompress.config.schema import AUGMENTATION, GROUPS, TRACKING, Config
 
 ROOT = "nncompress.conf"
+"""The package of the configuration."""
 OF_RUN = (*GROUPS, "constraint", AUGMENTATION, TRACKING)
 """The groups whose options a run is made of; those of the others choose among these, or say how runs are run."""
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The fastest loader of YAML that is installed."""
 
 
 def groups(*added: Traversable) -> dict[str, list[str]]:

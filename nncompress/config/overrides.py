@@ -115,7 +115,7 @@ def retarget(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """
     keys = [override.partition("=")[0].lstrip("+") for override in overrides]
     for place in (key.removesuffix("._target_") for key in keys if key.count(".") > 1 and key.endswith("._target_")):
-        OmegaConf.update(cfg, place, _accepted(OmegaConf.select(cfg, place), place, keys), merge=False)
+        OmegaConf.update(cfg, place, _accepted_keys(OmegaConf.select(cfg, place), place, keys), merge=False)
     for group in (*GROUPS, AUGMENTATION):
         if f"{group}._target_" in keys:
             own = {key.split(".")[1] for key in keys if key.startswith(f"{group}.")}
@@ -124,8 +124,8 @@ def retarget(cfg: DictConfig, overrides: Sequence[str]) -> None:
                 cfg.choices[group] = str(cfg[group]["_target_"]).rpartition(".")[2]
 
 
-def _accepted(node: DictConfig, place: str, given: Sequence[str]) -> dict[str, Any]:
-    """Return the keys of a node that are given, or that its class takes."""
+def _accepted_keys(node: DictConfig, place: str, overridden: Sequence[str]) -> dict[str, Any]:
+    """Return the keys of a node that overrides name, or that its class takes, with their values."""
     values, name = {str(key): value for key, value in node.items()}, str(node["_target_"])
     try:
         target = Callee(name, locate(name))
@@ -133,5 +133,5 @@ def _accepted(node: DictConfig, place: str, given: Sequence[str]) -> dict[str, A
         return values
     if target.open and target.parameters:
         return values
-    kept = [key for key in values if key.startswith("_") or f"{place}.{key}" in given or target.takes(key)]
+    kept = [key for key in values if key.startswith("_") or f"{place}.{key}" in overridden or target.takes(key)]
     return {key: values[key] for key in kept}

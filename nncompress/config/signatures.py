@@ -23,6 +23,7 @@ RESERVED = frozenset({"_target_", "_partial_", "_args_", "_recursive_", "_conver
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path", type(None): "null"}
 """What the user is told of the types of plain values."""
 EMPTY = inspect.Parameter.empty
+"""The annotation or default of a parameter that has none."""
 
 
 def locate(name: str) -> Any:
@@ -106,21 +107,20 @@ def check_call(place: str, node: Mapping[str, Any], offered: Collection[str] = (
     except ConfigError as error:
         yield f"{place}: {error}"
         return
-    given = {key: value for key, value in node.items() if key not in RESERVED}
-    for key in given:
+    values = {key: value for key, value in node.items() if key not in RESERVED}
+    for key in values:
         if not target.open and not target.takes(key):
             hint = nearest(key, target.keywords) or f"; it takes {', '.join(target.keywords) or 'none'}"
             yield f"{place}.{key}: {target.name} has no keyword '{key}'{hint}"
     positional = [n for n, p in target.parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     count = len(node.get("_args_", ())) + (1 if node.get("_partial_") else 0)
-    supplied = {*given, *offered, *[n for n in positional if n not in given][:count]}
+    supplied = {*values, *offered, *[n for n in positional if n not in values][:count]}
     for key, parameter in target.keywords.items():
         if parameter.default is EMPTY and key not in supplied:
             yield f"{place}.{key}: {target.name} needs it; give {place}.{key}=..."
-    for key, value in given.items():
-        yield from _check_value(
-            f"{place}.{key}", value, target.keywords[key].annotation if target.takes(key) else EMPTY
-        )
+    for key, value in values.items():
+        annotation = target.keywords[key].annotation if target.takes(key) else EMPTY
+        yield from _check_value(f"{place}.{key}", value, annotation)
 
 
 def _check_value(place: str, value: Any, annotation: Any) -> Iterator[str]:
@@ -131,9 +131,8 @@ def _check_value(place: str, value: Any, annotation: Any) -> Iterator[str]:
     if value == MISSING:
         yield f"{place}: a value is required; give {place}=..."
     elif not nodes and not fits(value, annotation):
-        hint = (
-            " (that is text: write the number without quotes)" if isinstance(value, str) and _is_number(value) else ""
-        )
+        is_text = isinstance(value, str) and _is_number(value)
+        hint = " (that is text: write the number without quotes)" if is_text else ""
         yield f"{place}: must be {describe(annotation)}, found {_show(value)}{hint}"
 
 
@@ -165,9 +164,9 @@ def fits(value: Any, annotation: Any) -> bool:
         return True
     if kind in (int, float):
         return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    return (
-        isinstance(value, str if kind is Path else kind) if kind in NAMES else _fits_container(value, kind, arguments)
-    )
+    if kind in NAMES:
+        return isinstance(value, str if kind is Path else kind)
+    return _fits_container(value, kind, arguments)
 
 
 def _fits_container(value: Any, kind: type, arguments: tuple[Any, ...]) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, Self
 from nncompress import parallel
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""The signals that are remembered."""
 
 
 class Interruption:

@@ -184,7 +184,7 @@ class Weights(OneShot):
             w.masked_fill_(gone.view(w.shape), 0)
         return network
 
-    def lost(self, model: nn.Module, parts: Sequence[float]) -> list[Tensor]:
+    def squared_distances(self, model: nn.Module, parts: Sequence[float]) -> list[Tensor]:
         values = torch.cat([w.abs().flatten() for w in self.weights(model).values()])
         squares = values.sort().values.double().square()
         return [squares[: round(part * len(squares))].sum() for part in parts]
@@ -217,7 +217,7 @@ class LowRank(OneShot):
                 network.set_submodule(name, new[module])
         return network
 
-    def lost(self, model: nn.Module, parts: Sequence[float]) -> list[Tensor]:
+    def squared_distances(self, model: nn.Module, parts: Sequence[float]) -> list[Tensor]:
         matrices = [w.flatten(1) for w in self.weights(model).values()]
         spectra = [singular_values(matrix).double().square() for matrix in matrices]
         ranks = [[rank_at(part, matrix.shape) for matrix in matrices] for part in parts]

@@ -22,6 +22,7 @@ from nncompress.results.records import CONFIG, is_run, read_run
 log = logging.getLogger(__name__)
 
 NO_COMPRESSION = {"_target_": "nncompress.compressions.none", "_partial_": True}
+"""The node of the compression that the training of a reference has."""
 EVAL_EVERY = 10
 """Epochs between two observations of the training."""
 
@@ -68,12 +69,17 @@ def _trained_folder(cfg: DictConfig) -> Path:
     if not _is_done(folder):
         with hold(_lock_of(folder), waiting=f"waiting for the process that trains the reference in {folder}"):
             if not _is_done(folder):
-                untrained = setup(cfg)
-                untrained.solver.init(untrained.problem)  # what the solver refuses is refused before the training
+                _check(cfg)
                 _train(training, folder)
                 return folder
     log.info("the reference is taken from %s", folder)
     return folder
+
+
+def _check(cfg: DictConfig) -> None:
+    """Refuse what the solver would refuse, before the training: it is started on the untrained network."""
+    untrained = setup(cfg)
+    untrained.solver.init(untrained.problem)
 
 
 def _training(cfg: DictConfig) -> DictConfig:

@@ -132,6 +132,11 @@ def size(plans: Sequence[Forecast]) -> int:
     return sum(len(plan.left()) * plan.cost.size for plan in plans if plan.cost is not None)
 
 
+def planned_runs(words: Sequence[str]) -> list[PlannedRun]:
+    """Return the runs of `nncompress train -m` with these words. Raises ConfigError for a word that is wrong."""
+    return [_planned_run(job) for job in composed_jobs(words)]
+
+
 def _planned_run(job: ComposedJob) -> PlannedRun:
     cfg = job.cfg
     solver = cfg.solver
@@ -151,7 +156,7 @@ def _planned_run(job: ComposedJob) -> PlannedRun:
 def _plan(
     study: PaperStudy, words: tuple[str, ...], folder: Path, before: Mapping[str, Any], instead: bool = False
 ) -> Forecast:
-    jobs = tuple(_planned_run(job) for job in composed_jobs(words))
+    jobs = tuple(planned_runs(words))
     stand = _standings(folder)
     ended = frozenset(job.key for job in jobs if stand.get(job.key) in ENDED)
     if len(ended) == len(jobs):

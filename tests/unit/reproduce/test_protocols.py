@@ -15,9 +15,9 @@ import nncompress.sweeps.launch  # noqa: F401 (its resolver is used by conf/conf
 from nncompress.config.build import validate
 from nncompress.errors import ConfigError
 from nncompress.reproduce import planning
-from nncompress.reproduce.planning import Cost, Forecast, jobs_of, seconds
+from nncompress.reproduce.planning import Cost, Forecast, planned_runs, seconds
 from nncompress.reproduce.protocol import CLAIM, NOT_AVAILABLE, PAPERS, SCALES, Selection, read_protocol, read_published
-from nncompress.sweeps.sweeper import combinations, values_of
+from nncompress.sweeps.combinations import _composed_job, combinations, values_of
 
 FROM_REFERENCE = ("LC", "IDC", "DCRetrain", "Distillation", "DirectCompression")
 """The solvers that start from a trained network."""
@@ -83,9 +83,10 @@ def test_the_first_run_of_every_study_of_a_paper_is_a_valid_configuration(paper:
     with composing():
         for words, study in studies.items():
             with case(study=study.name, words=words):
-                cfg = planning._composed(first := first_job(words))
+                composed = _composed_job(first_job(words), ())
+                cfg = composed.cfg
                 validate(cfg)
-                job = planning._job(first, cfg)
+                job = planning._planned_run(composed)
                 assert job.steps >= 0
                 solver = cfg.solver._target_.rpartition(".")[2]
                 assert (job.reference is None) == (solver not in FROM_REFERENCE)
@@ -117,7 +118,7 @@ def test_stars_of_a_row_are_the_values_of_keys() -> None:
 
 
 def test_what_a_run_is_compressed_to_afterwards_is_measured_once_and_counted() -> None:
-    (job,) = jobs_of(["compress_at=[.1,.2,.3]", "compress_by.weights.at=[.5,.9]", "~compress_by.low_rank"])
+    (job,) = planned_runs(["compress_at=[.1,.2,.3]", "compress_by.weights.at=[.5,.9]", "~compress_by.low_rank"])
     assert job.parts == 3 + 3 + 2  # two methods share the parts
     assert set(job.one_step) == {"++solver.num_steps=1", "compress_at=[0.1]", "compress_by.weights.at=[0.5]"}
     plan = Forecast(read_protocol("lc", "cpu").studies[0], (), (job,), frozenset(), cost=Cost(2, 3, 0, 0, 5))
@@ -125,11 +126,11 @@ def test_what_a_run_is_compressed_to_afterwards_is_measured_once_and_counted() -
 
 
 def test_a_reference_has_the_name_under_which_a_run_looks_for_it() -> None:
-    (job,) = jobs_of(["experiment=lc/prune"])
+    (job,) = planned_runs(["experiment=lc/prune"])
     assert job.reference is not None
     assert job.reference[0].rpartition("/")[2].startswith("lenet300-mnist-")
 
 
 def test_a_wrong_word_of_a_protocol_is_told() -> None:
     with pytest.raises(ConfigError, match="sollver"):
-        jobs_of(["sollver=lc"])
+        planned_runs(["sollver=lc"])

@@ -22,7 +22,7 @@ import nncompress.reproduce.run as command
 from nncompress.cli.main import main
 from nncompress.config.overrides import named_folder
 from nncompress.files import read_json, write_json
-from nncompress.reproduce.planning import Cost, Forecast, _recorded, jobs_of, planned
+from nncompress.reproduce.planning import Cost, Forecast, _recorded, planned, planned_runs
 from nncompress.reproduce.protocol import CLAIM, Alternative, Claim, PaperStudy, Protocol, Published, Selection
 from nncompress.reproduce.rows import FAIL, PASS
 from nncompress.results.records import read_run
@@ -64,7 +64,7 @@ PUBLISHED = [
 
 @cache
 def known_jobs(words: tuple[str, ...]) -> list[planning.PlannedRun]:
-    return jobs_of(words)
+    return planned_runs(words)
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def in_place_of_lc(patch: pytest.MonkeyPatch) -> Iterator[None]:
     patch.setattr("nncompress.reproduce.report.read_protocol", tiny)
     patch.setattr("nncompress.reproduce.report.read_published", lambda paper: PUBLISHED)
     patch.setattr("nncompress.sweeps.jobs.write_report", lambda folder: None)
-    patch.setattr(planning, "jobs_of", lambda words: known_jobs(tuple(words)))
+    patch.setattr(planning, "planned_runs", lambda words: known_jobs(tuple(words)))
     yield
 
 
