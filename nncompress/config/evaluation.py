@@ -8,14 +8,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
-from hydra import compose, initialize_config_module
+from hydra import compose
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from nncompress.config.build import build, group_problems, range_problems
-from nncompress.config.overrides import sentence
+from nncompress.config.overrides import packaged_config
 from nncompress.config.schema import Downloads
 from nncompress.errors import ConfigError
 from nncompress.files import require_free
@@ -63,14 +61,12 @@ def read_settings(overrides: Sequence[str], data: Any) -> EvaluationSettings:
         ConfigError: with all that is wrong, or with the first word that Hydra refuses.
     """
     keys = [word.partition("=")[0].lstrip("+~") for word in overrides]
-    try:
+    with packaged_config(overrides, NAME):
         cfg = _composed(overrides, data)
         if "dataset._target_" in keys:  # the keys of the one it replaces no longer count
             cfg.dataset = {key: value for key, value in cfg.dataset.items() if f"dataset.{key}" in keys}
         _refuse([*_unknown(keys)])
         settings = cast(EvaluationSettings, OmegaConf.to_object(cfg))
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(sentence(error, overrides, NAME)) from error
     _refuse([*_problems(settings)])
     return settings
 
@@ -98,8 +94,7 @@ def _composed(overrides: Sequence[str], data: Any) -> DictConfig:
     store = ConfigStore.instance()
     store.store(name="eval_shell", node=shell)
     store.store(group="dataset", name=OF_ARTEFACT, node=data if isinstance(data, dict) else {})
-    with initialize_config_module("nncompress.conf", version_base="1.3"):
-        return compose(NAME, list(overrides))
+    return compose(NAME, list(overrides))
 
 
 def _unknown(keys: Sequence[str]) -> Iterator[str]:

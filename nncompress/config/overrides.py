@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,20 @@ def sentence(error: Exception, arguments: Sequence[str], name: str = "config") -
         return f"{one_line(error)}: {sweep}a list needs brackets (KEY=[1,2])"
     lines = [*str(error).splitlines(), *(str(cause).splitlines()[:1] if cause else [])]
     return " ".join(line.strip() for line in lines if line.strip())
+
+
+@contextmanager
+def packaged_config(arguments: Sequence[str], name: str = "config") -> Iterator[None]:
+    """Let Hydra compose the packaged configuration `name` within it.
+
+    Raises:
+        ConfigError: in place of what Hydra says of the words of a command line (`arguments`).
+    """
+    try:
+        with initialize_config_module("nncompress.conf", version_base="1.3"):
+            yield
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(sentence(error, arguments, name)) from error
 
 
 def unknown_key(place: str, cfg: DictConfig | None, otherwise: str = "") -> str:

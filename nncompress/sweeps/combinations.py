@@ -8,15 +8,14 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hydra import compose, initialize_config_module
+from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from nncompress.config.overrides import sentence
+from nncompress.config.overrides import packaged_config
 from nncompress.config.schema import CHOICES, register, results_in, role_of
 from nncompress.errors import ConfigError
 
@@ -36,16 +35,13 @@ def composed_jobs(overrides: Sequence[str]) -> list[ComposedJob]:
         ConfigError: an override is wrong.
     """
     register()
-    try:
-        with initialize_config_module("nncompress.conf", version_base="1.3"):
-            loader = GlobalHydra.instance().config_loader()
-            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-            swept = [each.input_line for each in parsed if each.is_sweep_override()]
-            shared = compose("config", [each for each in overrides if each not in swept])  # as Hydra before the jobs
-            values = values_of(parsed)
-            return [_composed_job(row, varied_in(values)) for row in combinations(values, shared.sweep.zip)]
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(sentence(error, overrides)) from error
+    with packaged_config(overrides):
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        parsed = parser.parse_overrides(list(overrides))
+        swept = [each.input_line for each in parsed if each.is_sweep_override()]
+        shared = compose("config", [each for each in overrides if each not in swept])  # as Hydra does before the jobs
+        values = values_of(parsed)
+        return [_composed_job(row, varied_in(values)) for row in combinations(values, shared.sweep.zip)]
 
 
 def _composed_job(overrides: list[str], varied: Collection[str]) -> ComposedJob:
@@ -67,10 +63,8 @@ def combinations(values: Mapping[str, list[str]], zipped: Sequence[Any]) -> list
     Raises:
         ConfigError: a zipped key is not swept, stands in two groups, or has another number of values than its group.
     """
-    groups = _groups(zipped, values)
-    grouped = {key for group in groups for key in group}
-    axes = [*groups, *([key] for key in values if key not in grouped)]
-    axes.sort(key=lambda keys: min(map(list(values).index, keys)))
+    group_of = {key: tuple(group) for group in _groups(zipped, values) for key in group}
+    axes = dict.fromkeys(group_of.get(key, (key,)) for key in values)
     columns = [[[f"{key}={values[key][i]}" for key in keys] for i in range(len(values[keys[0]]))] for keys in axes]
     return [list(itertools.chain(*parts)) for parts in itertools.product(*columns)]
 

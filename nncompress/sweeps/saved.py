@@ -7,16 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
-from hydra import compose, initialize_config_module
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from nncompress.config.allow import check, targets
 from nncompress.config.options import OF_RUN
-from nncompress.config.overrides import named_folder, quote, retarget, sentence, unknown_key
+from nncompress.config.overrides import named_folder, packaged_config, quote, retarget, unknown_key
 from nncompress.config.schema import CHOICES, FOLLOWED, LATER, Config, is_below
 from nncompress.errors import CheckpointError, ConfigError, one_line
 from nncompress.results.records import CONFIG, require_current
@@ -138,12 +137,10 @@ def rerun_config(folder: Path, overrides: Sequence[str]) -> DictConfig:
 
 def _choose(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
     """Put options of groups in a configuration, and those that they choose (`model=tt_mlp` its compression)."""
-    try:
-        with initialize_config_module("nncompress.conf", version_base="1.3"):
-            new = compose("config", list(chosen.values()), return_hydra_config=True)
-            usual = compose("config", return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(sentence(error, list(chosen.values()))) from error
+    overrides = list(chosen.values())
+    with packaged_config(overrides):
+        new = compose("config", overrides, return_hydra_config=True)
+        usual = compose("config", return_hydra_config=True)
     options, defaults = new.hydra.runtime.choices, usual.hydra.runtime.choices
     for group in OF_RUN:
         # A constraint belongs to one solver.
