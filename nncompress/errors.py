@@ -39,12 +39,12 @@ class Pruned(NNCompressError):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of the error's message, or its class when it says nothing."""
+    """Return the first line of the error's message, or its class when it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known word most like `word`, else nothing."""
+    """Return `; did you mean 'x'?` for the known word most like `word`, else nothing."""
     match = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{match[0]}'?" if match else ""

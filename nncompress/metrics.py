@@ -218,7 +218,7 @@ def weight_histograms(plan: Plan, theta: Sequence[Any], network: nn.Module) -> d
 
 
 def _real_tensors(theta: Any, field: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of real numbers in Θ with the fields they stand in, `cores.0`."""
+    """Yield the tensors of real numbers in Θ with the fields they stand in, `cores.0`."""
     if isinstance(theta, Tensor):
         if theta.is_floating_point():
             yield field, theta

@@ -124,7 +124,7 @@ def _of_action(parser: Parser, action: argparse.Action, typed: str) -> Iterator[
 
 
 def _of_form(parser: Parser, form: str, typed: str) -> Iterator[str]:
-    """What a form such as `auto|cuda:N`, `RUN` or `KEY,KEY` stands for."""
+    """Yield what a form such as `auto|cuda:N`, `RUN` or `KEY,KEY` stands for."""
     for part in form.split("|"):
         name, is_list, _ = part.strip("[].").partition(",")
         begun = typed[: typed.rfind(",") + 1] if is_list else ""
@@ -137,7 +137,7 @@ def _of_form(parser: Parser, form: str, typed: str) -> Iterator[str]:
 
 
 def _paths(typed: str, kind: str) -> Iterator[str]:
-    """Folders, and of a `FILE` or `PATH` files too; one that is looked for ends the word, others go on with a slash."""
+    """Yield folders, of a `FILE` or `PATH` files too; one that is looked for ends the word, others end with a slash."""
     start, name = typed[: typed.rfind("/") + 1], typed[typed.rfind("/") + 1 :]
     try:
         entries = sorted(Path(start or ".").expanduser().iterdir())
@@ -155,7 +155,7 @@ def _paths(typed: str, kind: str) -> Iterator[str]:
 
 
 def _tree(parser: Parser, before: Sequence[str]) -> dict[str, Any]:
-    """The keys and values that words KEY=VALUE of a command may change."""
+    """Return the keys and values that words KEY=VALUE of a command may change."""
     if parser.name == "rerun":
         keys: dict[str, Any] = {}
         for folder in (Path(word) for word in before if is_run(Path(word))):
@@ -172,7 +172,7 @@ def _tree(parser: Parser, before: Sequence[str]) -> dict[str, Any]:
 
 
 def _values(parser: Parser, before: Sequence[str], flag: str, typed: str) -> Iterator[str]:
-    """Words KEY=VALUE: what the help says of the key, the options of a group, true or false."""
+    """Yield words KEY=VALUE: what the help says of the key, the options of a group, true or false."""
     key = flag.lstrip("+~")
     for form in {**parser.keys, **(train.KEYS if parser.name in ("search", "rerun") else {})}:
         if form.partition("=")[0] == key:
@@ -186,14 +186,14 @@ def _values(parser: Parser, before: Sequence[str], flag: str, typed: str) -> Ite
 
 
 def _node(tree: Any, key: str) -> Any:
-    """What a dotted key leads to in nested dictionaries; None when it leads nowhere."""
+    """Return what a dotted key leads to in nested dictionaries; None when it leads nowhere."""
     for name in key.split(".") if key else ():
         tree = tree.get(name) if isinstance(tree, dict) else None
     return tree
 
 
 def _keys(parser: Parser, before: Sequence[str], typed: str) -> Iterator[str]:
-    """Keys with `=`, those that have others below with a dot too, or those below as far as is typed."""
+    """Yield keys with `=`, those that have others below with a dot too, or those below as far as is typed."""
     mark = re.match(r"[+~]*", typed)
     sign = mark.group() if mark else ""
     parent, dot, _ = typed[len(sign) :].rpartition(".")

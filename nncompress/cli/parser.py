@@ -116,7 +116,7 @@ def _rows(group: str, options: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _lines(name: str, text: str) -> Iterator[str]:
     indent, first = " " * COLUMN, f"  {name}".ljust(COLUMN)
     if not first.endswith("  "):
-        yield first
+        yield first.rstrip()
         first = indent
     yield from textwrap.wrap(
         text, _width(), initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nncompress.cli.parser import Parser
 from nncompress.config.options import OF_RUN, groups
@@ -36,6 +36,12 @@ OF_SEARCH = {
     "sweep.resume=SWEEP": "goes on with a search",
     "hydra.sweep.dir=FOLDER": "where the search goes (default: outputs/sweeps/TIME)",
 }
+OPTIONS_OF_HYDRA = (
+    *("-m", "--multirun", "-r", "--run", "-c", "--cfg", "-i", "--info", "-p", "--package", "--resolve"),
+    *("-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path"),
+    *("--hydra-help", "--version", "--experimental-rerun"),
+)
+"""The options that Hydra understands; the help shows those that are of use here."""
 CHOICES = "takes an option of a group; otherwise dataset=digits model=mlp compression=none solver=sgd"
 EXAMPLES = """\
 examples:
@@ -105,14 +111,16 @@ def train(arguments: Sequence[str]) -> int:
     """
     from nncompress.sweeps import launch
 
-    return launch.train(_checked(arguments))
+    _check_options(arguments, parser)
+    return launch.train(list(arguments))
 
 
 def search(arguments: Sequence[str]) -> int:
     """Search the settings that the words describe; exit code and errors as with `train`."""
     from nncompress.sweeps import launch
 
-    return launch.search(_checked(arguments))
+    _check_options(arguments, search_parser)
+    return launch.search(list(arguments))
 
 
 def _groups() -> list[str]:
@@ -120,7 +128,14 @@ def _groups() -> list[str]:
     return [*OF_RUN, *(name for name in groups() if name not in OF_RUN)]
 
 
-def _checked(arguments: Sequence[str]) -> list[str]:
+def _check_options(arguments: Sequence[str], command: Callable[[], Parser]) -> None:
+    """Refuse the options that Hydra does not have: it would show its own usage.
+
+    Raises:
+        ConfigError: there is one.
+    """
     if {"-sc", "--shell-completion"} & set(arguments):
         raise ConfigError('TAB completes all commands after: eval "$(nncompress complete bash)", or zsh for bash')
-    return list(arguments)
+    unknown = [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in OPTIONS_OF_HYDRA]
+    if unknown:
+        command().error(f"unrecognized arguments: {' '.join(unknown)}")

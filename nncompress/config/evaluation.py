@@ -98,7 +98,7 @@ def _composed(overrides: Sequence[str], data: Any) -> DictConfig:
 
 
 def _unknown(keys: Sequence[str]) -> Iterator[str]:
-    """Keys that Hydra takes although nothing reads them."""
+    """Yield a sentence for each key that Hydra takes although nothing reads it."""
     known = [each.name for each in fields(EvaluationSettings)]
     for key in keys:
         if re.split(r"[.@/]", key)[0] not in known:

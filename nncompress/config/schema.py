@@ -196,13 +196,13 @@ def is_below(key: str, others: tuple[str, ...]) -> bool:
 def results_in(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a configuration, as plain containers, changes figures: no key of another role, at any depth."""
 
-    def kept(node: Any, place: str) -> Any:
+    def results_below(node: Any, place: str) -> Any:
         if not isinstance(node, Mapping):
             return node
         below = {name: f"{place}.{name}" if place else str(name) for name in node}
-        return {name: kept(node[name], key) for name, key in below.items() if role_of(key) == "result"}
+        return {name: results_below(node[name], key) for name, key in below.items() if role_of(key) == "result"}
 
-    return dict(kept(tree, ""))
+    return dict(results_below(tree, ""))
 
 
 @cache

@@ -59,12 +59,12 @@ def run(setup: Setup, folder: Path) -> Row:
                 held.enter_context(claim_run(folder, resumed))
         if parallel.rank() > 0:
             with Interruption() as interruption:
-                return _Run(setup, folder, interruption, {}, Tracking({}, {}, folder), leads=False).done()
+                return _Run(setup, folder, interruption, {}, Tracking({}, {}, folder), leads=False).finish()
         with room(folder), Interruption() as interruption:
             write_config(folder, setup.settings.config, COPIES)  # first: a folder with a status can be resumed
             with _tracking(setup, folder) as tracking, status_of(folder, resumed) as status:
                 tracking.start()
-                summary = _Run(setup, folder, interruption, status, tracking).done()
+                summary = _Run(setup, folder, interruption, status, tracking).finish()
             if interruption.code and parallel.size() == 1:  # too late for this run, not for what would follow it
                 log.warning(
                     "stopped by a signal once the run had all its steps; it is done, and nncompress report %s writes "
@@ -112,7 +112,7 @@ class _Run:
     tracking: Tracking
     leads: bool = True
 
-    def done(self) -> Row:
+    def finish(self) -> Row:
         """Iterate, write what the run ends with, and return its summary."""
         environment.reset_peak_memory(self.setup.problem.device)
         start = self._start()
@@ -120,7 +120,7 @@ class _Run:
             with parallel.together():
                 recorder = opened.enter_context(self._recorder(start)) if self.leads else None
             end = self._end(start, recorder)
-        return {} if recorder is None else self._written(end)
+        return {} if recorder is None else self._write_results(end)
 
     def _start(self) -> _Start:
         """Return where the checkpoint says that a resumed run goes on; the very start without one."""
@@ -234,7 +234,7 @@ class _Run:
             }
             checkpoint.save(self.folder / CHECKPOINT, content)
 
-    def _written(self, end: _End) -> Row:
+    def _write_results(self, end: _End) -> Row:
         """Write the compact network and the final figures, and return these."""
         setup, path, observation = self.setup, self.folder / SUMMARY, end.observation
         summary = summary_of(setup, end.iterate, observation, read_run(self.folder).rows, end.row, end.step_seconds)

@@ -17,9 +17,8 @@ from nncompress import environment, metrics, parallel
 from nncompress.artefact.start import start_from
 from nncompress.compressions.plan import Plan, check_finite, plan_of
 from nncompress.compressions.target import SizeTarget, changes, fit
-from nncompress.config.allow import targets
+from nncompress.config.allow import PLACES, targets
 from nncompress.config.build import build, refusals, resolve
-from nncompress.config.schema import FOLLOWED, role_of
 from nncompress.errors import ConfigError, Unsupported
 from nncompress.experiment.one_shot import OneShot
 from nncompress.experiment.study import OneShotStudy
@@ -102,7 +101,6 @@ def setup(cfg: DictConfig) -> Setup:
 
 def _settings(cfg: DictConfig) -> Settings:
     config = resolve(cfg) | {"resume": None}
-    places = [f"${{{key}}}" for key in FOLLOWED.values() if role_of(key) == "place"]
     given: Any = OmegaConf.to_container(cfg.dataset, resolve=False)
     return Settings(
         seed=cfg.seed,
@@ -111,7 +109,7 @@ def _settings(cfg: DictConfig) -> Settings:
         protocol=cfg.protocol,
         resume=cfg.resume is not None,
         config=config,
-        data=config["dataset"] | {key: value for key, value in given.items() if value in places},
+        data=config["dataset"] | {key: value for key, value in given.items() if value in PLACES},
     )
 
 

@@ -157,13 +157,13 @@ def _differs(configs: Sequence[Mapping[str, Any]], key: str) -> bool:
 
 
 def _trained_for_it(config: Mapping[str, Any]) -> bool:
-    """Whether a run's reference was trained as its own configuration says, and is no setting of its own."""
+    """Return whether a run's reference was trained as its own configuration says, and is no setting of its own."""
     folder = config.get("reference")
     return folder is not None and Path(str(folder)).parent.name == Path(str(config.get("reference_dir"))).name
 
 
 def _own_seed(configs: Sequence[Mapping[str, Any]], key: str) -> bool:
-    """A part's own seed (that of a data subset, say) is a difference when it does not follow the run's."""
+    """Return whether a part's own seed (of a data subset, say) is a difference: it does not follow the run's."""
     return key.endswith(".seed") and any(config.get(key) != config.get("seed") for config in configs)
 
 

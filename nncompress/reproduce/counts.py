@@ -12,7 +12,7 @@ from nncompress.surgery.uses import watch
 
 
 def params_with_selection(model: nn.Module) -> int:
-    """All parameters and, for each scale without a producer, one number per channel of its batch norm.
+    """Count all parameters and, for each scale without a producer, one number per channel of its batch norm.
 
     The README of the PyTorch re-implementation of network slimming (github.com/Eric-mingjie/network-slimming) agrees
     with this for ResNet-164 and DenseNet-40: 0/1 vectors that select channels count as parameters there.
@@ -22,7 +22,7 @@ def params_with_selection(model: nn.Module) -> int:
 
 
 def script_flops(model: nn.Module, x: Tensor) -> int:
-    """Operations of the modules on one sample x (1 x input_shape), additions and multiplications apart.
+    """Count the operations of the modules on one sample x (1 x input_shape), additions and multiplications apart.
 
     Convolutions and linear layers: 2 for each weight and position, 1 for each bias and position; batch norm: 2 for each
     element; ReLU: 1; pooling: the size of its window for each output. What is no module counts nothing, so VGG's

@@ -82,12 +82,12 @@ class Forecast:
     cost: Cost | None = None
 
     def left(self) -> Sequence[PlannedRun]:
-        """The jobs to run."""
+        """Return the jobs to run."""
         return [] if self.missing else [job for job in self.jobs if job.key not in self.ended]
 
 
 def planned(study: PaperStudy, more: Sequence[str], folder: Path, before: Mapping[str, Any]) -> Forecast:
-    """The plan of a study whose sweep is in `folder`, `more` being words that all studies get.
+    """Return the plan of a study whose sweep is in `folder`, `more` being words that all studies get.
 
     before: what was found out when this was planned the last time (`on_record`); what is missing is looked for again.
     """
@@ -102,7 +102,7 @@ def planned(study: PaperStudy, more: Sequence[str], folder: Path, before: Mappin
 
 
 def on_record(plan: Forecast) -> dict[str, Any]:
-    """What `planned` need not find out again, and what the tables need to know of a study."""
+    """Return what `planned` need not find out again, and what the tables need to know of a study."""
     return {
         "words": list(plan.words),
         "instead": plan.instead,
@@ -113,7 +113,7 @@ def on_record(plan: Forecast) -> dict[str, Any]:
 
 
 def seconds(plans: Sequence[Forecast]) -> float | None:
-    """What is left to do, one job after the other, of the studies that could be measured; None when none was."""
+    """Return the seconds of what is left to do, one job after the other, of measured studies; None without any."""
     total, references = 0.0, set[str]()
     for plan in plans:
         for job in plan.left():
@@ -128,7 +128,7 @@ def seconds(plans: Sequence[Forecast]) -> float | None:
 
 
 def size(plans: Sequence[Forecast]) -> int:
-    """Bytes that what is left to do will write, as far as known."""
+    """Return the bytes that what is left to do will write, as far as known."""
     return sum(len(plan.left()) * plan.cost.size for plan in plans if plan.cost is not None)
 
 
@@ -175,7 +175,7 @@ def _plan(
 
 
 def _recorded(before: Mapping[str, Any], words: Sequence[str]) -> Cost | None:
-    """What was measured the last time with the same words; None where it was not, or where it cannot be read."""
+    """Return what was measured the last time with the same words; None where it was not, or where it cannot be read."""
     try:
         return Cost(**before["cost"]) if before.get("words") == list(words) else None
     except (KeyError, TypeError):
@@ -193,13 +193,13 @@ def _check_data(node: str) -> None:
 
 
 def ended_otherwise(folder: Path, jobs: Sequence[PlannedRun]) -> dict[str, int]:
-    """How many of the jobs of the sweep in `folder` have which status that is not `done`."""
+    """Count the jobs of the sweep in `folder` by their status, those that are `done` left out."""
     found = _standings(folder)
     return dict(Counter(found.get(job.key, "pending") for job in jobs if found.get(job.key) != "done"))
 
 
 def _standings(folder: Path) -> dict[str, str]:
-    """The status of each job of the sweep in `folder`, by its key."""
+    """Return the status of each job of the sweep in `folder`, by its key."""
     if not (folder / SWEEP).exists():
         return {}
     return {job.key: standing(folder / job.folder) for job in read_manifest(folder).jobs}

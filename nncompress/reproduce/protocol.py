@@ -101,11 +101,11 @@ class Protocol:
     other: Mapping[str, Sequence[str]]
 
     def study(self, name: str) -> PaperStudy | None:
-        """The study of this name; None where this scale has none."""
+        """Return the study of this name; None where this scale has none."""
         return next((study for study in self.studies if study.name == name), None)
 
     def selection(self, row: str) -> Selection | None:
-        """The runs that measure a published row; None where no study does."""
+        """Return the runs that measure a published row; None where no study does."""
         for pattern, (selection, each) in self.rows.items():
             found = re.fullmatch("(.*)".join(map(re.escape, pattern.split("*"))), row)
             if found:
@@ -128,12 +128,12 @@ class Protocol:
         return next((why for pattern, why in self.absent.items() if fnmatchcase(row, pattern)), "no experiment here")
 
     def why_no_study(self, name: str) -> str:
-        """Where a study is that this scale has not."""
+        """Say at which scales a study is that this one does not have."""
         return f"not at this scale; measured by {' and '.join(f'--scale {scale}' for scale in self.other[name])}"
 
 
 def read_protocol(paper: str, scale: str) -> Protocol:
-    """The packaged protocol of one of `PAPERS` at one of `SCALES`."""
+    """Return the packaged protocol of one of `PAPERS` at one of `SCALES`."""
     content = yaml.safe_load(
         importlib.resources.files(__package__).joinpath(FOLDER, f"{paper}.yaml").read_text("utf-8")
     )
@@ -152,7 +152,7 @@ def read_protocol(paper: str, scale: str) -> Protocol:
 
 
 def _named(each: str, value: str) -> tuple[str, str]:
-    """A key and its value from KEY or KEY=FORM, where a star in the form stands for what was found."""
+    """Return a key and its value from KEY or KEY=FORM, where a star in the form stands for what was found."""
     key, _, form = each.partition("=")
     return key, (form or "*").replace("*", value)
 
@@ -219,7 +219,7 @@ class Published(NamedTuple):
 
 
 def read_published(paper: str | None = None) -> list[Published]:
-    """All figures, or those of one paper (`nnbcd slimming sparsefw lc`, or `other` for what others published)."""
+    """Return all published figures, or those of one paper (`nnbcd slimming sparsefw lc`; `other`: of other papers)."""
     text = importlib.resources.files(__package__).joinpath("published.csv").read_text(encoding="utf-8")
     found = [Published(**row) for row in csv.DictReader(text.splitlines())]
     return [figure for figure in found if paper in (None, figure.paper)]

@@ -79,9 +79,11 @@ class SweepOfJobs(Sweeper):
         """Return the manifest of the sweep in the folder, as it was left or empty, once `claim` holds the folder.
 
         Raises:
-            ConfigError: the folder is not free.
+            ConfigError: the folder is not free, or a sweep that is to go on is not there.
         """
         resumed = self.config.sweep.resume is not None
+        if resumed:
+            read_manifest(self.folder)  # refused before anything is made in the folder
         claim.enter_context(sweep_folder.claim_sweep(self.folder, resumed))
         SWEEP_FOLDERS.append(self.folder)
         (self.folder / sweep_folder.STOPPED).unlink(missing_ok=True)

@@ -93,6 +93,7 @@ WRONG = [
     (["seed=["], "'seed=[' cannot be read as KEY=VALUE"),
     (["--config-dir", "nowhere"], "nowhere"),
     (["--resolve"], "--resolve"),
+    (["-m", "--quick", "seed=1"], "unrecognized arguments: --quick; usage: nncompress train [-m] [GROUP=OPTION ...]"),
     (["+solver.nothing=1"], "solver.nothing:"),
     (["seed=-1"], "seed: must be at least 0, found -1"),
 ]

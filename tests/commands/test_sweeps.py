@@ -330,6 +330,7 @@ def test_wrong_words_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         (["sweep.resume="], "found nothing"),
         (["sweep.resume=absent"], "found none in"),
+        (["-m", "sweep.resume=absent", "seed=0"], "found none in"),
         (["-m", "sweep.on_error=later", "seed=0,1"], "sweep.on_error: must be one of continue, stop"),
         (["-m", "seed=interval(0,1)"], "found an interval"),
     ):
@@ -337,6 +338,7 @@ def test_wrong_words_are_told(capsys: pytest.CaptureFixture[str]) -> None:
             assert main(["train", *words]) != 0
             out = capsys.readouterr()
             assert said in out.err + out.out
+            assert not Path("absent").exists()
 
 
 def test_a_glance_does_not_refuse_who_comes_next(tmp_path: Path) -> None:
