@@ -148,15 +148,20 @@ def _concerns(error: OSError, draft: Path) -> bool:
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """Make SIGTERM an exit (143) that cleans up, in the main thread."""
+    """Make SIGTERM an exit (143) that cleans up, in the main thread.
+
+    So are SIGUSR1 and SIGUSR2, by which a cluster takes its machine back, where nobody handles them.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _exit)
+    unhandled = [each for each in (signal.SIGUSR1, signal.SIGUSR2) if signal.getsignal(each) is signal.SIG_DFL]
+    before = {each: signal.signal(each, _exit) for each in (signal.SIGTERM, *unhandled)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:

@@ -113,13 +113,13 @@ class Dataset:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
         """Return all splits on `device`, inputs as `dtype`."""
-        return replace(self._changed(lambda split: split.to(device, dtype)), blank=self.blank.to(device, dtype))
+        return replace(self._map_splits(lambda split: split.to(device, dtype)), blank=self.blank.to(device, dtype))
 
     def lay_out(self, memory_format: torch.memory_format) -> Dataset:
         """Return the data set with images in a memory format."""
-        return self._changed(lambda split: split.lay_out(memory_format))
+        return self._map_splits(lambda split: split.lay_out(memory_format))
 
-    def _changed(self, change: Callable[[Split], Split]) -> Dataset:
+    def _map_splits(self, change: Callable[[Split], Split]) -> Dataset:
         """Return the data set with `change` applied to all splits."""
         validation = None if self.validation is None else change(self.validation)
         return replace(self, train=change(self.train), test=change(self.test), validation=validation)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from nncompress.artefact.save import save
 from nncompress.config.build import build
 from nncompress.problem import Dataset, Split
-from nncompress.surgery.channels import guarded, is_reshaped, kept_in, masked, norm_of, scales_of
-from nncompress.surgery.removal import removed
+from nncompress.surgery.channels import guard_channels, is_reshaped, kept_in, mask_channels, norm_of, scales_of
+from nncompress.surgery.removal import remove_channels
 
 Keep = dict[str, Tensor]
 ARCHITECTURES: dict[str, dict[str, object]] = {
@@ -53,8 +53,8 @@ def assert_same(a: nn.Module, b: nn.Module, x: Tensor) -> None:
 
 def checked(network: nn.Module, keep: Mapping[str, Tensor], x: Tensor) -> nn.Module:
     """The smaller network, once it is found to compute what the masked one does."""
-    dead = masked(network, keep)
-    found = removed(dead)
+    dead = mask_channels(network, keep)
+    found = remove_channels(dead)
     assert_same(found, dead, x)
     assert is_reshaped(found)
     assert count(found) < count(network)
@@ -87,7 +87,7 @@ def stored(folder: Path, name: str) -> tuple[nn.Module, Tensor]:
     keep = random_keep(network, 0.5)
     for norm, mask in keep.items():
         mask &= "blocks.1.branch" not in norm
-    found = removed(masked(network, guarded(network, keep, scores_of(network))[0]))
+    found = remove_channels(mask_channels(network, guard_channels(network, keep, scores_of(network))[0]))
     x = randn(4, 1, 8, 8, dtype=torch.float32)
     split = Split(x, torch.tensor([0, 1, 2, 3]))
     p = problem(Dataset(split, split, 5, "noise"), network)

@@ -170,12 +170,12 @@ def _program(artefact: Artefact, batch: int | None) -> tuple[torch.export.Export
     network, remarks, x = artefact.network(compact=True), [], artefact.samples(batch or 2)
     if batch is None:
         try:
-            return _exported(network, x, ANY), None, []
+            return _export_program(network, x, ANY), None, []
         except Exception as error:  # an exporter raises anything
             batch, x, why = 1, x[:1], f"{type(error).__name__}: {one_line(error)}"
             remarks = [f"the batch size is fixed to 1 (another: --batch N), since any size failed: {why}"]
     try:
-        return _exported(network, x, None), batch, remarks
+        return _export_program(network, x, None), batch, remarks
     except Exception as error:
         raise NNCompressError(
             f"torch.export must understand the network, found {type(error).__name__}: {one_line(error)}; "
@@ -183,7 +183,7 @@ def _program(artefact: Artefact, batch: int | None) -> tuple[torch.export.Export
         ) from error
 
 
-def _exported(network: nn.Module, x: Tensor, dynamic_shapes: Any) -> torch.export.ExportedProgram:
+def _export_program(network: nn.Module, x: Tensor, dynamic_shapes: Any) -> torch.export.ExportedProgram:
     """Return the program of a network, without the places in the source it comes from."""
     with _quiet():
         program = torch.export.export(network, (x,), dynamic_shapes=dynamic_shapes)

@@ -23,7 +23,7 @@ from nncompress.compressions.views import View
 from nncompress.config.allow import TARGET, check, targets
 from nncompress.config.build import build
 from nncompress.errors import CheckpointError, ConfigError, one_line
-from nncompress.surgery.compact_layers import WAYS, compacted
+from nncompress.surgery.compact_layers import WAYS, replace_layers
 from nncompress.surgery.removal import reshape
 from nncompress.surgery.theta import HeldTheta
 
@@ -65,7 +65,9 @@ class Artefact:
         if compact:
             with torch.device("cpu"):
                 pairs = zip(self.plan.tasks, self.theta, strict=True)
-                compacted(network, self.plan, [HeldTheta(task.compression, theta) for task, theta in pairs], ways=ways)
+                replace_layers(
+                    network, self.plan, [HeldTheta(task.compression, theta) for task, theta in pairs], ways=ways
+                )
             network.requires_grad_(False)
         return network.eval()
 

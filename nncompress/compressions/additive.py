@@ -69,7 +69,7 @@ class Additive(Compression[Parts]):
         for _ in range(self.passes):
             for j, part in enumerate(self.parts):
                 target = residual + deltas[j]
-                seen, old = self._seen(part, target), self._seen(part, deltas[j])
+                seen, old = self._join_for(part, target), self._join_for(part, deltas[j])
                 theta, dense = part.compression.update(seen, mu, thetas[j], None if thetas[j] is None else old)
                 thetas[j], deltas[j] = theta, self._flat(part, dense)
                 residual = target - deltas[j]
@@ -126,13 +126,13 @@ class Additive(Compression[Parts]):
     def _delta(self, j: int, theta: Any) -> Tensor:
         return self._flat(self.parts[j], self.parts[j].compression.decompress(theta))
 
-    def _seen(self, part: Part, flat: Tensor) -> Tensor:
+    def _join_for(self, part: Part, flat: Tensor) -> Tensor:
         """Lay out the weights, end to end, as a part sees them."""
         return part.view.join(AsVector().split(flat, [torch.Size(shape) for shape in self.shapes]))
 
     def _shape(self, part: Part, shape: Sequence[int]) -> torch.Size:
         """Return the shape in which a part sees weights that have this one end to end."""
-        return self._seen(part, stand_in(shape)).shape
+        return self._join_for(part, stand_in(shape)).shape
 
     def _flat(self, part: Part, joined: Tensor) -> Tensor:
         return AsVector().join(part.view.split(joined, [torch.Size(shape) for shape in self.shapes]))

@@ -92,7 +92,7 @@ class Linears(Product):
             z = linear(z, weight, None if self.modes or k < len(self.weights) else bias)
         if not self.modes:
             return z if z.shape[:-1] == lead else z.reshape(*lead, -1)
-        z = _reversed(z.reshape(-1, *self.modes)).reshape(*lead, -1)
+        z = _reverse_dims(z.reshape(-1, *self.modes)).reshape(*lead, -1)
         return z if bias is None else z + bias
 
     def macs(self, use: Use) -> int:
@@ -114,12 +114,12 @@ class PairedTrain(Product):
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, geometry: Geometry | None = None) -> Tensor:
         lead, z, left = x.shape[:-1], x, math.prod(self.columns)
-        z = _reversed(z.reshape(-1, *self.columns)) if self.flipped else z
+        z = _reverse_dims(z.reshape(-1, *self.columns)) if self.flipped else z
         for weight, m, n in zip(self.weights, self.rows, self.columns, strict=True):
             left //= n  # z: samples and rows made, columns left, n x right rank
             z = linear(z.reshape(-1, weight.shape[1]), weight)
             z = z.reshape(-1, left, m, weight.shape[0] // m).transpose(1, 2)
-        z = z if self.flipped else _reversed(z.reshape(-1, *self.rows))
+        z = z if self.flipped else _reverse_dims(z.reshape(-1, *self.rows))
         z = z.reshape(*lead, math.prod(self.rows))
         return z if bias is None else z + bias
 
@@ -127,7 +127,7 @@ class PairedTrain(Product):
         return use.positions * _linear_macs(self.weights, math.prod(use.shape[1:]))
 
 
-def _reversed(z: Tensor) -> Tensor:
+def _reverse_dims(z: Tensor) -> Tensor:
     """Return all dimensions but the first in reverse order."""
     return z.permute(0, *range(z.dim() - 1, 0, -1))
 

@@ -62,7 +62,7 @@ def read_settings(overrides: Sequence[str], data: Any) -> EvaluationSettings:
     """
     keys = [word.partition("=")[0].lstrip("+~") for word in overrides]
     with packaged_config(overrides, NAME):
-        cfg = _composed(overrides, data)
+        cfg = _compose(overrides, data)
         if "dataset._target_" in keys:  # the keys of the one it replaces no longer count
             cfg.dataset = {key: value for key, value in cfg.dataset.items() if f"dataset.{key}" in keys}
         _refuse([*_unknown(keys)])
@@ -88,7 +88,7 @@ def _refuse(problems: Sequence[str]) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def _composed(overrides: Sequence[str], data: Any) -> DictConfig:
+def _compose(overrides: Sequence[str], data: Any) -> DictConfig:
     shell = OmegaConf.structured(EvaluationSettings)
     OmegaConf.set_readonly(shell, None)  # as a frozen class is
     store = ConfigStore.instance()

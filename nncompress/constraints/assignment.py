@@ -66,7 +66,7 @@ class Assignment:
         return list(self._bodies(model, trained))
 
     def _bodies(self, model: nn.Module, left: Mapping[str, Tensor]) -> Iterator[Body]:
-        chosen = self._chosen(model, left)
+        chosen = self._choose(model, left)
         for name in chosen:
             self.set.check(name, left[name].shape)
         for names in [tuple(chosen)] if self.joint and chosen else [(name,) for name in chosen]:
@@ -78,7 +78,7 @@ class Assignment:
         else:
             yield from (Body((name,), None, self.size) for name in others)
 
-    def _chosen(self, model: nn.Module, left: Mapping[str, Tensor]) -> list[str]:
+    def _choose(self, model: nn.Module, left: Mapping[str, Tensor]) -> list[str]:
         """Return the names of `params` among those that no rule has taken yet."""
         if self.params == "all":
             return list(left)

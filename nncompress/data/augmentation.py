@@ -134,10 +134,10 @@ class Cutout(Augmentation):
             raise ValueError(f"size must be at least 1, found {self.size}")
 
     def apply(self, x: Tensor, drawn: Tensor, blank: Tensor) -> Tensor:
-        down, across = (self._covered(drawn[:, i, None], x.shape[2 + i]) for i in (0, 1))
+        down, across = (self._rows_covered(drawn[:, i, None], x.shape[2 + i]) for i in (0, 1))
         return torch.where(down[:, None, :, None] & across[:, None, None, :], blank.to(x.dtype), x)
 
-    def _covered(self, drawn: Tensor, side: int) -> Tensor:
+    def _rows_covered(self, drawn: Tensor, side: int) -> Tensor:
         """Return which of the `side` rows (or columns) the square covers, (n, side)."""
         start = _whole_numbers(drawn, side) - self.size // 2
         index = torch.arange(side, device=drawn.device)

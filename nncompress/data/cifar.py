@@ -79,7 +79,7 @@ def cifar100(
     note = ""
     if source.missing() and repacked.is_file():
         log.warning("CIFAR-100 is read from %s, a re-packed copy: it may differ from the official files", repacked)
-        train, test = _repacked(repacked)
+        train, test = _read_repacked(repacked)
         note = f"re-packed copy {repacked.name}"
     else:
         train, test = _official(CIFAR100, source, download)
@@ -159,7 +159,7 @@ def _bytes(text: str, encoding: str) -> bytes:
     return text.encode(encoding)
 
 
-def _repacked(path: Path) -> tuple[Split, Split]:
+def _read_repacked(path: Path) -> tuple[Split, Split]:
     arrays = read_arrays(path)
     for key in ("x_train", "x_test"):
         array = arrays[key]

@@ -40,6 +40,8 @@ def with_reference(cfg: DictConfig) -> DictConfig:
     if cfg.reference is None and not _needs_one(cfg):
         return cfg
     completed = cfg.copy()
+    if cfg.reference is None:
+        completed.reference_dir = str(Path(cfg.reference_dir).absolute())  # `rerun` looks there, from any folder
     completed.reference = str(_trained_folder(cfg) if cfg.reference is None else Path(cfg.reference).absolute())
     return completed
 

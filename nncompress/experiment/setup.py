@@ -223,7 +223,7 @@ def _plan(cfg: DictConfig, model: nn.Module, data: Dataset, solver: Solver[Any])
     uses = uses_of(layers)
     target = _target(cfg)
 
-    def rounded(**settings: Any) -> tuple[Plan, dict[str, Any]]:
+    def make_plan(**settings: Any) -> tuple[Plan, dict[str, Any]]:
         plan = plan_of(recipe, weights, uses, round_to=cfg.round_to, **settings)
         if cfg.round_to == 1 or not plan.tasks:
             return plan, {}
@@ -231,19 +231,19 @@ def _plan(cfg: DictConfig, model: nn.Module, data: Dataset, solver: Solver[Any])
 
     with refusals("compression"):
         if target is None:
-            return rounded()
+            return make_plan()
         name, requested = target
         key = TARGETS[name][requested > 1]
         facts = {"target/key": key, "target/requested": requested}
         if solver.removes_channels:
-            return rounded()[0], facts
+            return make_plan()[0], facts
 
         def measure(plan: Plan) -> float:
             theta = plan.compress(plan.select(weights))
             return (metrics.sizes(Problem(model, data, plan), theta) | metrics.macs(plan, theta, layers))[key]
 
         fitted = fit(recipe, weights, SizeTarget(name, measure, requested), uses, round_to=cfg.round_to)
-        plan, rounding = rounded(**{fitted.name: fitted.value})
+        plan, rounding = make_plan(**{fitted.name: fitted.value})
     log.info("target.%s=%g: %s gives %.6g on the initial weights", name, requested, fitted.setting, fitted.achieved)
     return plan, facts | {"target/setting": fitted.setting} | rounding
 

@@ -15,7 +15,7 @@ from nncompress.errors import ConfigError, Unsupported
 from nncompress.experiment.one_shot import OneShot, check_parts
 from nncompress.metrics import evaluate
 from nncompress.problem import Problem, weights_of
-from nncompress.surgery.norms import recalibrated, with_statistics
+from nncompress.surgery.norms import recalibrate_norms, with_statistics
 from nncompress.surgery.removal import kind_of
 from nncompress.surgery.uses import layers_of
 
@@ -113,7 +113,7 @@ class OneShotStudy:
 
 def _measure(problem: Problem, network: nn.Module, samples: Tensor | None) -> list[dict[str, Any]]:
     """Return accuracy, loss and sizes of a network, without and (given samples) with recalibration."""
-    networks = [network] if samples is None else [network, recalibrated(network, samples)]
+    networks = [network] if samples is None else [network, recalibrate_norms(network, samples)]
     nonzero, sample = sum(int(torch.count_nonzero(p)) for p in network.parameters()), problem.data.train.x[:1]
     dense = sum(layer.entries * layer.positions for layer in layers_of(problem.model, sample))
     macs = _macs(network, sample) / dense if dense else 1.0

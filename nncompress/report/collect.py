@@ -57,7 +57,7 @@ def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = list(dict.fromkeys(key for config in configs for key in config))
     results = [key for key in keys if role_of(key) == "result"]
     varied = [key for key in results if _differs(configs, key)] + _set_apart_otherwise(configs, keys, results)
-    own = [key for key in varied if not _determined(configs, key, varied)]
+    own = [key for key in varied if not _is_determined(configs, key, varied)]
     kept = [key for key in own if not any(_repeats(configs, key, other) for other in own[: own.index(key)])]
     return sorted(kept, key=lambda key: ("." in key, keys.index(key)))  # options before their settings
 
@@ -167,7 +167,7 @@ def _own_seed(configs: Sequence[Mapping[str, Any]], key: str) -> bool:
     return key.endswith(".seed") and any(config.get(key) != config.get("seed") for config in configs)
 
 
-def _determined(configs: Sequence[Mapping[str, Any]], key: str, varied: Sequence[str]) -> bool:
+def _is_determined(configs: Sequence[Mapping[str, Any]], key: str, varied: Sequence[str]) -> bool:
     owners = {key.split(".")[0], "experiment"} - {key}
     return any(_maps_to_one(configs, owner, key) for owner in owners.intersection(varied))
 

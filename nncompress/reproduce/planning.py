@@ -86,7 +86,7 @@ class Forecast:
         return [] if self.missing else [job for job in self.jobs if job.key not in self.ended]
 
 
-def planned(study: PaperStudy, more: Sequence[str], folder: Path, before: Mapping[str, Any]) -> Forecast:
+def forecast(study: PaperStudy, more: Sequence[str], folder: Path, before: Mapping[str, Any]) -> Forecast:
     """Return the plan of a study whose sweep is in `folder`, `more` being words that all studies get.
 
     before: what was found out when this was planned the last time (`on_record`); what is missing is looked for again.
@@ -102,7 +102,7 @@ def planned(study: PaperStudy, more: Sequence[str], folder: Path, before: Mappin
 
 
 def on_record(plan: Forecast) -> dict[str, Any]:
-    """Return what `planned` need not find out again, and what the tables need to know of a study."""
+    """Return what `forecast` need not find out again, and what the tables need to know of a study."""
     return {
         "words": list(plan.words),
         "instead": plan.instead,
@@ -162,9 +162,9 @@ def _plan(
     if len(ended) == len(jobs):
         return Forecast(study, words, jobs, ended, instead)
     try:
-        cost = _recorded(before, words)
+        cost = _recorded_cost(before, words)
         if cost is None:
-            cost = _measured(jobs[0])
+            cost = _measure_cost(jobs[0])
         else:
             _check_data(jobs[0].data)
         return Forecast(study, words, jobs, ended, instead, cost=cost)
@@ -174,7 +174,7 @@ def _plan(
         return Forecast(study, words, jobs, ended, instead)
 
 
-def _recorded(before: Mapping[str, Any], words: Sequence[str]) -> Cost | None:
+def _recorded_cost(before: Mapping[str, Any], words: Sequence[str]) -> Cost | None:
     """Return what was measured the last time with the same words; None where it was not, or where it cannot be read."""
     try:
         return Cost(**before["cost"]) if before.get("words") == list(words) else None
@@ -205,7 +205,7 @@ def _standings(folder: Path) -> dict[str, str]:
     return {job.key: standing(folder / job.folder) for job in read_manifest(folder).jobs}
 
 
-def _measured(job: PlannedRun) -> Cost:
+def _measure_cost(job: PlannedRun) -> Cost:
     """Run one step of the job where it leaves nothing.
 
     Raises:

@@ -109,7 +109,7 @@ class Protocol:
         for pattern, (selection, each) in self.rows.items():
             found = re.fullmatch("(.*)".join(map(re.escape, pattern.split("*"))), row)
             if found:
-                named = dict(_named(key, value) for key, value in zip(each, found.groups(), strict=True))
+                named = dict(_key_and_value(key, value) for key, value in zip(each, found.groups(), strict=True))
                 return replace(selection, where={**selection.where, **named})
         return None
 
@@ -151,7 +151,7 @@ def read_protocol(paper: str, scale: str) -> Protocol:
     )
 
 
-def _named(each: str, value: str) -> tuple[str, str]:
+def _key_and_value(each: str, value: str) -> tuple[str, str]:
     """Return a key and its value from KEY or KEY=FORM, where a star in the form stands for what was found."""
     key, _, form = each.partition("=")
     return key, (form or "*").replace("*", value)

@@ -17,7 +17,7 @@ from nncompress.files import write_json
 from nncompress.report.text import columns
 from nncompress.reproduce import planning
 from nncompress.reproduce.cross import measure_latencies
-from nncompress.reproduce.planning import Forecast, ended_otherwise, on_record, planned
+from nncompress.reproduce.planning import Forecast, ended_otherwise, forecast, on_record
 from nncompress.reproduce.protocol import REPRODUCTION, Protocol, read_protocol
 from nncompress.reproduce.report import record_of, write_reproduction
 from nncompress.results.sweep_folder import SWEEP
@@ -88,7 +88,7 @@ def _plans(request: Request, protocol: Protocol) -> list[Forecast]:
     plans = []
     for study in chosen:
         sys.stderr.write(f"planning {protocol.paper} {study.name}\n")
-        plans.append(planned(study, request.words, folder / study.name, before.get(study.name) or {}))
+        plans.append(forecast(study, request.words, folder / study.name, before.get(study.name) or {}))
         if not request.plan:
             _write_record(folder, protocol, plans)
     return plans

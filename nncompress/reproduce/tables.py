@@ -42,14 +42,15 @@ def published_table(comparison: pd.DataFrame, title: str) -> Iterator[Table]:
         shown.append({
             "row": row["row"], "metric": row["metric"], "published": number(row["published"]),
             "ours": spread(number(row["ours"]), number(row["std"])), "n": str(row["n"]), "seeds": row["seeds"],
-            "difference": _signed(row["difference"]), "tolerance": number(row["tolerance"]), "verdict": row["verdict"],
-            "seconds": number(row["seconds"]), "deviations": _marks(row["deviations"], numbers),
+            "difference": _with_sign(row["difference"]), "tolerance": number(row["tolerance"]),
+            "verdict": row["verdict"], "seconds": number(row["seconds"]),
+            "deviations": _marks(row["deviations"], numbers),
         })  # fmt: skip
     notes = [
         "Row: named in published.csv, which has its setting and source.",
         "Ours: mean ± standard deviation over the seeds (n − 1 in the denominator; none for n = 1).",
         "PASS: not worse than the published figure by more than the tolerance (sizes: equal within it).",
-        *_named(numbers),
+        *_deviation_lines(numbers),
     ]
     yield Table("published", f"Published and ours: {title}", ours, known_columns(pd.DataFrame(shown)), notes)
 
@@ -93,7 +94,7 @@ def claims_table(reproduction: Reproduction, published: Sequence[Published]) -> 
         "Published: the claim in published.csv; own check: of nobody but ourselves.",
         "one_shot/METHOD: the mean accuracy over the parts that both sides were compressed to without retraining.",
         "Seconds are as they were measured, whatever else the machine did.",
-        *_named(numbers),
+        *_deviation_lines(numbers),
     ]
     yield Table(
         "claims", f"Claims: {reproduction.protocol.title}", pd.DataFrame(raw), known_columns(pd.DataFrame(shown)), notes
@@ -105,7 +106,7 @@ def _marks(joined: str, numbers: dict[str, int]) -> str:
     return " ".join(str(numbers.setdefault(each, len(numbers) + 1)) for each in joined.split(JOIN) if each) or UNKNOWN
 
 
-def _named(numbers: Mapping[str, int]) -> Iterator[str]:
+def _deviation_lines(numbers: Mapping[str, int]) -> Iterator[str]:
     return (f"Deviation {mark}: {text}" for text, mark in numbers.items())
 
 
@@ -176,5 +177,5 @@ def not_done_table(reproduction: Reproduction) -> Iterator[Table]:
         yield Table("not_done", "Runs that are not done", frame, frame)
 
 
-def _signed(value: Any) -> str:
+def _with_sign(value: Any) -> str:
     return UNKNOWN if value is None or value != value else f"{float(value):+.4g}".replace("-", "−")

@@ -107,15 +107,15 @@ def rate_summary(rows: pd.DataFrame) -> dict[str, float | int | bool | None]:
     slack = table["slack"].dropna()
     changes = "term/multipliers" in rows or ("tau" in rows and rows["tau"].nunique() > 1)  # the objective itself
     return {
-        "rate/slope": _known(step_fit.slope),
-        "rate/slope_grad": _known(grad_fit.slope),
+        "rate/slope": _finite(step_fit.slope),
+        "rate/slope_grad": _finite(grad_fit.slope),
         "rate/fit_from": fit.first,
         "rate/fit_to": fit.last,
         "rate/bound_ok": _all(table["bound_ok"]),
         "rate/grad_bound_ok": _all(table["grad_bound_ok"]),
-        "rate/grad_constant": _known(table["grad_constant"].max()),
+        "rate/grad_constant": _finite(table["grad_constant"].max()),
         "rate/lambda": decrease_constant(rows),
-        "rate/worst_slack": _known(slack.min()),
+        "rate/worst_slack": _finite(slack.min()),
         "rate/decrease_ok": bool((slack >= -_rounding(table["objective"])[slack.index]).all()) if len(slack) else None,
         "objective/rises": None if changes else _rises(table["objective"]),
     }
@@ -135,7 +135,7 @@ def _all(checks: "pd.Series[bool]") -> bool | None:
     return bool(known.all()) if len(known) else None
 
 
-def _known(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 

@@ -121,12 +121,12 @@ class Filter:
         """Tell whether the run is chosen. Raises ConfigError when a number is compared with text."""
         value = run.get(self.key)
         if self.sign in ORDERS:
-            return not absent(value) and self._ordered(value)
+            return not absent(value) and self._compares(value)
         whole = self.value.startswith(("[", "(", "{"))
         alternatives = [self.value] if whole else self.value.split(",")
         return any(_same(value, wanted.strip()) for wanted in alternatives) == (self.sign == "=")
 
-    def _ordered(self, value: Any) -> bool:
+    def _compares(self, value: Any) -> bool:
         left, right = as_number(value), as_number(self.value)
         if left is None:
             return ORDERS[self.sign](str(value), self.value)

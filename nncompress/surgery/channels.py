@@ -44,7 +44,7 @@ class Scale:
 
 def scales_of(model: nn.Module) -> list[Scale]:
     """Return the scales a network declares and still has, in forward order; of another its affine batch norms."""
-    declared = _declared(model)
+    declared = _declared_scales(model)
     if declared is not None:
         modules = dict(model.named_modules())
         return [scale for scale in declared if scale.norm in modules]
@@ -54,10 +54,10 @@ def scales_of(model: nn.Module) -> list[Scale]:
 
 def declares_scales(model: nn.Module) -> bool:
     """Return whether a network says which of its channels can be removed."""
-    return _declared(model) is not None
+    return _declared_scales(model) is not None
 
 
-def _declared(model: nn.Module) -> list[Scale] | None:
+def _declared_scales(model: nn.Module) -> list[Scale] | None:
     """Return what its method `scales()` returns; None of another method of that name."""
     method = getattr(model, "scales", None)
     if not callable(method) or signature(method).parameters:
@@ -92,7 +92,7 @@ def kept_in(model: nn.Module) -> dict[str, Tensor]:
     return {name: (norm.weight != 0) | (norm.bias != 0) for name, norm in norms.items()}
 
 
-def guarded(
+def guard_channels(
     model: nn.Module, keep: Keep, scores: Keep, *, branches: bool = True
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return `keep` so completed that every layer works, and what that changed, in words.
@@ -125,7 +125,7 @@ def _few(names: list[str]) -> str:
 
 
 @torch.no_grad()
-def masked(model: nn.Module, keep: Keep, *, fold: bool = False) -> nn.Module:
+def mask_channels(model: nn.Module, keep: Keep, *, fold: bool = False) -> nn.Module:
     """Return a copy in which the channels that are not kept have scale and shift 0.
 
     `fold`: what such a channel then no longer gives, ReLU of its shift, is given to its consumers: added to their bias

@@ -100,10 +100,10 @@ class CompactLayer(ThetaLayer, ABC):
         samples, *rest = x.shape
         key = (samples.bit_length(), *rest)
         if key not in self.choices:
-            self.choices[key] = self._chosen(x)
+            self.choices[key] = self._choose_way(x)
         return self.choices[key].way
 
-    def _chosen(self, x: Tensor) -> Choice:
+    def _choose_way(self, x: Tensor) -> Choice:
         """Choose the way for as many samples as x has."""
         macs = self._macs(x)
         ways = [way for way in self.ways if way in macs]
@@ -174,21 +174,21 @@ class CompactConv2d(CompactLayer, nn.Conv2d):  # type: ignore[misc, override]
         return super().forward(x) if x.dim() == 4 else super().forward(x[None])[0]
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
-        return conv2d(self._bordered(x), weight, self.bias, *self.geometry)
+        return conv2d(self._pad_border(x), weight, self.bias, *self.geometry)
 
     def contract(self, x: Tensor, product: Product) -> Tensor:
-        return product(self._bordered(x), self.bias, self.geometry)
+        return product(self._pad_border(x), self.bias, self.geometry)
 
     def use(self, x: Tensor) -> Use:
-        inputs = tuple(self._bordered(x[:1]).shape[2:])
+        inputs = tuple(self._pad_border(x[:1]).shape[2:])
         return Use(tuple(self.shape), inputs, self.geometry.outputs(inputs, self.shape[2:]))
 
-    def _bordered(self, x: Tensor) -> Tensor:
+    def _pad_border(self, x: Tensor) -> Tensor:
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         return x if self.border is None else pad(x, self.border, mode=mode)
 
 
-def compacted(
+def replace_layers(
     network: nn.Module, plan: Plan, thetas: Sequence[HeldTheta], *, ways: Sequence[str] = WAYS
 ) -> list[ThetaLayer | None]:
     """Change layers of `network` with a task of their own, so that they hold its Θ: for each task the layer or None.

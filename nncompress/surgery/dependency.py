@@ -70,7 +70,7 @@ class DependencyGraph:
         seen: set[Place] = set()
         for root in self._roots():
             if root not in seen:
-                coupled = self._coupled(root)
+                coupled = self._find_coupled(root)
                 seen |= coupled
                 if all(self._can_go(place) for place in coupled):
                     self._take(coupled, gone)
@@ -84,12 +84,12 @@ class DependencyGraph:
                 channels = self.dead.get(self.names[module], ())
                 yield from (Place(node, side, channel) for channel, is_dead in enumerate(channels) if is_dead)
 
-    def _coupled(self, root: Place) -> set[Place]:
+    def _find_coupled(self, root: Place) -> set[Place]:
         """Return all that has to be taken out together with a channel."""
         coupled, left = {root}, [root]
         while left:
             place = left.pop()
-            new = {p for dep in place.node.dependencies for p in _mapped(dep, place)} - coupled
+            new = {p for dep in place.node.dependencies for p in _map_channels(dep, place)} - coupled
             coupled |= new
             left.extend(new)
         return coupled
@@ -136,7 +136,7 @@ class DependencyGraph:
         before = [dep for dep in place.node.dependencies if dep.target in place.node.inputs]
         if self._is(place.node, *WITH_TENSORS):
             before = [dep for dep in before if not _is_weight(dep.target)]
-        return [p for dep in before for p in _mapped(dep, place)]
+        return [p for dep in before for p in _map_channels(dep, place)]
 
     def _take(self, coupled: set[Place], gone: Gone) -> None:
         """Add coupled channels to `gone`, unless a layer were to be left without any (a grouped one with one)."""
@@ -214,7 +214,7 @@ def _check_whole(names: Mapping[nn.Module, str], graph: Any) -> None:
             )
 
 
-def _mapped(dep: Any, place: Place) -> list[Place]:
+def _map_channels(dep: Any, place: Place) -> list[Place]:
     """Return the channels at the other end of a dependency, none if it is of the other side."""
     if not dep.is_triggered_by(place.side):
         return []

@@ -16,7 +16,7 @@ from nncompress.surgery.uses import watch
 
 
 @torch.no_grad()
-def recalibrated(model: nn.Module, x: Tensor, batch_size: int = 128) -> nn.Module:
+def recalibrate_norms(model: nn.Module, x: Tensor, batch_size: int = 128) -> nn.Module:
     """Return a copy in evaluation mode, the statistics of its batch norms averaged over the batches of samples x.
 
     Every batch counts the same, in order; one sample left over goes with the batch before. Nothing else changes; a

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nncompress.errors import Unsupported
 from nncompress.surgery.channels import declares_scales, kept_in
 from nncompress.surgery.dependency import Gone, dependency_graph
-from nncompress.surgery.removal import check_equal, kind_of, removed, reshape, structure
+from nncompress.surgery.removal import check_equal, kind_of, remove_channels, reshape, structure
 
 
 def smaller(network: nn.Module, x: Tensor) -> tuple[nn.Module, str | None]:
@@ -19,9 +19,9 @@ def smaller(network: nn.Module, x: Tensor) -> tuple[nn.Module, str | None]:
         return network, None
     try:
         if not declares_scales(network):
-            return pruned(network, x), None
+            return prune(network, x), None
         try:
-            without = removed(network)
+            without = remove_channels(network)
         except Exception as error:  # what a network says of itself may be anything
             raise Unsupported(
                 f"scales() must name the layers that make and read each channel, found {kind_of(error)}; the masked "
@@ -33,7 +33,7 @@ def smaller(network: nn.Module, x: Tensor) -> tuple[nn.Module, str | None]:
     return without, None
 
 
-def pruned(network: nn.Module, x: Tensor) -> nn.Module:
+def prune(network: nn.Module, x: Tensor) -> nn.Module:
     """Return a copy of a network that declares no scales, without the channels whose scale and shift are zero.
 
     A channel goes with all that is coupled to it (a residual stream, both sides of a depthwise convolution), and only

@@ -42,7 +42,7 @@ class NoBranch(nn.Module):
 
 
 @torch.no_grad()
-def removed(model: nn.Module) -> nn.Module:
+def remove_channels(model: nn.Module) -> nn.Module:
     """Return a copy without the channels whose scale and shift are zero; in evaluation mode it computes the same.
 
     A residual branch none of whose layers has a channel is taken out; any other layer keeps one. Source of the scheme:

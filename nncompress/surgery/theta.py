@@ -30,12 +30,12 @@ class HeldTheta(nn.Module):
         super().__init__()
         self.compression = compression
         free, units = self._free(theta), self._free(compression.sensitivity(theta)) if scaled else []
-        self.scales = [self._stored(power_of_two(unit)) for unit in units]
+        self.scales = [self._store(power_of_two(unit)) for unit in units]
         for k, scale in enumerate(self.scales):
             free[k] = free[k] * self.get_buffer(scale)
         self.free = nn.ParameterList([tensor.detach().contiguous().clone() for tensor in free])
         fixed = compression.map_free(theta, lambda tensor: tensor.new_empty(0))
-        self.template = map_leaves(fixed, Tensor, lambda tensor: _Place(self._stored(tensor)))
+        self.template = map_leaves(fixed, Tensor, lambda tensor: _Place(self._store(tensor)))
 
     @property
     def value(self) -> Any:
@@ -66,7 +66,7 @@ class HeldTheta(nn.Module):
         self.compression.map_free(theta, keep)
         return free
 
-    def _stored(self, tensor: Tensor) -> str:
+    def _store(self, tensor: Tensor) -> str:
         """Register a buffer and return its name.
 
         A buffer is part of a checkpoint: where Π breaks ties otherwise, on another machine, its Θ would not fit.

@@ -119,7 +119,8 @@ def key_of(cfg: DictConfig, varied: Collection[str] = ()) -> str:
             tells jobs apart when it is among them, and only then.
     """
     tree = results_in(settings_of(cfg))
-    for key in sorted(key for key in varied if role_of(key) == "run"):
+    keys = {key.lstrip("+") for key in varied}  # ++KEY=VALUE gives the key another value, too
+    for key in sorted(key for key in keys if role_of(key) == "run"):
         tree[key] = OmegaConf.select(cfg, key)
     return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()[:12]
 

@@ -61,12 +61,17 @@ def run_in_sweep(cfg: DictConfig, folder: Path, sweep: Path) -> None:
             write_report(folder)
             return
         log.error("job %s: %s", short(folder), "; ".join(str(failure).splitlines()))
-        if isinstance(failure, ConfigError) or parallel.decide(lambda: standing(folder) in ENDED):
+        if parallel.decide(partial(_is_hopeless, failure, folder)):  # others may not know the kind of failure
             break
         if left:
             log.info("job %s is tried again, %d of %d times", short(folder), retries - left + 1, retries)
     if cfg.sweep.on_error == "stop" and parallel.first():
         write_json(sweep / STOPPED, {"job": folder.name, "reason": str(failure)})
+
+
+def _is_hopeless(failure: NNCompressError, folder: Path) -> bool:
+    """Return whether another try would not change how the job in a folder ended."""
+    return isinstance(failure, ConfigError) or standing(folder) in ENDED
 
 
 def attempt(cfg: DictConfig, folder: Path) -> NNCompressError | None:

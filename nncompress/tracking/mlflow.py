@@ -62,7 +62,7 @@ class MLflow(Tracker):
         uri = str(about.known.get("uri") or _absolute(self._uri))
         with _hold_store(uri):  # two processes that make the same store at a time leave half of it
             self._client = MlflowClient(tracking_uri=uri)
-            run = _known(self._client, about.known.get("run"))
+            run = _find_run(self._client, about.known.get("run"))
             if run is None:
                 experiment = _experiment(self._client, self._experiment, uri)
                 run = self._client.create_run(experiment, tags=dict(about.tags), run_name=about.name)
@@ -137,7 +137,7 @@ def _hold_store(uri: str) -> Iterator[None]:
         yield
 
 
-def _known(client: MlflowClient, run: str | None) -> Run | None:
+def _find_run(client: MlflowClient, run: str | None) -> Run | None:
     """Return the run of this id, if the store still has it."""
     from mlflow.exceptions import MlflowException
 

@@ -28,9 +28,9 @@ from nncompress.compressions.views import AsMatrix, AsTensor, View
 from nncompress.models.mlp import MLP
 from nncompress.models.vgg import VGG
 from nncompress.problem import weights_of, with_weights
-from nncompress.surgery.channels import kept_in, masked
-from nncompress.surgery.compact_layers import WAYS, compact_layer, compacted
-from nncompress.surgery.removal import removed
+from nncompress.surgery.channels import kept_in, mask_channels
+from nncompress.surgery.compact_layers import WAYS, compact_layer, replace_layers
+from nncompress.surgery.removal import remove_channels
 from nncompress.surgery.theta import HeldTheta
 from scripts.benchmarks.timing import compare
 
@@ -77,7 +77,7 @@ def sparse_perceptron(batch: int) -> None:
     dense = with_weights(dense, plan.decompress(theta))
     held = [HeldTheta(task.compression, t) for task, t in zip(plan.tasks, theta, strict=True)]
     compact = with_weights(dense, {}).requires_grad_(False)
-    compacted(compact, plan, held)
+    replace_layers(compact, plan, held)
     compact.requires_grad_(False)
     x = torch.rand(batch, 1, 28, 28)
     compare(f"LeNet-300, 5 %, batch {batch}", partial(dense, x), partial(compact, x), 15)
@@ -86,7 +86,7 @@ def sparse_perceptron(batch: int) -> None:
 def half_the_channels(batch: int) -> None:
     dense = VGG((3, 32, 32), 10, depth=16).eval()
     keep = {name: torch.arange(len(mask)) % 2 == 0 for name, mask in kept_in(dense).items()}
-    compact = removed(masked(dense, keep)).eval()
+    compact = remove_channels(mask_channels(dense, keep)).eval()
     x = torch.randn(batch, 3, 32, 32)
     compare(f"VGG-16, half, batch {batch}", partial(dense, x), partial(compact, x), 5)
 

@@ -109,6 +109,7 @@ def test_a_run_that_ended_by_its_tolerance_stays_so_when_it_is_resumed(tmp_path:
 
 def test_what_killed_processes_left_is_taken_away(golden: Golden, tmp_path: Path) -> None:
     folder = golden.copied("sgd", tmp_path / "run")
+
     def leave(*names: str) -> None:
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -112,30 +112,30 @@ def test_a_batch_size_that_is_given_is_the_only_one(run: Path, capsys: pytest.Ca
             assert "batches of 3)" in capsys.readouterr().out
 
 
-def test_a_network_that_cannot_take_any_batch_is_exported_for_one_sample(
+def test_a_network_that_cannot_take_any_batch_is_export_program_for_one_sample(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exported = export._exported
+    exported = export._export_program
 
     def fixed(network: nn.Module, x: torch.Tensor, dynamic_shapes: Any) -> Any:
         if dynamic_shapes is not None:
             raise RuntimeError("constraints violated")
         return exported(network, x, None)
 
-    monkeypatch.setattr(formats, "_exported", fixed)
+    monkeypatch.setattr(formats, "_export_program", fixed)
     assert main(["export", str(run), "--format", "torch_export"]) == 0
     out = capsys.readouterr().out
     assert "the batch size is fixed to 1 (another: --batch N), since any size failed: RuntimeError: constraints" in out
     assert "batches of 1)" in out
 
 
-def test_a_network_that_cannot_be_exported_is_refused(
+def test_a_network_that_cannot_be_export_program_is_refused(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*arguments: object) -> None:
         raise RuntimeError("data-dependent branch")
 
-    monkeypatch.setattr(formats, "_exported", fails)
+    monkeypatch.setattr(formats, "_export_program", fails)
     told = refused([str(run), "--format", "torch_export"], 1, capsys)
     assert "found RuntimeError: data-dependent branch; take the format safetensors" in told
 

@@ -23,7 +23,7 @@ from nncompress.report import write
 from nncompress.results.run_folder import stamp, status_of
 from nncompress.results.sweep_folder import STOPPED, claim_sweep, read_manifest
 from nncompress.sweeps import jobs
-from nncompress.sweeps.combinations import combinations, key_of
+from nncompress.sweeps.combinations import combinations, composed_jobs, key_of
 
 QUICK = ["solver=sgd", "model=mlp", "model.widths=[8]", "solver.num_steps=1"]
 SMALL = ["dataset.train_size=60", "dataset.test_size=20"]
@@ -127,6 +127,15 @@ def test_a_key_follows_what_changes_results_and_neither_a_place_nor_how_a_job_is
         assert plain != key("model=mlp", "seed=2")
         assert plain != key("model=mlp", "seed=1", "model.widths=[8]")
         assert key("dataset=mnist", "data_dir=a") == key("dataset=mnist", "data_dir=b")
+
+
+def test_how_a_job_is_run_tells_jobs_apart_where_it_is_varied_however_the_key_is_written() -> None:
+    def keys(word: str) -> set[str]:
+        return {job.key for job in composed_jobs(["model=mlp", word])}
+
+    assert len(keys("eval_every=1,2")) == 2
+    assert keys("++eval_every=1,2") == keys("eval_every=1,2")
+    assert len(keys("eval_every=1")) == 1
 
 
 @pytest.mark.usefixtures("failing")
@@ -284,6 +293,20 @@ def test_what_another_try_cannot_mend_is_not_tried_again(
     assert tries == [0, 1, 2, 0]
     assert standings() == {"1": "diverged", "2": "done"}
     assert Path("sweep/1/run.log").read_text() == log
+
+
+def test_the_first_process_decides_for_all_whether_a_job_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is a wrong configuration in one process is the failure of another one elsewhere."""
+    answers: list[object] = []
+
+    def decide(find: Callable[[], object]) -> object:
+        answers.append(find())
+        return answers[-1]
+
+    monkeypatch.setattr(jobs, "attempt", lambda cfg, folder: ConfigError("wrong here"))
+    monkeypatch.setattr(jobs.parallel, "decide", decide)
+    sweep(*QUICK, "seed=0", "sweep.retries=1")
+    assert answers[-3:] == [True, None, True]  # it may begin, nothing is there of it, it is not tried again
 
 
 def test_a_sweep_may_stop_at_its_first_failure(

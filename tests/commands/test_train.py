@@ -13,6 +13,7 @@ from runs import rows, status, struck, summary, train
 import nncompress.report
 from nncompress.cli.main import main
 from nncompress.solvers.nnbcd.nnbcd import NNBCD
+from nncompress.sweeps import jobs
 
 SMALL = ["dataset.train_size=100", "dataset.test_size=50"]
 NNBCD_WORDS = ["solver=nnbcd", "model=tt_mlp", "model.widths=[32,32]", "compression.rank=8", *SMALL]
@@ -121,3 +122,16 @@ def test_a_diverging_run_keeps_its_records_and_says_so(tmp_path: Path, capsys: C
     err = capsys.readouterr().err
     assert "objective must stay finite" in err
     assert "Traceback" not in err
+
+
+def test_a_cluster_that_takes_its_machine_back_before_the_first_step_leaves_a_run_that_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as loading:
+        loading.setattr(jobs, "prepare", lambda cfg, folder: signal.raise_signal(signal.SIGUSR1))
+        assert train(folder, *SGD_WORDS, "solver.num_steps=1") == 128 + signal.SIGUSR1
+    assert status(folder)["status"] == "interrupted"
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    assert main(["train", f"resume={folder}"]) == 0
+    assert status(folder)["status"] == "done"

@@ -29,9 +29,9 @@ from nncompress.config.build import build
 from nncompress.problem import Dataset, Problem, Split
 from nncompress.solvers.slimming.proximal import Slimming
 from nncompress.solvers.slimming.scales import Scales
-from nncompress.surgery.channels import guarded, is_reshaped, kept_in, masked
+from nncompress.surgery.channels import guard_channels, is_reshaped, kept_in, mask_channels
 from nncompress.surgery.pruning import smaller
-from nncompress.surgery.removal import NoBranch, removed, reshape, structure
+from nncompress.surgery.removal import NoBranch, remove_channels, reshape, structure
 
 Network = nn.Module
 MULTIPLE = 4
@@ -137,7 +137,7 @@ def test_without_its_dead_channels_a_network_computes_the_same(name, network, x)
 
 @of_each_class()
 def test_the_layers_of_a_smaller_network_state_the_sizes_of_their_tensors_and_it_trains(name, network, x):
-    found = removed(masked(network, random_keep(network, 0.5))).train()
+    found = remove_channels(mask_channels(network, random_keep(network, 0.5))).train()
     for module in found.modules():
         if isinstance(module, nn.Conv2d):
             assert module.weight.shape[:2] == (module.out_channels, module.in_channels)
@@ -151,13 +151,13 @@ def test_the_layers_of_a_smaller_network_state_the_sizes_of_their_tensors_and_it
 
 @of_each_class()
 def test_with_all_channels_nothing_changes(name, network, x):
-    found = removed(masked(network, everything(network)))
+    found = remove_channels(mask_channels(network, everything(network)))
     assert not is_reshaped(found)
     assert equal_states(found, network)
     same, words = smaller(network, x)
     assert same is network
     assert words is None
-    folded = masked(network, everything(network), fold=True)
+    folded = mask_channels(network, everything(network), fold=True)
     assert_same(folded, network, x)
     assert folded.state_dict().keys() == network.state_dict().keys()
 
@@ -168,8 +168,8 @@ def test_channels_taken_out_in_two_goes_are_those_taken_out_at_once(name, networ
     for norm, mask in second.items():
         mask[first[norm].nonzero()[0]] = True  # one of both
     once = checked(network, {norm: first[norm] & second[norm] for norm in first}, x)
-    half = removed(masked(network, first))
-    twice = removed(masked(half, {norm: second[norm][first[norm]] for norm in first}))
+    half = remove_channels(mask_channels(network, first))
+    twice = remove_channels(mask_channels(half, {norm: second[norm][first[norm]] for norm in first}))
     assert equal_states(once, twice)
     assert torch.equal(outputs(once, x), outputs(twice, x))
 
@@ -180,7 +180,7 @@ def test_a_layer_without_any_channel_goes_with_its_branch_or_keeps_the_best(name
     for scale in network.scales():
         keep = everything(network)
         keep[scale.norm][:] = False
-        full, words = guarded(network, keep, scores)
+        full, words = guard_channels(network, keep, scores)
         gone = [norm for norm, mask in full.items() if not mask.any()]
         if scale.branch is None:
             assert gone == []
@@ -201,7 +201,7 @@ def test_a_block_with_a_dead_layer_is_its_shortcut(name, network, x):
     keep = everything(network)
     for norm in {scale.branch: scale.norm for scale in network.scales() if scale.branch}.values():  # the last of each
         keep[norm][:] = False
-    found = removed(masked(network, guarded(network, keep, scores_of(network))[0]))
+    found = remove_channels(mask_channels(network, guard_channels(network, keep, scores_of(network))[0]))
     assert len(found.blocks) == len(network.blocks)
     seen: list[tuple[nn.Module, Tensor]] = []
     for block in found.blocks:
@@ -215,13 +215,13 @@ def test_a_block_with_a_dead_layer_is_its_shortcut(name, network, x):
 
 @of_each_class()
 def test_of_a_network_without_any_channel_what_must_stay_stays_and_unguarded_one_in_a_layer(name, network, x):
-    full, _ = guarded(network, nothing(network), scores_of(network))
+    full, _ = guard_channels(network, nothing(network), scores_of(network))
     without = {scale.norm for scale in network.scales() if scale.branch}
     assert all(int(mask.sum()) == (norm not in without) for norm, mask in full.items())
     found = checked(network, full, x)
     assert set(kept_in(found)) == set(full) - without
-    assert not is_reshaped(removed(network))
-    assert equal_states(removed(found), found)
+    assert not is_reshaped(remove_channels(network))
+    assert equal_states(remove_channels(found), found)
     unguarded = nothing(network)
     unguarded[network.scales()[0].norm][:] = True  # so that its branch has a channel
     assert all(len(mask) >= 1 for mask in kept_in(checked(network, unguarded, x)).values())
@@ -233,10 +233,10 @@ def test_folded_constants_change_nothing_where_no_zeros_are_padded(name, network
         if isinstance(module, nn.Conv2d):
             module.padding_mode = "circular"
     keep = random_keep(network, 0.4)
-    folded = masked(network, keep, fold=True)
+    folded = mask_channels(network, keep, fold=True)
     assert_same(folded, zeroed(network, keep), x)
-    assert_same(removed(folded), folded, x)
-    assert not torch.allclose(outputs(masked(network, keep), x), outputs(folded, x))
+    assert_same(remove_channels(folded), folded, x)
+    assert not torch.allclose(outputs(mask_channels(network, keep), x), outputs(folded, x))
 
 
 # Storage.
@@ -245,12 +245,12 @@ def test_folded_constants_change_nothing_where_no_zeros_are_padded(name, network
 @of_each_class()
 def test_a_new_network_takes_the_shapes_and_then_the_weights(name, network, x):
     branch = next((scale.branch for scale in network.scales() if scale.branch), None)
-    guardedly, _ = guarded(network, random_keep(network, 0.4), scores_of(network))
+    guardedly, _ = guard_channels(network, random_keep(network, 0.4), scores_of(network))
     for fold in (False, True):
         with case(fold=fold):
             stays = branch is None or fold
             keep = {norm: mask & (stays or not norm.startswith(branch)) for norm, mask in guardedly.items()}
-            found = removed(masked(network, keep, fold=fold))
+            found = remove_channels(mask_channels(network, keep, fold=fold))
             about = json.loads(json.dumps(structure(found)))
             assert about["without"] == ([] if stays else [branch])
             new = SMALL[name][0]().to(F64)

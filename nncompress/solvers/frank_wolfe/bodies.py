@@ -21,7 +21,7 @@ ROUNDING = 1e-5
 def enter(model: nn.Module, bodies: Sequence[Body], constraints: Sequence[Constraint | None]) -> None:
     """Scale what lies outside its set into it."""
     scaled = {}
-    for body, constraint, own in _constrained(model, bodies, constraints):
+    for body, constraint, own in _constrained_bodies(model, bodies, constraints):
         gauge = float(constraint.norms(constraint.join(own)[None])[0])
         if gauge > constraint.radius * (1 + ROUNDING):
             scaled[body.name] = constraint.radius / gauge
@@ -42,7 +42,7 @@ def gauges(model: nn.Module, bodies: Sequence[Body], constraints: Sequence[Const
     """
     parts = {
         f"gauge/{body.name}": float(constraint.norms(constraint.join(own)[None])[0]) / constraint.radius
-        for body, constraint, own in _constrained(model, bodies, constraints)
+        for body, constraint, own in _constrained_bodies(model, bodies, constraints)
     }
     return parts | {"gauge": max(parts.values(), default=0.0)}
 
@@ -59,14 +59,14 @@ def gap(
     <g, LMO(g)> is minus the radius times the dual norm of g, exactly also where the oracle is not.
     """
     total = 0.0
-    for body, constraint, own in _constrained(model, bodies, constraints):
+    for body, constraint, own in _constrained_bodies(model, bodies, constraints):
         g = constraint.join([gradients.get(n, torch.zeros_like(p)) for n, p in zip(body.names, own, strict=True)])
         total += float((constraint.join(own).double() * g.double()).sum())
         total += constraint.radius * float(constraint.dual_norms(g[None])[0])
     return total
 
 
-def _constrained(
+def _constrained_bodies(
     model: nn.Module, bodies: Sequence[Body], constraints: Sequence[Constraint | None]
 ) -> Iterator[tuple[Body, Constraint, list[Tensor]]]:
     """Return the bodies in a set, with it and their parameters."""

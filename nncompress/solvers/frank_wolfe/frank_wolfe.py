@@ -229,7 +229,7 @@ class FrankWolfe(Solver[FrankWolfeState]):
         for i in range(count + 1):
             yield self.lr * self.schedule.factor(state.k + i / count, self.num_steps) * float(state.factor)
 
-    def _delayed(self) -> int:
+    def _delay_epoch(self) -> int:
         """Return the epoch in which k becomes that of the sets, at the latest the last one."""
         return math.floor(self.delay * self.num_steps + descent.ROUNDING)
 
@@ -240,7 +240,7 @@ class FrankWolfe(Solver[FrankWolfeState]):
         for body, size in zip(bodies, sizes.tolist(), strict=True):
             constraint = body.constraint
             if constraint is not None:
-                constraint = constraint.full() if k < self._delayed() else constraint
+                constraint = constraint.full() if k < self._delay_epoch() else constraint
                 constraint = constraint.at_diameter(size, *(parameters[name].shape for name in body.names))
             constraints.append(constraint)
         return constraints

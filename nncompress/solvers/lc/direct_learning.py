@@ -21,7 +21,7 @@ from nncompress.problem import Problem, weights_of
 from nncompress.solvers.base import Observation, Solver, observation_of
 from nncompress.solvers.training import descent
 from nncompress.solvers.training.minibatches import Minibatches, epoch
-from nncompress.surgery.compact_layers import compacted
+from nncompress.surgery.compact_layers import replace_layers
 from nncompress.surgery.theta import HeldTheta
 
 
@@ -42,7 +42,7 @@ class CompressedNetwork(nn.Module):
         self.network = copy.deepcopy(self.model, {id(tensor): tensor for tensor in shared})
         pairs = zip(plan.tasks, theta, strict=True)
         self.held = nn.ModuleList([HeldTheta(task.compression, t, scaled=True) for task, t in pairs])
-        layers = compacted(self.network, plan, list(self._thetas()))
+        layers = replace_layers(self.network, plan, list(self._thetas()))
         self.joint = [j for j, layer in enumerate(layers) if layer is None]
         self.fill()
 

@@ -103,6 +103,6 @@ def windows(index: Tensor, kernel: Sequence[int], stride: Sequence[int], dilatio
     return index.permute(1, 2, 0, 4, 5, 3)  # from (channels, height', width', q, kernel_h, kernel_w)
 
 
-def padded(index: Tensor, padding: Sequence[int], zero: int) -> Tensor:
+def pad_index(index: Tensor, padding: Sequence[int], zero: int) -> Tensor:
     """Return an index (channels, height, width, q) with `zero` around it: padding left, right, top and bottom."""
     return nn.functional.pad(index.movedim(3, 0), tuple(padding), value=zero).movedim(0, 3)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nncompress.errors import Unsupported
-from nncompress.solvers.nnbcd.chain import Chain, ChainLayer, LinearMap, padded, windows
+from nncompress.solvers.nnbcd.chain import Chain, ChainLayer, LinearMap, pad_index, windows
 
 REQUIREMENT = (
     "NN-BCD needs a chain of Linear and Conv2d layers with ReLU, LeakyReLU or Identity between them (average pooling, "
@@ -86,13 +86,13 @@ class _Trace:
         elif node.op == "output":
             self._read_output(node, sources)
         elif len(sources) == 2 and node.target in ADDITIONS and len(node.args) == 2 and not node.kwargs:
-            self.values[node] = self._added(node, *sources)
+            self.values[node] = self._add(node, *sources)
         elif len(sources) != 1:
             raise self._refusal(node, "a branch")
         else:
-            self.values[node] = self._mapped(node, self.values[sources[0]])
+            self.values[node] = self._map(node, self.values[sources[0]])
 
-    def _mapped(self, node: fx.Node, value: Value) -> Value:
+    def _map(self, node: fx.Node, value: Value) -> Value:
         module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not value.activated and self._users(node.all_input_nodes[0]) > 1:
             raise self._refusal(node, "a branch")
@@ -106,12 +106,12 @@ class _Trace:
             if order[0] == 0 and len(order) == value.index.dim():
                 places = [int(axis) % len(order) - 1 for axis in order[1:]]  # type: ignore[arg-type]
                 return replace(value, index=value.index.permute(*places, -1))
-        pooled = _pooled(module, node, value.index)
+        pooled = _pool(module, node, value.index)
         if pooled is not None:
             return replace(value, activated=True, index=pooled)  # V = U where no activation comes before
-        return self._activated(node, value, _slope(module, node))
+        return self._activate(node, value, _slope(module, node))
 
-    def _activated(self, node: fx.Node, value: Value, slope: float) -> Value:
+    def _activate(self, node: fx.Node, value: Value, slope: float) -> Value:
         if value.activated:
             if slope != 1.0:
                 raise self._refusal(node, "an activation", "that does not directly follow a Linear or Conv2d layer")
@@ -146,9 +146,9 @@ class _Trace:
             raise self._refusal(node, "inputs that do not fit")
         around: Sequence[int] = module._reversed_padding_repeated_twice
         kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
-        return windows(padded(index, around, self.widths[-1]), kernel, stride, dilation).flatten(2, 4)
+        return windows(pad_index(index, around, self.widths[-1]), kernel, stride, dilation).flatten(2, 4)
 
-    def _added(self, node: fx.Node, first: fx.Node, second: fx.Node) -> Value:
+    def _add(self, node: fx.Node, first: fx.Node, second: fx.Node) -> Value:
         """Return the sum of a layer's U or V and an earlier V: an identity skip."""
         (early, late) = sorted((self.values[first], self.values[second]), key=lambda value: value.layer)
         node_of_late = first if self.values[first] is late else second
@@ -213,7 +213,7 @@ def _flattens(module: nn.Module | None, node: fx.Node) -> bool:
     return node.target in FLATTENING and [*node.args[1:], *node.kwargs.values()] == [1]
 
 
-def _pooled(module: nn.Module | None, node: fx.Node, index: Tensor) -> Tensor | None:
+def _pool(module: nn.Module | None, node: fx.Node, index: Tensor) -> Tensor | None:
     """Return the index (channels, height', width', q') behind an average pooling; None for other nodes."""
     if isinstance(module, nn.AvgPool2d):
         settings = {key: getattr(module, key) for key in POOLING}

@@ -137,7 +137,7 @@ class ProximalNuclearNorm(Regulariser):
 
     @torch.no_grad()
     def shrink(self, weights: Sequence[Tensor], lr: float) -> None:
-        torch._foreach_copy_(list(weights), _each(weights, lambda a: _thresholded(a, lr * self.lam)))
+        torch._foreach_copy_(list(weights), _each(weights, lambda a: _threshold_singular_values(a, lr * self.lam)))
 
 
 def _each(weights: Sequence[Tensor], function: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -182,7 +182,7 @@ def _polar(a: Tensor) -> Tensor:
     return (U * (s > least).unsqueeze(-2)) @ V
 
 
-def _thresholded(a: Tensor, threshold: float) -> Tensor:
+def _threshold_singular_values(a: Tensor, threshold: float) -> Tensor:
     """Return a (..., m, n) with its singular values less by `threshold`, zeros where that is negative."""
     U, s, V = torch.linalg.svd(a, full_matrices=False)
     shrunk: Tensor = (U * (s - threshold).clamp_min(0).unsqueeze(-2)) @ V

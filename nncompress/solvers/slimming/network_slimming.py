@@ -26,7 +26,7 @@ from nncompress.solvers.slimming.figures import channel_details, channel_observa
 from nncompress.solvers.slimming.scales import Scales, check_slimming, choose_channels, groups_of
 from nncompress.solvers.training import descent
 from nncompress.solvers.training.minibatches import Minibatches, epoch
-from nncompress.surgery.channels import masked
+from nncompress.surgery.channels import mask_channels
 from nncompress.surgery.norms import shared_norms
 
 log = logging.getLogger(__name__)
@@ -141,21 +141,21 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
 
     def result(self, problem: Problem, state: NetworkSlimmingState, observation: Observation) -> Observation:
         scales = Scales.of(observation.model)
-        keep, notes = self._kept(problem, state)
-        network = masked(observation.model, keep, fold=self.fold)
+        keep, notes = self._choose_kept(problem, state)
+        network = mask_channels(observation.model, keep, fold=self.fold)
         details = channel_details(network, scales.named(scales.gamma()))
         if problem.round_to > 1:
             if state.pruned < 0:
                 unrounded = self.masked_network(replace(problem, round_to=1), state)
             else:
-                unrounded = masked(problem.model, scales.named(state.plain != 0))
+                unrounded = mask_channels(problem.model, scales.named(state.plain != 0))
             details |= unrounded_details(problem, unrounded)
         return observation._replace(details=details, notes=(*observation.notes, *notes))
 
     def masked_network(self, problem: Problem, state: NetworkSlimmingState) -> nn.Module:
         """Return the network whose dead channels are zero, in evaluation mode."""
         model = copy.deepcopy(state.model).eval()
-        return masked(model, self._kept(problem, state)[0], fold=self.fold)
+        return mask_channels(model, self._choose_kept(problem, state)[0], fold=self.fold)
 
     @property
     def _fine_tuning(self) -> int:
@@ -185,7 +185,7 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
 
         return add
 
-    def _kept(self, problem: Problem, state: NetworkSlimmingState) -> tuple[dict[str, Tensor], list[str]]:
+    def _choose_kept(self, problem: Problem, state: NetworkSlimmingState) -> tuple[dict[str, Tensor], list[str]]:
         """Return the channels that stay, by batch norm, and notes of what had to change above the threshold."""
         scales = Scales.of(state.model)
         if state.pruned >= 0:
@@ -198,11 +198,11 @@ class NetworkSlimming(Solver[NetworkSlimmingState]):
 
     def _prune(self, problem: Problem, state: NetworkSlimmingState) -> NetworkSlimmingState:
         """Return the masked network, with a new optimiser, for fine-tuning."""
-        keep, notes = self._kept(problem, state)
+        keep, notes = self._choose_kept(problem, state)
         for note in notes:
             log.warning("%s", note)
-        plain = keep if problem.round_to == 1 else self._kept(replace(problem, round_to=1), state)[0]
-        model = masked(state.model, keep, fold=self.fold)
+        plain = keep if problem.round_to == 1 else self._choose_kept(replace(problem, round_to=1), state)[0]
+        model = mask_channels(state.model, keep, fold=self.fold)
         flags, without = (torch.cat(list(each.values())).to(state.keep) for each in (keep, plain))
         optimizer = self._optimizer(model)
         return state._replace(model=model, keep=flags, pruned=state.k, optimizer=optimizer, plain=without)

@@ -25,7 +25,7 @@ from nncompress.solvers.slimming.figures import channel_details, channel_observa
 from nncompress.solvers.slimming.scales import Scales, check_slimming, choose_channels, groups_of
 from nncompress.solvers.training import descent
 from nncompress.solvers.training.minibatches import Minibatches, epoch
-from nncompress.surgery.channels import masked
+from nncompress.surgery.channels import mask_channels
 from nncompress.surgery.norms import SharedNorm, shared_norms
 
 CURVATURE_SEED = 0
@@ -168,7 +168,7 @@ class Slimming(Solver[SlimmingState]):
 
     def result(self, problem: Problem, state: SlimmingState, observation: Observation) -> Observation:
         model, xi, test = observation.model, state.xi, problem.data.test
-        keep, notes = self._kept(problem, model, xi)
+        keep, notes = self._choose_kept(problem, model, xi)
         networks = {project: self._deployed(model, xi, keep, project) for project in (True, False)}
         accuracies = {
             f"accuracy/{name}_test": evaluate(networks[project], test, problem.loss).accuracy
@@ -184,7 +184,7 @@ class Slimming(Solver[SlimmingState]):
     def masked_network(self, problem: Problem, state: SlimmingState) -> nn.Module:
         """Return the network whose dead channels are zero, in evaluation mode."""
         model = copy.deepcopy(state.model).eval()
-        return self._deployed(model, state.xi, self._kept(problem, model, state.xi)[0], self.project)
+        return self._deployed(model, state.xi, self._choose_kept(problem, model, state.xi)[0], self.project)
 
     def _rate(self, k: int) -> float:
         """Return the learning rate of epoch k, 1/alpha."""
@@ -196,13 +196,13 @@ class Slimming(Solver[SlimmingState]):
 
         @torch.no_grad()
         def update() -> None:
-            gamma = blended(scales.gamma(), xi, alpha, self.beta)
+            gamma = blend(scales.gamma(), xi, alpha, self.beta)
             scales.put(gamma)
             xi.copy_(shrunk(xi, gamma, alpha, self.beta, penalty))
 
         return update
 
-    def _kept(self, problem: Problem, model: nn.Module, xi: Tensor) -> tuple[dict[str, Tensor], list[str]]:
+    def _choose_kept(self, problem: Problem, model: nn.Module, xi: Tensor) -> tuple[dict[str, Tensor], list[str]]:
         """Return the channels that stay, by batch norm, and notes of what had to change in those with xi != 0."""
         gamma = Scales.of(model).gamma()
         scores = torch.where(xi != 0, xi, gamma).abs()
@@ -214,7 +214,7 @@ class Slimming(Solver[SlimmingState]):
         scales = Scales.of(network)
         if project:
             scales.put(torch.where(xi != 0, xi, scales.gamma()))
-        return masked(network, keep, fold=self.fold)
+        return mask_channels(network, keep, fold=self.fold)
 
     def _terms(self, problem: Problem, model: nn.Module, gamma: Tensor, xi: Tensor) -> dict[str, float]:
         """Return F and its three terms, L in evaluation mode."""
@@ -226,7 +226,7 @@ class Slimming(Solver[SlimmingState]):
         return {"objective": sum(terms.values())} | terms
 
 
-def blended(gamma: Tensor, xi: Tensor, alpha: float, beta: float) -> Tensor:
+def blend(gamma: Tensor, xi: Tensor, alpha: float, beta: float) -> Tensor:
     """Return (2), (alpha gamma + beta xi) / (alpha + beta), gamma as the optimiser's step left it."""
     return (alpha * gamma + beta * xi) / (alpha + beta)
 

@@ -14,8 +14,8 @@ from nncompress.compressions.base import FLOAT_BITS
 from nncompress.compressions.target import round_up
 from nncompress.errors import ConfigError, Unsupported
 from nncompress.problem import Problem
-from nncompress.surgery.channels import declares_scales, guarded, masked, norm_of, scales_of
-from nncompress.surgery.removal import removed
+from nncompress.surgery.channels import declares_scales, guard_channels, mask_channels, norm_of, scales_of
+from nncompress.surgery.removal import remove_channels
 from nncompress.surgery.uses import layers_of
 
 
@@ -98,7 +98,7 @@ def choose_channels(
 
     def left(count: int) -> tuple[dict[str, Tensor], list[str]]:
         best = keep & largest(scores.masked_fill(~keep, -1), count)
-        full, notes = guarded(model, scales.named(best), scales.named(ranks), branches=not fold)
+        full, notes = guard_channels(model, scales.named(best), scales.named(ranks), branches=not fold)
         if problem.round_to > 1:
             for name, own in scales.named(ranks).items():
                 least = round_up(int(full[name].sum()), problem.round_to, len(own))
@@ -112,7 +112,7 @@ def choose_channels(
             "a target needs a network that says how its channels are removed (a method scales()), found "
             f"{type(model).__name__} without one; give no target"
         )
-    return left(_count(problem, int(keep.sum()), lambda count: masked(model, left(count)[0], fold=fold)))
+    return left(_count(problem, int(keep.sum()), lambda count: mask_channels(model, left(count)[0], fold=fold)))
 
 
 def _count(problem: Problem, most: int, network: Callable[[int], nn.Module]) -> int:
@@ -120,7 +120,7 @@ def _count(problem: Problem, most: int, network: Callable[[int], nn.Module]) -> 
     name, value = problem.target or ("ratio", 1.0)
     dense = size_of(problem, problem.model, name)
     limit = value * dense if value <= 1 else value
-    least = size_of(problem, removed(network(0)), name)
+    least = size_of(problem, remove_channels(network(0)), name)
     if least > limit:
         channels = "one channel" if problem.round_to == 1 else f"{problem.round_to} channels (round_to)"
         raise Unsupported(
@@ -130,7 +130,7 @@ def _count(problem: Problem, most: int, network: Callable[[int], nn.Module]) -> 
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
-        if size_of(problem, removed(network(middle)), name) <= limit:
+        if size_of(problem, remove_channels(network(middle)), name) <= limit:
             low = middle
         else:
             high = middle - 1

@@ -135,7 +135,7 @@ class _Gradient:
     def __call__(self, batch: Batch, part: float) -> Tensor:
         """Return the sum of the losses of the batch; the gradient is that of their mean times `part`."""
         size = len(batch.rows) - self.mixed
-        return (self._replayed(batch) if self._fixed(size, part) else self.compute(batch, part)) * size
+        return (self._replay(batch) if self._is_replayable(size, part) else self.compute(batch, part)) * size
 
     def compute(self, batch: Batch, part: float = 1.0) -> Tensor:
         """Return the mean loss, the gradient of it times `part` added to that of the parameters."""
@@ -154,16 +154,16 @@ class _Gradient:
         (value * part).backward()  # type: ignore[no-untyped-call]
         return value.detach()
 
-    def _fixed(self, size: int, part: float) -> bool:
+    def _is_replayable(self, size: int, part: float) -> bool:
         """Return whether the batch is one of many of its size, on a GPU that is to replay them."""
         replayed = self.problem.computation.graphs and self.problem.device.type == "cuda"
         return replayed and part == 1 and size == self.size
 
-    def _replayed(self, batch: Batch) -> Tensor:
+    def _replay(self, batch: Batch) -> Tensor:
         key = (len(batch.rows), self.mixed, self.problem.data.train.x.data_ptr())
         known = _replays.get(self.model)
         if known is None or known[0] != key:
-            _replays[self.model] = known = (key, _captured(self, batch))
+            _replays[self.model] = known = (key, _capture(self, batch))
         return self.compute(batch) if known[1] is None else known[1](self.model, batch)
 
 
@@ -208,7 +208,7 @@ _replays: weakref.WeakKeyDictionary[nn.Module, tuple[object, _Replay | None]] = 
 """The graph of each network, none where it could not be captured. A replay does not refer to its network."""
 
 
-def _captured(gradient: _Gradient, batch: Batch) -> _Replay | None:
+def _capture(gradient: _Gradient, batch: Batch) -> _Replay | None:
     try:
         return _Replay(gradient, batch)
     except RuntimeError as error:

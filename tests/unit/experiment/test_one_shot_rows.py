@@ -14,7 +14,7 @@ from nncompress.experiment.one_shot import Filters, LowRank, Weights
 from nncompress.experiment.study import OneShotStudy
 from nncompress.metrics import evaluate
 from nncompress.problem import Dataset, Split
-from nncompress.surgery.norms import recalibrated
+from nncompress.surgery.norms import recalibrate_norms
 
 
 def test_the_rows_are_every_method_and_part_once_with_and_once_without_recalibration():
@@ -52,7 +52,7 @@ def test_a_row_holds_the_figures_of_the_network_compressed_from_the_unmodified_w
         method = Filters() if row["method"] == "filters" else Weights()
         network = method.compressed_network(p.model, x[:4], row["part"])
         if row["recalibrated"]:
-            network = recalibrated(network, drawn)
+            network = recalibrate_norms(network, drawn)
         found = evaluate(network, p.data.test, p.loss)
         assert (row["loss/test"], row["accuracy/test"]) == pytest.approx(found, rel=1e-9)
         assert row["stability"] == pytest.approx(1 - (accuracy - found.accuracy) / accuracy)
@@ -105,7 +105,7 @@ def test_more_samples_than_there_are_mean_all_of_them():
     p = digits_problem()
     rows = one_shot(p, p.model, {"w": Weights(at=[])}, [], recalibrate=1000, seed=0)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
-    found = evaluate(recalibrated(p.model, p.data.train.x[order]), p.data.test, p.loss)
+    found = evaluate(recalibrate_norms(p.model, p.data.train.x[order]), p.data.test, p.loss)
     assert rows[1]["loss/test"] == pytest.approx(found.loss)
 
 

@@ -19,6 +19,7 @@ from nncompress.experiment.reference import reference_of, with_reference
 from nncompress.experiment.run import run as run_setup
 from nncompress.experiment.setup import Setup
 from nncompress.solvers.sgd.sgd import SGD
+from nncompress.sweeps.saved import rerun_config
 
 DATA = ["dataset.train_size=100", "dataset.test_size=50"]
 SMALL = [*DATA, "model.widths=[16]"]
@@ -237,6 +238,17 @@ def test_of_two_that_want_a_reference_at_once_one_trains_and_the_other_waits_for
     assert folders == [str(trained[0])] * 2
     assert len(trained) == 1
     assert status(trained[0])["status"] == "done"
+
+
+def test_a_rerun_from_any_folder_looks_its_reference_up_anew(tmp_path, monkeypatch):
+    """Else another seed would start from the network of the seed before."""
+    run(tmp_path / "a", *SMALL, *STARTED)
+    trained = REFERENCES.absolute()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    cfg = rerun_config(tmp_path / "a", ["seed=4", "allow=[own_parts]"])
+    assert cfg.reference is None
+    assert Path(cfg.reference_dir) == trained
 
 
 # What cannot be trained

@@ -22,7 +22,7 @@ import nncompress.reproduce.run as command
 from nncompress.cli.main import main
 from nncompress.config.overrides import named_folder
 from nncompress.files import read_json, write_json
-from nncompress.reproduce.planning import Cost, Forecast, _recorded, planned, planned_runs
+from nncompress.reproduce.planning import Cost, Forecast, _recorded_cost, forecast, planned_runs
 from nncompress.reproduce.protocol import CLAIM, Alternative, Claim, PaperStudy, Protocol, Published, Selection
 from nncompress.reproduce.rows import FAIL, PASS
 from nncompress.results.records import read_run
@@ -108,7 +108,7 @@ def paper(apart: None, monkeypatch: pytest.MonkeyPatch, made: Made) -> Iterator[
     for other in ("accuracy_ratio_plot", "objectives_plot", "courses_plot"):
         monkeypatch.setattr(f"nncompress.report.write.{other}", lambda *of, **more: None)
     monkeypatch.setattr(command, "train", copied_from(made.folder / "kept"))
-    monkeypatch.setattr(planning, "_measured", timed)
+    monkeypatch.setattr(planning, "_measure_cost", timed)
     with in_place_of_lc(monkeypatch):
         yield Path("outputs/reproduce/lc/cpu")
 
@@ -317,15 +317,15 @@ def test_a_plan_that_was_stopped_keeps_what_it_measured_and_says_how_to_go_on(
     def stopped(study: PaperStudy, *more: Any) -> Forecast:
         if study.name == "nothing":
             raise KeyboardInterrupt
-        return planned(study, *more)
+        return forecast(study, *more)
 
-    monkeypatch.setattr(command, "planned", stopped)
+    monkeypatch.setattr(command, "forecast", stopped)
     assert main(["reproduce", "lc", "seed=1"]) == 130
     assert "go on with: nncompress reproduce lc seed=1" in caplog.text
     cost = json.loads((paper / "reproduce.json").read_text())["studies"]["kept"]["cost"]
     assert cost == vars(timed(known_jobs(tiny("lc", "cpu").studies[0].words)[0]))
-    assert _recorded({"words": ["a"], "cost": cost}, ["a"]) == Cost(**cost)
-    assert [_recorded({"words": ["a"], "cost": each}, ["a"]) for each in (None, 3, {"x": 1})] == [None] * 3
-    assert _recorded({"words": ["a"], "cost": cost}, ["b"]) is None
-    monkeypatch.setattr(planning, "_measured", lambda job: pytest.fail("measured again"))
+    assert _recorded_cost({"words": ["a"], "cost": cost}, ["a"]) == Cost(**cost)
+    assert [_recorded_cost({"words": ["a"], "cost": each}, ["a"]) for each in (None, 3, {"x": 1})] == [None] * 3
+    assert _recorded_cost({"words": ["a"], "cost": cost}, ["b"]) is None
+    monkeypatch.setattr(planning, "_measure_cost", lambda job: pytest.fail("measured again"))
     assert main(["reproduce", "lc", "seed=1", "--study", "kept"]) == 0

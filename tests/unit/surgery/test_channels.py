@@ -16,15 +16,15 @@ from nncompress.artefact.model import load
 from nncompress.errors import CheckpointError
 from nncompress.metrics import huffman_bits, macs, sizes
 from nncompress.models.vgg import VGG
-from nncompress.surgery.channels import Scale, guarded, is_reshaped, kept_in, masked, scales_of
+from nncompress.surgery.channels import Scale, guard_channels, is_reshaped, kept_in, mask_channels, scales_of
 from nncompress.surgery.pruning import smaller
-from nncompress.surgery.removal import SelectedNorm, removed
+from nncompress.surgery.removal import SelectedNorm, remove_channels
 from nncompress.surgery.uses import layers_of
 
 
 def test_without_branches_the_best_channel_of_a_residual_layer_stays():
     network, x = small("preresnet-bottleneck")
-    full, words = guarded(network, nothing(network), scores_of(network), branches=False)
+    full, words = guard_channels(network, nothing(network), scores_of(network), branches=False)
     assert all(int(mask.sum()) == 1 for mask in full.values())
     assert len(words) == 1
     assert f" and {len(full) - 4} more: the one with the largest scale stays" in words[0]
@@ -35,7 +35,7 @@ def test_a_channel_of_vgg19s_second_convolution_takes_1730_parameters_with_it():
     network = VGG((3, 32, 32), 10, layers=[2, 1])  # its first three convolutions
     keep = kept_in(network)
     keep["features.bn1_2"][17] = False
-    found = removed(masked(network, keep))
+    found = remove_channels(mask_channels(network, keep))
     assert count(network) - count(found) == 9 * 64 + 2 + 9 * 128 == 1730
     assert found.features.conv1_2.weight.shape == (63, 64, 3, 3)
     assert found.features.conv2_1.weight.shape == (128, 63, 3, 3)
@@ -78,9 +78,9 @@ class Valid(nn.Module):
 def test_folding_is_exact_without_padding():
     network, x = trained(Valid()), randn(3, 1, 6, 5)
     keep = random_keep(network, 0.5)
-    folded = masked(network, keep, fold=True)
+    folded = mask_channels(network, keep, fold=True)
     assert_same(folded, zeroed(network, keep), x)
-    checked_folded = removed(folded)
+    checked_folded = remove_channels(folded)
     assert_same(checked_folded, folded, x)
     assert count(checked_folded) < count(network)
 
@@ -88,20 +88,20 @@ def test_folding_is_exact_without_padding():
 def test_folding_is_exact_in_the_interior_of_padded_images_and_for_the_linear_layer():
     network, x = trained(VGG((1, 8, 8), 5, layers=[2], width=0.1)), randn(3, 1, 8, 8)
     keep = random_keep(network, 0.5)
-    expected, found = (copy.deepcopy(n) for n in (zeroed(network, keep), masked(network, keep, fold=True)))
+    expected, found = (copy.deepcopy(n) for n in (zeroed(network, keep), mask_channels(network, keep, fold=True)))
     with torch.no_grad():
         a, b = expected.features(x), found.features(x)
     alive = keep["features.bn1_2"]
     torch.testing.assert_close(b[:, alive, 1:-1, 1:-1], a[:, alive, 1:-1, 1:-1], rtol=1e-12, atol=1e-12)
     assert not torch.allclose(b[:, alive], a[:, alive])
     keep = {"features.bn1_1": torch.ones(6, dtype=torch.bool), "features.bn1_2": alive}  # the linear layer alone
-    assert_same(masked(network, keep, fold=True), zeroed(network, keep), x)
+    assert_same(mask_channels(network, keep, fold=True), zeroed(network, keep), x)
 
 
 def test_constants_go_into_the_running_mean_of_the_batch_norm_behind_or_else_into_a_bias():
     vgg, _ = small("vgg-stages")
     keep = random_keep(vgg, 0.5)
-    folded = masked(vgg, keep, fold=True)
+    folded = mask_channels(vgg, keep, fold=True)
     assert folded.state_dict().keys() == vgg.state_dict().keys()
     constant = torch.where(keep["features.bn1_1"], 0, vgg.features.bn1_1.bias.detach().relu())
     made = vgg.features.conv2_1.weight.detach().sum((2, 3)) @ constant
@@ -113,7 +113,7 @@ def test_constants_go_into_the_running_mean_of_the_batch_norm_behind_or_else_int
     branch.bn2.bias.data.abs_()
     keep = random_keep(residual, 0.5)
     constant = torch.where(keep["blocks.0.branch.bn2"], 0, branch.bn2.bias.detach().relu())
-    found = masked(residual, keep, fold=True).blocks[0].branch.conv2.bias.detach()
+    found = mask_channels(residual, keep, fold=True).blocks[0].branch.conv2.bias.detach()
     torch.testing.assert_close(found, branch.conv2.weight.detach().sum((2, 3)) @ constant)
 
 
@@ -175,7 +175,7 @@ def test_a_network_that_says_something_wrong_stays_as_large_as_it_was_and_that_i
             keep = {"bn1": torch.arange(7) == 6, "bn2": torch.arange(6) > 1}
             if lie == "a branch that counts":
                 keep["bn1"][:] = False
-            dead = masked(network, keep)
+            dead = mask_channels(network, keep)
             found, words = smaller(dead, x)
             assert found is dead
             assert words is not None
@@ -192,7 +192,7 @@ class Shifted(Valid):
 
 def test_a_network_whose_outputs_would_be_others_stays_as_large_as_it_was():
     network, x = trained(Shifted()), randn(3, 1, 6, 5)
-    dead = masked(network, {"bn1": torch.arange(7) > 2, "bn2": torch.ones(6, dtype=torch.bool)})
+    dead = mask_channels(network, {"bn1": torch.arange(7) > 2, "bn2": torch.ones(6, dtype=torch.bool)})
     found, words = smaller(dead, x)
     assert found is dead
     assert words is not None
@@ -202,7 +202,7 @@ def test_a_network_whose_outputs_would_be_others_stays_as_large_as_it_was():
 def test_of_a_network_that_says_nothing_channels_are_found_by_its_graph():
     x = randn(3, 1, 6, 5)
     network = trained(nn.Sequential(nn.Conv2d(1, 7, 3), nn.BatchNorm2d(7), nn.ReLU(), nn.Conv2d(7, 4, 1)))
-    dead = masked(network, {"1": torch.arange(7) > 2})
+    dead = mask_channels(network, {"1": torch.arange(7) > 2})
     found, words = smaller(dead, x)
     assert words is None
     assert count(network) - count(found) == 3 * (9 + 1 + 2 + 4)
@@ -223,7 +223,7 @@ def test_sizes_and_operations_of_a_smaller_vgg_are_those_counted_by_hand():
     p = problem(data, network)
     channels, left = [6, 13, 13, 26], [2, 5, 1, 9]
     keep = {scale.norm: torch.arange(c) < k for scale, c, k in zip(network.scales(), channels, left, strict=True)}
-    found = removed(masked(network, keep))
+    found = remove_channels(mask_channels(network, keep))
 
     def params(c):
         chain = 9 * (1 * c[0] + c[0] * c[1] + c[1] * c[2] + c[2] * c[3])

@@ -32,7 +32,7 @@ from nncompress.surgery.compact_layers import (
     CompactLinear,
     chosen_ways,
     compact_layer,
-    compacted,
+    replace_layers,
 )
 
 BLOCKS, BLOCK_SECONDS = autotune.BLOCKS, autotune.BLOCK_SECONDS
@@ -229,7 +229,7 @@ def test_what_was_chosen_is_a_table(monkeypatch):
         weights_of(network),
     )
     compact = network.to(F64)
-    compacted(compact, plan, held(plan, network))
+    replace_layers(compact, plan, held(plan, network))
     monkeypatch.setattr(autotune, "measure", lambda ways, device: {name: 0.001 * len(name) for name in ways})
     assert chosen_ways(compact) == []
     with torch.no_grad():

@@ -14,7 +14,7 @@ from nncompress.compressions.decomposition.low_rank import low_rank
 from nncompress.compressions.plan import Plan
 from nncompress.compressions.quantization.codebook import codebook
 from nncompress.problem import weights_of
-from nncompress.surgery.compact_layers import CompactLayer, CompactLinear, chosen_ways, compacted
+from nncompress.surgery.compact_layers import CompactLayer, CompactLinear, chosen_ways, replace_layers
 
 every_recipe = pytest.mark.parametrize(("recipe", "settings"), RECIPES, ids=[recipe.__name__ for recipe, _ in RECIPES])
 pytestmark = pytest.mark.usefixtures("quick")
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 def test_training_a_compact_network_lowers_its_loss_and_evaluation_sees_it(recipe, settings):
     network = small_network()
     plan = recipe(weights_of(network), layers="all", **settings)
-    layers = compacted(network, plan, held(plan, network))
+    layers = replace_layers(network, plan, held(plan, network))
     compact = network
     assert all(layer is not None for layer in layers)
     x, y = randn(16, 2, 6, 6), torch.arange(16) % 5
@@ -60,7 +60,7 @@ def deployed() -> tuple[nn.Module, nn.Module, Tensor]:
     plan = Plan.of([task for group in tasks for task in group], w)
     thetas = held(plan, network)
     dense = dense_of(network, plan, thetas)
-    assert None not in compacted(network, plan, thetas)
+    assert None not in replace_layers(network, plan, thetas)
     return dense.eval(), network.requires_grad_(False).eval(), randn(4, 2, 6, 6)
 
 
@@ -130,7 +130,7 @@ def test_only_plain_layers_of_their_own_weight_are_replaced_and_the_network_stay
     thetas = held(plan, network)
     dense = dense_of(network, plan, thetas)
     copied = copy.deepcopy(dense)
-    layers = compacted(copied, plan, thetas)
+    layers = replace_layers(copied, plan, thetas)
     compact = copied
     assert compact is copied
     found = {task.params[0] for task, layer in zip(plan.tasks, layers, strict=True) if layer is not None}
@@ -151,12 +151,12 @@ def test_weights_that_share_a_theta_stay_dense():
     thetas = held(plan, network)
     dense = dense_of(network, plan, thetas)
     compact = copy.deepcopy(dense)
-    layers = compacted(compact, plan, thetas)
+    layers = replace_layers(compact, plan, thetas)
     assert layers == [None]
     assert not [module for module in compact.modules() if isinstance(module, CompactLayer)]
     assert torch.equal(compact(randn(2, 2, 6, 6)), dense(randn(2, 2, 6, 6)))
     compact = small_network()
-    layers = compacted(compact, Plan((), {}), [])
+    layers = replace_layers(compact, Plan((), {}), [])
     assert layers == []
 
 
@@ -165,7 +165,7 @@ def test_a_network_that_is_one_layer_becomes_the_compact_layer():
     plan = low_rank(weights_of(network), rank=2, layers="all")
     thetas = held(plan, network)
     dense = dense_of(network, plan, thetas)
-    layers = compacted(network, plan, thetas)
+    layers = replace_layers(network, plan, thetas)
     compact = network
     assert layers == [compact]
     assert isinstance(compact, CompactLinear)
@@ -181,7 +181,7 @@ def test_pairs_of_compact_layers_fit_in_where_a_network_reads_the_weight_itself(
     thetas = held(plan, network)
     dense = dense_of(network, plan, thetas)
     compact = copy.deepcopy(dense)
-    layers = compacted(compact, plan, thetas)
+    layers = replace_layers(compact, plan, thetas)
     assert [type(layer) for layer in layers] == [CompactLinear] * 2
     x = randn(2, 5, 16)
     torch.testing.assert_close(compact(x), dense(x), rtol=1e-9, atol=1e-9)

@@ -15,8 +15,8 @@ from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
 
 from nncompress.errors import Unsupported
-from nncompress.surgery.channels import is_reshaped, kept_in, masked
-from nncompress.surgery.pruning import pruned
+from nncompress.surgery.channels import is_reshaped, kept_in, mask_channels
+from nncompress.surgery.pruning import prune
 from nncompress.surgery.removal import reshape, structure
 
 Act = Callable[[], nn.Module]
@@ -145,12 +145,12 @@ def without(network: nn.Module, dead: Mapping[str, list[int]]) -> nn.Module:
     keep = {name: mask.clone() for name, mask in kept_in(network).items()}
     for name, channels in dead.items():
         keep[name][channels] = False
-    return masked(network, keep)
+    return mask_channels(network, keep)
 
 
 def random_masks(network: nn.Module, seed: int, share: float = 0.5) -> nn.Module:
     g = torch.Generator().manual_seed(seed)
-    return masked(
+    return mask_channels(
         network, {name: torch.rand(len(mask), generator=g) > share for name, mask in kept_in(network).items()}
     )
 
@@ -162,7 +162,7 @@ def shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
 def test_of_a_chain_all_dead_channels_go_with_all_their_positions_in_a_linear_layer() -> None:
     network = without(trained(chain), {"1": [0, 2, 5], "5": [1, 4]})
     before = copy.deepcopy(network.state_dict())
-    found = pruned(network, randn(3, 1, 8, 8))
+    found = prune(network, randn(3, 1, 8, 8))
     expected = {"0.weight": (3, 1, 3, 3), "0.bias": (3,), "4.weight": (3, 3, 3, 3), "4.bias": (3,), "8.weight": (4, 27)}
     assert expected.items() <= shapes(found).items()
     assert (found[0].out_channels, found[1].num_features, found[4].in_channels, found[8].in_features) == (3, 3, 3, 27)
@@ -177,7 +177,7 @@ def test_a_network_with_random_masks_becomes_smaller_computes_the_same_and_can_b
     for seed in range(2):
         with case(seed=seed):
             network, x = random_masks(trained(make, seed), seed, share=0.7), randn(5, *shape, seed=seed + 1)
-            check_smaller(network, pruned(network, randn(2, *shape)), make, x)
+            check_smaller(network, prune(network, randn(2, *shape)), make, x)
 
 
 def check_smaller(network: nn.Module, found: nn.Module, make: Callable[[], nn.Module], x: Tensor) -> None:
@@ -198,7 +198,7 @@ def small_resnet() -> nn.Module:
 def test_channels_inside_the_blocks_of_a_resnet_go_and_its_stream_stays() -> None:
     network = without(trained(small_resnet), {"layer1.0.bn1": list(range(40)), "layer4.0.bn1": list(range(0, 512, 2))})
     x = randn(2, 3, 32, 32)
-    found = pruned(network, x)
+    found = prune(network, x)
     check_smaller(network, found, small_resnet, x)
     assert shapes(found)["layer1.0.conv1.weight"] == (24, 64, 3, 3)
     assert shapes(found)["layer1.0.conv2.weight"] == (64, 24, 3, 3)
@@ -211,7 +211,7 @@ def test_the_stream_of_a_resnet_loses_the_channels_that_are_dead_in_all_batch_no
     dead = {name: list(range(20)) for name in first} | {name: list(range(100, 200)) for name in third}
     dead["layer1.1.bn2"] = list(range(12, 40))
     network, x = without(trained(small_resnet), dead), randn(2, 3, 32, 32)
-    found = pruned(network, x)
+    found = prune(network, x)
     check_smaller(network, found, small_resnet, x)
     expected = {"conv1.weight": (56, 3, 7, 7), "layer1.1.bn2.weight": (56,), "layer2.0.conv1.weight": (128, 56, 3, 3)}
     expected |= {"layer3.0.downsample.0.weight": (156, 128, 1, 1), "layer4.0.conv1.weight": (512, 156, 3, 3)}
@@ -220,18 +220,18 @@ def test_the_stream_of_a_resnet_loses_the_channels_that_are_dead_in_all_batch_no
 
 def test_a_resnet_with_random_masks_becomes_smaller_and_computes_the_same() -> None:
     network, x = random_masks(trained(small_resnet), 0, share=0.7), randn(2, 3, 32, 32)
-    check_smaller(network, pruned(network, x), small_resnet, x)
+    check_smaller(network, prune(network, x), small_resnet, x)
 
 
 def test_a_channel_that_a_convolution_without_batch_norm_adds_to_stays() -> None:
     network = without(trained(lambda: Residual(norm=False)), {"norm_a": [0, 1]})
     with pytest.raises(Unsupported, match="no other channel is added to it, found none"):
-        pruned(network, randn(3, 2, 6, 6))
+        prune(network, randn(3, 2, 6, 6))
 
 
 def test_a_dead_channel_before_a_depthwise_convolution_stays_where_the_batch_norm_behind_gives_something() -> None:
     network = without(trained(separable), {"1": [0, 1, 2], "4": [2, 3]})
-    found = pruned(network, randn(3, 2, 7, 7))
+    found = prune(network, randn(3, 2, 7, 7))
     assert shapes(found)["3.weight"] == (6, 1, 3, 3)
     assert found[3].groups == found[3].in_channels == found[3].out_channels == 6
     torch.testing.assert_close(outputs(found, randn(3, 2, 7, 7)), outputs(network, randn(3, 2, 7, 7)))
@@ -239,7 +239,7 @@ def test_a_dead_channel_before_a_depthwise_convolution_stays_where_the_batch_nor
 
 def test_channels_that_are_flattened_behind_a_prelu_with_one_slope_stay_and_those_before_go() -> None:
     network = without(trained(lambda: chain(nn.PReLU)), {"1": [0, 2, 5], "5": [1, 4]})
-    found = pruned(network, randn(3, 1, 8, 8))
+    found = prune(network, randn(3, 1, 8, 8))
     expected = {"0.weight": (3, 1, 3, 3), "2.weight": (1,), "4.weight": (5, 3, 3, 3), "8.weight": (4, 45)}
     assert expected.items() <= shapes(found).items()
 
@@ -251,7 +251,7 @@ def test_channels_that_a_grouped_or_transposed_convolution_reads_stay() -> None:
             made = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), reader, *behind)
             network = trained(lambda made=made: made)
             with pytest.raises(Unsupported, match="found none such"):
-                pruned(without(network, {"1": [0, 2], "4": [1, 4]}), randn(3, 1, 8, 8))
+                prune(without(network, {"1": [0, 2], "4": [1, 4]}), randn(3, 1, 8, 8))
 
 
 def test_a_layer_with_all_channels_dead_keeps_one_and_a_depthwise_convolution_two() -> None:
@@ -259,14 +259,14 @@ def test_a_layer_with_all_channels_dead_keeps_one_and_a_depthwise_convolution_tw
         with case(name=name):
             make, shape = NETWORKS[name]
             network = random_masks(trained(make), 0, share=1)
-            found = pruned(network, randn(3, *shape))
+            found = prune(network, randn(3, *shape))
             assert {norm: len(found.get_submodule(norm).weight) for norm in left} == left
             check_smaller(network, found, make, randn(3, *shape))
 
 
 def test_a_network_without_dead_channels_is_copied() -> None:
     network, x = trained(chain), randn(3, 1, 8, 8)
-    found = pruned(network, x)
+    found = prune(network, x)
     assert found is not network
     assert not is_reshaped(found)
     torch.testing.assert_close(found.state_dict(), network.state_dict(), rtol=0, atol=0)
@@ -276,20 +276,20 @@ def test_precision_training_mode_and_frozen_parameters_stay_as_they_are() -> Non
     network = without(trained(chain), {"1": [0, 2]}).float().train()
     network[0].requires_grad_(False)
     network[1].eval()
-    found = pruned(network, randn(3, 1, 8, 8, dtype=torch.float32))
+    found = prune(network, randn(3, 1, 8, 8, dtype=torch.float32))
     assert [p.requires_grad for p in found.parameters()] == [p.requires_grad for p in network.parameters()]
     assert [m.training for m in found.modules()] == [m.training for m in network.modules()]
     assert [t.dtype for t in found.state_dict().values()] == [t.dtype for t in network.state_dict().values()]
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    pruned(random_masks(trained(Concat), 0), randn(3, 2, 6, 6))
+    prune(random_masks(trained(Concat), 0), randn(3, 2, 6, 6))
     assert capfd.readouterr() == ("", "")
 
 
 def test_channels_behind_which_a_sigmoid_gives_a_half_stay() -> None:
     with pytest.raises(Unsupported, match="read zeros from it"):
-        pruned(without(trained(lambda: chain(nn.Sigmoid)), {"1": [0]}), randn(3, 1, 8, 8))
+        prune(without(trained(lambda: chain(nn.Sigmoid)), {"1": [0]}), randn(3, 1, 8, 8))
 
 
 class Part(nn.Module):
@@ -347,12 +347,12 @@ def test_what_would_change_the_outputs_is_refused_with_a_sentence() -> None:
         with case(name=name):
             network = without(trained(lambda function=function: Part(function)), {"norm": [1, 2]})
             with pytest.raises(Unsupported, match=sentence):
-                pruned(network, randn(3, 1, 8, 8))
+                prune(network, randn(3, 1, 8, 8))
 
 
 def test_the_outputs_themselves_stay() -> None:
     network = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3), nn.BatchNorm1d(3)).to(F64)
-    found = pruned(without(network, {"1": [0], "4": [1]}), randn(4, 5))
+    found = prune(without(network, {"1": [0], "4": [1]}), randn(4, 5))
     assert shapes(found)["3.weight"] == (3, 5)
 
 
@@ -360,4 +360,4 @@ def test_without_torch_pruning_it_is_said_how_to_install_it(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     network = without(trained(chain), {"1": [0]})
     with pytest.raises(Unsupported, match=r"pip install 'nncompress\[prune\]'"):
-        pruned(network, randn(3, 1, 8, 8))
+        prune(network, randn(3, 1, 8, 8))

@@ -23,7 +23,7 @@ from nncompress.compressions.views import AsMatrix
 from nncompress.problem import Problem, weights_of
 from nncompress.solvers.lc.baselines import DCRetrain
 from nncompress.solvers.lc.direct_learning import CompressedNetwork
-from nncompress.surgery.compact_layers import chosen_ways, compacted
+from nncompress.surgery.compact_layers import chosen_ways, replace_layers
 from nncompress.surgery.theta import OwnLayer
 
 from my_parts.compressions import Circulant, CirculantLinear, circulant  # isort: skip
@@ -115,7 +115,7 @@ def test_circulant_blocks_are_multiplied_by_fourier_transforms(tmp_path, monkeyp
         plan = circulant(weights_of(network), block=8, layers="all")
         thetas = held(plan, network)
         dense = dense_of(network, plan, thetas)
-        assert None not in compacted(network, plan, thetas)
+        assert None not in replace_layers(network, plan, thetas)
         for x in (randn(5, 24), randn(2, 3, 24), randn(24)):
             used.clear()
             torch.testing.assert_close(network(x), dense(x), rtol=1e-10, atol=1e-10)
@@ -129,7 +129,7 @@ def test_it_is_made_once_until_theta_changes(monkeypatch):
     made: list[int] = []
     original = Constant.layer
     monkeypatch.setattr(Constant, "layer", lambda *arguments: made.append(1) or original(*arguments))
-    compacted(network, plan, thetas)
+    replace_layers(network, plan, thetas)
     made.clear()
     with torch.no_grad():
         x = randn(3, 20)
@@ -150,7 +150,7 @@ def test_gradients_reach_theta_through_it_and_through_the_rebuilt_weight_where_i
         network = fc().to(F64)
         plan = constant(weights_of(network), compression)
         thetas = held(plan, network)
-        compacted(network, plan, thetas)
+        replace_layers(network, plan, thetas)
         x = randn(3, 20)
         expected = x.sum(-1, keepdim=True) * thetas[0].free[0] + network.bias
         gradients = torch.autograd.grad(expected.square().sum(), [thetas[0].free[0], network.bias])
@@ -180,7 +180,7 @@ def test_what_has_no_layer_of_its_own_computes_as_before():
     )
     thetas = held(plan, network)
     dense = dense_of(network, plan, thetas)
-    layers = compacted(network, plan, thetas)
+    layers = replace_layers(network, plan, thetas)
     assert [type(layer).__name__ for layer in layers] == ["CompactConv2d", "CompactLinear"]
     with torch.no_grad():
         torch.testing.assert_close(network(randn(2, 2, 6, 6)), dense(randn(2, 2, 6, 6)))
@@ -196,7 +196,7 @@ def test_layers_of_torch_of_any_kind_may_have_one():
     thetas = held(plan, network)
     dense = dense_of(network, plan, thetas)
     compact = copy.deepcopy(dense)
-    assert [layer is not None for layer in compacted(compact, plan, thetas)] == [True, False]
+    assert [layer is not None for layer in replace_layers(compact, plan, thetas)] == [True, False]
     assert isinstance(compact[0], nn.Embedding)
     tokens = torch.tensor([[1, 2, 6]])
     torch.testing.assert_close(compact.requires_grad_(False)(tokens), dense(tokens))
@@ -207,7 +207,7 @@ def test_exported_it_is_the_rebuilt_network(tmp_path: Path):
     plan = circulant(weights_of(network), block=8, layers="all")
     thetas = held(plan, network)
     dense = dense_of(network, plan, thetas)
-    compacted(network, plan, thetas)
+    replace_layers(network, plan, thetas)
     network.requires_grad_(False).eval()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")

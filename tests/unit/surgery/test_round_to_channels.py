@@ -27,7 +27,7 @@ from nncompress.solvers.slimming.proximal import Slimming
 from nncompress.solvers.slimming.scales import Scales, size_of
 from nncompress.surgery.channels import kept_in
 from nncompress.surgery.pruning import smaller
-from nncompress.surgery.removal import removed
+from nncompress.surgery.removal import remove_channels
 
 MULTIPLE = 4
 
@@ -108,8 +108,8 @@ def test_a_target_is_met_with_multiples_and_as_few_channels_gone_as_possible():
                 p = problem_with(network, (name, value), round_to=MULTIPLE)
                 found = method.masked_network(p, state)
                 assert counts(found) == best
-                assert size_of(p, removed(found), name) <= value * dense
-                assert sum(w.numel() for w in removed(found).parameters()) == size_by_hand("ratio", best)
+                assert size_of(p, remove_channels(found), name) <= value * dense
+                assert sum(w.numel() for w in remove_channels(found).parameters()) == size_by_hand("ratio", best)
 
 
 def test_a_target_that_a_multiple_in_every_layer_exceeds_is_refused():
@@ -151,9 +151,9 @@ def test_the_channels_that_rounding_keeps_are_fine_tuned(make, target):
     for state in states[2:]:
         details = method.result(p, state, method.observe(p, state)).details
         assert details["round_to/channels"] == sum(counts(plain))
-        assert details["round_to/params"] == sum(w.numel() for w in removed(plain).parameters())
+        assert details["round_to/params"] == sum(w.numel() for w in remove_channels(plain).parameters())
     if target is not None:
-        assert size_of(p, removed(last), "ratio") <= 0.6 * sum(w.numel() for w in p.model.parameters())
+        assert size_of(p, remove_channels(last), "ratio") <= 0.6 * sum(w.numel() for w in p.model.parameters())
 
 
 def test_fine_tuning_of_multiples_is_taken_up_again_bit_for_bit(tmp_path):

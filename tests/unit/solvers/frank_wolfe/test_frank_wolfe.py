@@ -234,8 +234,8 @@ def test_during_the_delay_k_is_full_and_then_that_of_the_sets_at_the_same_diamet
 
 def test_fractions_of_epochs_are_those_of_exact_numbers():
     sets = Assignment(set=KSupport(k=0.5))
-    assert FrankWolfe(constraint=sets, num_steps=90, delay=0.7)._delayed() == 63  # in floats 62.99...
-    assert FrankWolfe(constraint=sets, num_steps=100, delay=0.29)._delayed() == 29
+    assert FrankWolfe(constraint=sets, num_steps=90, delay=0.7)._delay_epoch() == 63  # in floats 62.99...
+    assert FrankWolfe(constraint=sets, num_steps=100, delay=0.29)._delay_epoch() == 29
     drops = MultiStep((0.14, 0.28), 0.1)
     assert [drops.factor(step, 50) for step in (6, 7, 13, 14)] == pytest.approx([1, 0.1, 0.1, 0.01])
 

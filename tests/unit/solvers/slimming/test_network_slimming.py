@@ -23,7 +23,7 @@ from nncompress.solvers.slimming.network_slimming import NetworkSlimming, Networ
 from nncompress.solvers.slimming.scales import Scales
 from nncompress.solvers.training import descent
 from nncompress.surgery.channels import is_reshaped, kept_in
-from nncompress.surgery.removal import removed
+from nncompress.surgery.removal import remove_channels
 
 
 def solver(num_steps: int = 4, fine_tune: int = 2, **settings: object) -> NetworkSlimming:
@@ -134,7 +134,7 @@ def test_a_share_of_none_takes_the_smallest_channel():
 
 def test_a_target_takes_the_place_of_the_share():
     p, method = small(vgg((1, 1, 1), 0.1), ("ratio", 0.4)), solver(percent=0.99)
-    network = removed(method.masked_network(p, method.init(p)))
+    network = remove_channels(method.masked_network(p, method.init(p)))
     size = sum(w.numel() for w in p.model.parameters())
     assert 0.35 * size < sum(w.numel() for w in network.parameters()) <= 0.4 * size
 
@@ -205,13 +205,13 @@ def test_fine_tuning_with_masks_is_training_the_smaller_network(make):
         assert not shifts[~keep].any()
         assert bool((scales.gamma()[keep] != 0).all())
     assert not torch.equal(Scales.of(found[3].model).gamma(), Scales.of(found[4].model).gamma())
-    network = removed(method.masked_network(p, found[2]))
+    network = remove_channels(method.masked_network(p, found[2]))
     assert is_reshaped(network)
     generator = torch.Generator()
     generator.set_state(found[2].generator.get_state())
     descend(p, network, generator, [0.1, 0.1, 0.01, 0.001])
     masked = method.masked_network(p, found[-1])
-    torch.testing.assert_close(removed(masked).state_dict(), network.state_dict(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(remove_channels(masked).state_dict(), network.state_dict(), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(outputs(masked, p.data.test.x), outputs(network, p.data.test.x), rtol=1e-9, atol=1e-9)
 
 
@@ -229,9 +229,9 @@ def test_all_epochs_may_be_fine_tuning():
     p, method = small(), solver(2, 2)
     found = states(method, p)
     kept = method.masked_network(p, found[0])
-    model = copy.deepcopy(removed(kept))
+    model = copy.deepcopy(remove_channels(kept))
     descend(p, model, torch.Generator().manual_seed(0), [0.1, 0.01])
-    after = removed(method.masked_network(p, found[-1]))
+    after = remove_channels(method.masked_network(p, found[-1]))
     torch.testing.assert_close(after.state_dict(), model.state_dict(), rtol=1e-9, atol=1e-9)
 
 
@@ -292,7 +292,7 @@ def test_a_residual_block_left_without_channels_is_its_shortcut():
     found = states(method, p)
     last = method.masked_network(p, found[-1])
     assert not any(mask.any() for name, mask in kept_in(last).items() if name.startswith("blocks.1.branch"))
-    assert not list(removed(last).blocks[1].branch.parameters())
+    assert not list(remove_channels(last).blocks[1].branch.parameters())
 
 
 WRONG = [

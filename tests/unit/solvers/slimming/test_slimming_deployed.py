@@ -20,7 +20,7 @@ from nncompress.solvers.slimming.proximal import Slimming, SlimmingState
 from nncompress.solvers.slimming.scales import Scales
 from nncompress.solvers.training.descent import MultiStep
 from nncompress.surgery.channels import kept_in
-from nncompress.surgery.removal import removed
+from nncompress.surgery.removal import remove_channels
 
 NAMES = ("ratio", "macs", "bits")
 
@@ -94,7 +94,7 @@ def test_a_target_is_met_by_taking_as_few_channels_as_possible_the_smallest_firs
                 assert counts(found) == best
                 gone = torch.cat([~mask for mask in kept_in(found).values()])
                 assert float(xi[gone].abs().max()) < float(xi[~gone].abs().min()) or min(best) == 1
-                assert sum(w.numel() for w in removed(found).parameters()) == size_by_hand("ratio", best)
+                assert sum(w.numel() for w in remove_channels(found).parameters()) == size_by_hand("ratio", best)
 
 
 def test_a_target_above_one_is_a_number():
@@ -122,7 +122,7 @@ def test_a_target_counts_the_biases_that_folding_adds():
         with case(value=value):
             p = small(network, ("ratio", value))
             found = method.masked_network(p, state)
-            assert sizes(p, (), removed(found))["ratio/params"] <= value
+            assert sizes(p, (), remove_channels(found))["ratio/params"] <= value
 
 
 def test_a_target_that_one_channel_a_layer_exceeds_is_refused():

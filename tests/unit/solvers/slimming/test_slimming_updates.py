@@ -21,7 +21,7 @@ from nncompress.metrics import evaluate
 from nncompress.models.wide_resnet import WideResNet
 from nncompress.problem import Problem
 from nncompress.solvers.sgd.sgd import SGD
-from nncompress.solvers.slimming.proximal import Slimming, blended, largest_curvature, shrunk
+from nncompress.solvers.slimming.proximal import Slimming, blend, largest_curvature, shrunk
 from nncompress.solvers.slimming.scales import Scales
 from nncompress.solvers.training.descent import MultiStep
 
@@ -40,14 +40,14 @@ def test_one_step_in_numbers():
     for beta, lam, gamma, xi in ((100.0, 0.0045, 0.498181818, 0.498306198), (0.25, 0.002, 0.480487805, 0.499328971)):
         with case(beta=beta, lam=lam):
             before = torch.tensor([0.5], dtype=F64)
-            found = blended(torch.tensor([0.48], dtype=F64), before, 10, beta)
+            found = blend(torch.tensor([0.48], dtype=F64), before, 10, beta)
             assert float(found) == pytest.approx(gamma, abs=5e-10)
             assert float(shrunk(before, found, 10, beta, L1Penalty(lam))) == pytest.approx(xi, abs=5e-10)
 
 
 def test_the_blend_minimises_the_linearised_loss_with_both_quadratics():
     gamma, xi, gradient, alpha, beta = randn(7), randn(7, seed=1), randn(7, seed=2), 10.0, 3.0
-    found = blended(gamma - gradient / alpha, xi, alpha, beta).requires_grad_()
+    found = blend(gamma - gradient / alpha, xi, alpha, beta).requires_grad_()
     value = gradient @ found + alpha / 2 * (found - gamma).square().sum() + beta / 2 * (found - xi).square().sum()
     assert torch.autograd.grad(value, found)[0] == pytest.approx(torch.zeros(7), abs=1e-12)
 
@@ -93,7 +93,7 @@ def test_the_scalar_problem_ends_at_its_stationary_point():
         with case(a=a):
             g, x = torch.tensor([0.5], dtype=F64), torch.tensor([0.5], dtype=F64)
             for _ in range(300):
-                g = blended(g - (g - a) / alpha, x, alpha, beta)
+                g = blend(g - (g - a) / alpha, x, alpha, beta)
                 x = shrunk(x, g, alpha, beta, penalty)
             assert (float(g), float(x)) == (pytest.approx(gamma, abs=1e-12), pytest.approx(xi, abs=1e-12))
 
@@ -116,7 +116,7 @@ def test_f_decreases_as_promised_on_random_quadratics():
 
         for _ in range(4):
             after = z - (torch.einsum("nij,nj->ni", hessian, z) - b) / alpha
-            after[:, 3:] = blended(after[:, 3:], xi, alpha, beta)
+            after[:, 3:] = blend(after[:, 3:], xi, alpha, beta)
             xi_after = shrunk(xi, after[:, 3:], alpha, beta, penalty)
             w, gamma = (part.square().sum(1) for part in (after - z).split(3, dim=1))
             x = (xi_after - xi).square().sum(1)
