@@ -108,7 +108,7 @@ def create(path: Path, option: str) -> Iterator[Path]:
     missing = [folder for folder in path.parents if not folder.exists()]
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with exit_on_sigterm(), ExitStack() as held:
+        with exit_on_signals(), ExitStack() as held:
             remove_unfinished(left for left in path.parent.glob(UNFINISHED) if left.is_dir())
             draft.mkdir(parents=True)
             held.enter_context(hold(draft))
@@ -147,7 +147,7 @@ def _concerns(error: OSError, draft: Path) -> bool:
 
 
 @contextmanager
-def exit_on_sigterm() -> Iterator[None]:
+def exit_on_signals() -> Iterator[None]:
     """Make SIGTERM an exit (143) that cleans up, in the main thread.
 
     So are SIGUSR1 and SIGUSR2, by which a cluster takes its machine back, where nobody handles them.

@@ -141,7 +141,7 @@ class Config:
     allow: list[str] = _key([], "place")
     sweep: SweepSettings = _key(SweepSettings(), "place", of_command=True)
     search: SearchSettings = _key(SearchSettings(), "place", of_command=True)
-    tracking: Any = _key(None, "place")
+    tracking: Any = _key(None, "place", of_command=True)
     target: TargetSize = _key(TargetSize(), "result")
     reference: str | None = _key(None, "result")
     reference_dir: str = _key("outputs/references", "place")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from nncompress.errors import CheckpointError, ConfigError, Diverged
 from nncompress.experiment import checkpoint
 from nncompress.experiment.interruption import Interruption
 from nncompress.experiment.progress import ProgressLog
-from nncompress.experiment.setup import Setup
+from nncompress.experiment.setup import Settings, Setup
 from nncompress.experiment.summary import check_bounded, file_sizes, row_of, summary_of
 from nncompress.files import read_json, write_json
 from nncompress.results.records import COLUMNS, RECORDS, SUMMARY, Recorder, flatten, read_run
@@ -35,10 +35,8 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
-READ_BACK = 1e-3
-"""Largest difference of the outputs of the stored network and the deployed one, relative to the largest output."""
-COMPARED = 32
-"""Training samples on which the two are compared."""
+READ_BACK, COMPARED = 1e-3, 32
+"""How far the stored outputs may be from the deployed ones, relative to the largest, and on how many samples."""
 
 
 def run(setup: Setup, folder: Path) -> Row:
@@ -51,7 +49,15 @@ def run(setup: Setup, folder: Path) -> Row:
         NNCompressError: the folder is not free, the iterates diverge, or a watcher ends the run.
         SystemExit: with 130 or 143, after a checkpoint, when the run was interrupted.
     """
-    resumed = setup.settings.resume
+    return run_built(setup.settings, lambda: setup, folder)
+
+
+def run_built(settings: Settings, build: Callable[[], Setup], folder: Path) -> Row:
+    """Do a run as `run` does, and build what it needs once the folder is claimed and its configuration kept.
+
+    What goes wrong while it is built ends the run as all else does, and a signal is heeded at the first step.
+    """
+    resumed = settings.resume
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         with parallel.together():
@@ -59,10 +65,12 @@ def run(setup: Setup, folder: Path) -> Row:
                 held.enter_context(claim_run(folder, resumed))
         if parallel.rank() > 0:
             with Interruption() as interruption:
-                return _Run(setup, folder, interruption, {}, Tracking({}, {}, folder), leads=False).finish()
+                return _Run(build(), folder, interruption, {}, Tracking({}, {}, folder), leads=False).finish()
         with room(folder), Interruption() as interruption:
-            write_config(folder, setup.settings.config, COPIES)  # first: a folder with a status can be resumed
-            with _tracking(setup, folder) as tracking, status_of(folder, resumed) as status:
+            write_config(folder, settings.config, COPIES)  # first: a folder with a status can be resumed
+            with ExitStack() as told, status_of(folder, resumed) as status:  # trackers are told the status at the end
+                setup = build()
+                tracking = told.enter_context(_tracking(setup, folder))
                 tracking.start()
                 summary = _Run(setup, folder, interruption, status, tracking).finish()
             if interruption.code and parallel.size() == 1:  # too late for this run, not for what would follow it
@@ -137,10 +145,7 @@ class _Run:
         return _Start(iterate, content["rows"], content["step_seconds"])
 
     def _recorder(self, start: _Start) -> Recorder:
-        """Return the recorder behind the rows that are kept, once `environment.json` and `columns.json` are written.
-
-        A resumed run adds what it runs with to what it began with.
-        """
+        """Return the recorder behind the rows that are kept, once `environment.json` (old and new) is written."""
         path, problem = self.folder / "environment.json", self.setup.problem
         about = environment.describe(problem.device, problem.dtype, self.setup.settings.seed)
         began = read_json(path) if self.setup.settings.resume else None

@@ -94,12 +94,13 @@ def setup(cfg: DictConfig) -> Setup:
             solver=solver,
             study=study,
             trackers={str(name): partial(build, node) for name, node in (cfg.tracking or {}).items()},
-            settings=_settings(cfg),
+            settings=settings_of(cfg),
             facts=_facts(cfg) | facts,
         )
 
 
-def _settings(cfg: DictConfig) -> Settings:
+def settings_of(cfg: DictConfig) -> Settings:
+    """Return how the run of a configuration is done; nothing is built."""
     config = resolve(cfg) | {"resume": None}
     given: Any = OmegaConf.to_container(cfg.dataset, resolve=False)
     return Settings(

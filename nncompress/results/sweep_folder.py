@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from nncompress.errors import ConfigError
@@ -32,10 +32,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The words of the command that began a sweep, and its jobs in the order of their numbers."""
+    """The words of the command that last ran a sweep, and its jobs in the order of their numbers.
+
+    varied: the keys of which the command that began it gave several values.
+    """
 
     command: list[str]
     jobs: list[Job]
+    varied: list[str] = field(default_factory=list)
 
     def with_job(self, job: Job) -> Manifest:
         """Return the manifest with one job more.
@@ -48,7 +52,7 @@ class Manifest:
                 f"hydra.sweep.subdir must give every job a folder of its own, found '{job.folder}' twice; leave it "
                 "out, or put all that is varied into it"
             )
-        return Manifest(self.command, [*self.jobs, job])
+        return replace(self, jobs=[*self.jobs, job])
 
     def find(self, key: str) -> Job | None:
         """Return the job of this key; None without one."""
@@ -68,7 +72,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(path.read_bytes())
         format_ = content["format"]
-        manifest = Manifest(content["command"], [Job(**job) for job in content["jobs"]])
+        manifest = Manifest(content["command"], [Job(**job) for job in content["jobs"]], content["varied"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); move its folder away and start the sweep again") from error
     if format_ != FORMAT:

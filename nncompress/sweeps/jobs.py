@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,6 +24,9 @@ from nncompress.results.records import CONFIG, LOCK, RECORDS, STATUS, run_folder
 from nncompress.results.run_folder import end_by, write_config
 from nncompress.results.sweep_folder import ENDED, STOPPED, standing
 from nncompress.sweeps.trial import watch_of
+
+if TYPE_CHECKING:
+    from nncompress.experiment.setup import Setup
 
 log = logging.getLogger(__name__)
 
@@ -152,13 +155,17 @@ def _may_begin(folder: Path, sweep: Path) -> bool:
 
 
 def prepare(cfg: DictConfig, folder: Path) -> Callable[[], Any]:
-    """Return the run, once the reference that it starts from is trained and all that it needs is built."""
+    """Return the run, once the reference that it starts from is trained."""
     from nncompress.experiment.reference import with_reference
-    from nncompress.experiment.run import run
-    from nncompress.experiment.setup import setup
+    from nncompress.experiment.run import run_built
+    from nncompress.experiment.setup import settings_of, setup
 
-    watch = watch_of(cfg.search) if parallel.first() else None
-    return partial(run, replace(setup(with_reference(cfg)), watch=watch), folder)
+    complete = with_reference(cfg)
+
+    def build() -> Setup:
+        return replace(setup(complete), watch=watch_of(cfg.search) if parallel.first() else None)
+
+    return partial(run_built, settings_of(complete), build, folder)
 
 
 def _checked_run(cfg: DictConfig, folder: Path) -> Callable[[], Any]:
@@ -181,6 +188,7 @@ def _leave_status(cfg: DictConfig, folder: Path, ended: Mapping[str, Any]) -> No
     with suppress(ConfigError), hold(folder / LOCK):  # another process runs there
         if parallel.first() and not ((folder / STATUS).exists() and (folder / RECORDS).exists()):
             saved = cfg.copy()
+            saved.resume = None
             with suppress(OmegaConfBaseException):  # else it stays as it was given
                 OmegaConf.resolve(saved)
             write_config(folder, OmegaConf.to_container(saved), COPIES)  # type: ignore[arg-type]

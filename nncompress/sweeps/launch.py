@@ -24,7 +24,7 @@ from nncompress import parallel
 from nncompress.config.overrides import retarget, sentence
 from nncompress.config.schema import CHOICES, register
 from nncompress.errors import ConfigError, NNCompressError
-from nncompress.files import exit_on_sigterm
+from nncompress.files import exit_on_signals
 from nncompress.results.records import SEARCH, run_folders
 from nncompress.results.run_folder import stamp
 from nncompress.results.sweep_folder import ENDED, read_manifest, standing
@@ -172,7 +172,7 @@ def _lend_process(arguments: list[str]) -> Iterator[None]:
     sys.argv = ["nncompress", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        with exit_on_sigterm():
+        with exit_on_signals():
             yield
     finally:
         GlobalHydra.instance().clear()

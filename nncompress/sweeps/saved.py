@@ -85,7 +85,7 @@ def resume_task(arguments: list[str], run: Callable[[DictConfig, Path], None]) -
     if folder is None:
         return None
     changes = [word for word in arguments if not word.startswith("resume=")]
-    refused = [word for word in changes if not is_below(word.partition("=")[0].lstrip("+~"), LATER)]
+    refused = [word for word in changes if not is_below(word.partition("=")[0], LATER)]
     if refused:
         raise ConfigError(f"beside resume= only {', '.join(LATER)} may be given, found {', '.join(refused)}")
     cfg = with_overrides(read_saved(folder), [*changes, f"resume={folder}"])

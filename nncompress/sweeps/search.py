@@ -63,7 +63,7 @@ class Search(SweepOfJobs):
                 "tag(log,interval(1e-4,1))), found none"
             )
         with ExitStack() as claim:
-            manifest = self.begin(claim)
+            manifest = self.begin(claim, list(space))
             write_manifest(self.folder, manifest)
             return self._run_batches(manifest, OptunaStudy(self.config, self.folder, space), fixed)
 

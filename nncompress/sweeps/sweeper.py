@@ -75,8 +75,10 @@ class SweepOfJobs(Sweeper):
         """Return the overrides as Hydra understands them."""
         return OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(list(overrides))
 
-    def begin(self, claim: ExitStack) -> Manifest:
+    def begin(self, claim: ExitStack, varied: Sequence[str]) -> Manifest:
         """Return the manifest of the sweep in the folder, as it was left or empty, once `claim` holds the folder.
+
+        varied: the keys that take several values.
 
         Raises:
             ConfigError: the folder is not free, or a sweep that is to go on is not there.
@@ -88,7 +90,7 @@ class SweepOfJobs(Sweeper):
         SWEEP_FOLDERS.append(self.folder)
         (self.folder / sweep_folder.STOPPED).unlink(missing_ok=True)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
-        manifest = read_manifest(self.folder) if resumed else Manifest([], [])
+        manifest = read_manifest(self.folder) if resumed else Manifest([], [], list(varied))
         return replace(manifest, command=sys.argv[1:])
 
     def with_job(self, manifest: Manifest, overrides: Sequence[str], varied: Sequence[str]) -> tuple[Manifest, Job]:
@@ -103,7 +105,7 @@ class SweepOfJobs(Sweeper):
         cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         if self.config.sweep.resume is not None:
             check(settings_of(cfg), list(cfg.allow), str(self.folder / sweep_folder.SWEEP))
-        key = key_of(cfg, varied)
+        key = key_of(cfg, {*manifest.varied, *varied})
         job = manifest.find(key)
         if job is None:
             own = [word for word in overrides if not word.startswith(("sweep.", "search.", "launcher="))]
@@ -151,7 +153,7 @@ class Jobs(SweepOfJobs):
         self, rows: Sequence[list[str]], varied: Sequence[str], claim: ExitStack
     ) -> tuple[list[Job], Manifest]:
         """Return the jobs to run, once the folder is claimed and the manifest of all written; and that."""
-        manifest = self.begin(claim)
+        manifest = self.begin(claim, varied)
         jobs: dict[str, Job] = {}
         for overrides in rows:
             manifest, job = self.with_job(manifest, overrides, varied)

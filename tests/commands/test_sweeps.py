@@ -208,6 +208,8 @@ def test_a_sweep_goes_on_with_another_device_and_other_intervals_and_folders(mon
 def test_how_jobs_are_run_tells_them_apart_where_a_sweep_varies_it() -> None:
     assert sweep(*QUICK, "eval_every=1,2") == 0
     assert standings() == {"0": "done", "1": "done"}
+    assert again("eval_every=2") == 0
+    assert standings() == {"0": "done", "1": "done"}
 
 
 @pytest.mark.usefixtures("failing")
