@@ -193,7 +193,7 @@ def _shapes(value: Any) -> str:
 
 
 BINS, LARGEST = 40, 6
-REST = "all other parameters and buffers"
+REST, ALL = "all other parameters and buffers", "all parameters and buffers"
 
 
 def weight_histograms(plan: Plan, theta: Sequence[Any], network: nn.Module) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def weight_histograms(plan: Plan, theta: Sequence[Any], network: nn.Module) -> d
     }
     state = {tensor.data_ptr(): (name, tensor) for name, tensor in reversed(network.state_dict().items())}
     rest = [t.flatten().float() for name, t in state.values() if name not in plan.shapes and t.is_floating_point()]
-    tensors |= {REST: torch.cat(rest)} if rest else {}
+    tensors |= {REST if tensors else ALL: torch.cat(rest)} if rest else {}
     varied = {name: t for name, t in tensors.items() if t.numel() > 1 and bool(t.min() < t.max())}
     largest = sorted(varied, key=lambda name: -varied[name].numel())[:LARGEST]
     histograms = [{"name": name} | _histogram(t) for name, t in varied.items() if name in largest]
