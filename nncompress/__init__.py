@@ -10,7 +10,7 @@ __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`nncompress.load`: the network that a run deploys, from its files (`artefact.model.load`)."""
+    """Import `nncompress.load` when it is asked for: the network that a run deploys (`artefact.model.load`)."""
     if name == "load":
         from nncompress.artefact.model import load
 

@@ -327,7 +327,7 @@ class Processes:
         self._stopped = False
 
     def run(self, command: Sequence[str], folder: Path, environment: dict[str, str], log: Path) -> tuple[int, str]:
-        """The exit code of a command (-9 when it was given up) and what it wrote; `log` holds that on the way."""
+        """Return the exit code of a command (-9 when it was given up) and its output; `log` holds that on the way."""
         with log.open("wb") as file:
             with self._lock:
                 if self._stopped:
@@ -394,7 +394,7 @@ class Copy:
         self._environment = os.environ | {"PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
 
     def imported(self) -> str:
-        """The file that `import nncompress` takes here, as its tests do; what Python says where it takes none."""
+        """Return the file that `import nncompress` takes here, as its tests do; or what Python says."""
         code = "import sys, nncompress; sys.stdout.write(str(nncompress.__file__))"
         return self._run([sys.executable, "-c", code])[1]
 
@@ -437,24 +437,24 @@ class Copy:
 
 
 def directories(path: str) -> tuple[str, ...]:
-    """The directories of tests that concern a file of the package."""
+    """Return the directories of tests that concern a file of the package."""
     return next((found for beginning, found in NEAR if path.startswith(beginning)), ())
 
 
 def first_failure(output: str) -> str:
-    """The id of the first test in pytest's short summary."""
+    """Return the id of the first test in pytest's short summary."""
     summary = output.rpartition("short test summary info")[2]
     found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", summary, re.MULTILINE)
     return found[1] if found else "a test that pytest does not name"
 
 
 def last_line(output: str) -> str:
-    """The last line of an output that says something."""
+    """Return the last line of an output that says something."""
     return next((line.strip("= !") for line in reversed(output.splitlines()) if line.strip("= !")), "no output")
 
 
 def misfits() -> list[str]:
-    """What is wrong with the table of edits, in sentences."""
+    """Return what is wrong with the table of edits, in sentences."""
     found = [] if len(MUTATIONS) == COUNT else [f"the table must hold {COUNT} edits, found {len(MUTATIONS)}"]
     for number, mutation in enumerate(MUTATIONS, 1):
         path = PROJECT / mutation.path
@@ -472,7 +472,7 @@ def misfits() -> list[str]:
 
 
 def project_files() -> list[str]:
-    """The files of the project that git has or would take, those deleted since left out."""
+    """Return the files of the project that git has or would take, those deleted since left out."""
     command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
     return [name for name in dict.fromkeys(listed.split("\0")) if name and (PROJECT / name).is_file()]
@@ -512,7 +512,7 @@ def check(numbers: Sequence[int], jobs: int, folder: Path, processes: Processes)
 
 
 def table(outcomes: dict[int, Outcome]) -> str:
-    """The outcomes as a Markdown table, and how many edits were caught."""
+    """Return the outcomes as a Markdown table, and how many edits were caught."""
     lines = ["| number | file | about | caught by |", "| ---: | --- | --- | --- |"]
     for number, outcome in sorted(outcomes.items()):
         mutation = MUTATIONS[number - 1]
@@ -524,7 +524,7 @@ def table(outcomes: dict[int, Outcome]) -> str:
 
 
 def chosen(words: str) -> list[int]:
-    """The numbers of edits in words such as `3,17`; argparse tells of a ValueError."""
+    """Return the numbers of edits in words such as `3,17`; argparse tells of a ValueError."""
     numbers = sorted({int(word) for word in words.split(",")})
     if not all(1 <= number <= COUNT for number in numbers):
         raise ValueError
@@ -532,7 +532,7 @@ def chosen(words: str) -> list[int]:
 
 
 def positive(word: str) -> int:
-    """A number of at least 1; argparse tells of a ValueError."""
+    """Return a number of at least 1; argparse tells of a ValueError."""
     if int(word) < 1:
         raise ValueError
     return int(word)

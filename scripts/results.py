@@ -48,7 +48,7 @@ STUDIES = ("study", "what", "runs", "done", "hardware", "date", "total seconds",
 
 
 def text(cell: str, form: Form = number) -> str:
-    """A cell with its number in few figures, without separators; other words as they are."""
+    """Return a cell with its number in few figures, without separators; other words as they are."""
     try:
         return form(float(cell)).replace(",", "").replace("−", "-") if cell not in ("", "inf") else cell
     except ValueError:
@@ -65,7 +65,7 @@ def numbers(raw: Row, columns: Mapping[str, tuple[str, Form]]) -> Row:
 
 
 def row_of(table: str, place: int, raw: Row, protocol: Protocol) -> Row:
-    """The row at a place of a table, in the columns of docs/results."""
+    """Return the row at a place of a table, in the columns of docs/results."""
     row = {"table": table} | {column: text(raw.get(column) or "") for column in PLAIN}
     match table:
         case "published" | "not_measured":
@@ -91,7 +91,7 @@ def row_of(table: str, place: int, raw: Row, protocol: Protocol) -> Row:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a CSV file; none where there is none."""
+    """Return the rows of a CSV file; none where there is none."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -135,12 +135,12 @@ beside the published figure, the number or the other side's figure that ours is 
 
 
 def count(rows: Sequence[Row]) -> str:
-    """How many rows have which verdict."""
+    """Return how many rows have which verdict."""
     return ", ".join(f"{many} {verdict}" for verdict, many in Counter(row["verdict"] for row in rows).items())
 
 
 def file_line(protocol: Protocol, rows: Sequence[Row], studies: Sequence[Row]) -> str:
-    """What a file holds, and where and when it was measured."""
+    """Return what a file holds, and where and when it was measured."""
     name = f"{protocol.paper}_{protocol.scale}"
     tables = {table: [row for row in rows if row["table"] == table] for table in TABLES}
     places = "; ".join(sorted({study["hardware"] for study in studies if study.get("hardware")}))
@@ -153,7 +153,7 @@ def file_line(protocol: Protocol, rows: Sequence[Row], studies: Sequence[Row]) -
 
 
 def verdict_lines(name: str, rows: Sequence[Row]) -> Iterator[str]:
-    """A line for each published row, with its figures after each other, and for each claim."""
+    """Yield a line for each published row, with its figures after each other, and for each claim."""
     judged = [row for row in rows if row["table"] in ("published", "claims")]
     for _, group in groupby(judged, key=lambda row: row.get("claim") or (row["row"], row["study"])):
         figures = list(group)
@@ -169,7 +169,7 @@ def verdict_lines(name: str, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def index(results: Path) -> str:
-    """The page of all verdicts, from the CSV files of a folder."""
+    """Return the page of all verdicts, from the CSV files of a folder."""
     protocols = [read_protocol(paper, scale) for scale in SCALES for paper in PAPERS]
     there = {f"{each.paper}_{each.scale}": each for each in protocols}
     there = {name: each for name, each in there.items() if (results / f"{name}.csv").is_file()}

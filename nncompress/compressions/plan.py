@@ -243,7 +243,7 @@ def plan_of(
 
 @contextmanager
 def part_named(key: str) -> Iterator[None]:
-    """Within it a refusal becomes a ConfigError that begins with the part's place in the configuration."""
+    """Turn a refusal within it into a ConfigError that begins with the part's place in the configuration."""
     try:
         yield
     except (ConfigError, ValueError, TypeError) as error:

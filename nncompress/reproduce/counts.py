@@ -38,7 +38,7 @@ def script_flops(model: nn.Module, x: Tensor) -> int:
 
 
 def _operations(module: Any, inputs: int, outputs: int) -> int:
-    """Those of one use of a module with so many elements in and out of a sample."""
+    """Return those of one use of a module with so many elements in and out of a sample."""
     match module:
         case nn.Conv2d() | nn.Linear():
             return (2 * math.prod(module.weight.shape[1:]) + (module.bias is not None)) * outputs

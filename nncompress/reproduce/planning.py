@@ -240,7 +240,7 @@ def _bytes(folder: Path) -> int:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing of the run that is measured is shown."""
+    """Show nothing of the run that is measured."""
     before = logging.root.manager.disable
     logging.disable()
     try:

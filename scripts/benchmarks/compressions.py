@@ -35,7 +35,7 @@ Form = Callable[[Tensor], Tensor]
 
 
 def plain_l0(w: Tensor) -> Tensor:
-    """All magnitudes sorted in numpy."""
+    """Return all magnitudes sorted in numpy."""
     flat = w.numpy().ravel()
     kept = np.argsort(-np.abs(flat), kind="stable")[: flat.size // 20]
     dense = np.zeros_like(flat)
@@ -53,7 +53,7 @@ def plain_l1(w: Tensor) -> Tensor:
 
 
 def plain_ternary(w: Tensor) -> Tensor:
-    """The best scaled ternary weights by a full sort in numpy."""
+    """Return the best scaled ternary weights by a full sort in numpy."""
     flat = w.numpy().ravel()
     magnitudes = np.sort(np.abs(flat))[::-1].astype(np.float64)
     sums = np.cumsum(magnitudes)
@@ -73,7 +73,7 @@ def plain_codebook(clusters: int) -> Form:
 
 
 def plain_low_rank(rank: int) -> Form:
-    """The full singular value decomposition, truncated."""
+    """Return the full singular value decomposition, truncated."""
 
     def form(w: Tensor) -> Tensor:
         u, s, v = torch.linalg.svd(w, full_matrices=False)

@@ -71,7 +71,7 @@ def problem_of(device: torch.device, batch: int) -> Problem:
 
 
 def step_of(problem: Problem, model: nn.Module, optimizer: Optimizer, after: Step | None = None) -> Step:
-    """A training step."""
+    """Return a training step."""
     minibatches = Minibatches(len(problem.data.train), Generator().manual_seed(0))
     return lambda: void(epoch(problem, model, minibatches, optimizer=optimizer, after_step=after))
 

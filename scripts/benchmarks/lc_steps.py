@@ -47,7 +47,7 @@ VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512,
 
 
 def vgg16() -> nn.Module:
-    """The convolutions of VGG-16 with batch norm and one linear layer, for 3 x 32 x 32 images and 10 classes."""
+    """Return the convolutions of VGG-16 with batch norm and one linear layer, for 3 x 32 x 32 images and 10 classes."""
     layers: list[nn.Module] = []
     channels = 3
     for width in VGG16:
@@ -66,7 +66,7 @@ def noise(samples: int, *shape: int) -> Split:
 
 
 def l_epoch(model: nn.Module, split: Split, batch: int) -> Callable[[], object]:
-    """An epoch of an L step toward the weights the model has now."""
+    """Return an epoch of an L step toward the weights the model has now."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
     pull = toward(model, Params(weights_of(model)).clone(), MU)
     g = Generator().manual_seed(0)
@@ -75,7 +75,7 @@ def l_epoch(model: nn.Module, split: Split, batch: int) -> Callable[[], object]:
 
 
 def plain_epoch(model: nn.Module, split: Split, batch: int) -> Callable[[], None]:
-    """The same without the penalty, as one writes it by hand."""
+    """Return the same without the penalty, as one writes it by hand."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
 
     def run() -> None:

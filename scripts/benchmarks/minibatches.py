@@ -74,7 +74,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def plain(network: nn.Module, count: int, device: torch.device) -> Callable[[], None]:
-    """An epoch of the plain loop."""
+    """Return an epoch of the plain loop."""
     model = network.to(device)
     optimizer = SGD(model.parameters(), lr=1e-3)
     loader = DataLoader(Images(count), BATCH, shuffle=True, num_workers=1, pin_memory=device.type == "cuda")
@@ -90,7 +90,7 @@ def plain(network: nn.Module, count: int, device: torch.device) -> Callable[[], 
 
 
 def ours(network: nn.Module, count: int, device: torch.device) -> Callable[[], None]:
-    """An epoch of the minibatch loop on images held on the device."""
+    """Return an epoch of the minibatch loop on images held on the device."""
     choose_dtype("bf16", "float32")
     model = network.to(device, memory_format=torch.channels_last)
     g = Generator().manual_seed(0)
@@ -123,7 +123,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def rows(names: list[str], device: torch.device, batches: int, repeats: int) -> Iterator[str]:
-    """A line for each network."""
+    """Yield a line for each network."""
     rate, count = matrix_rate(device, torch.bfloat16), batches * BATCH
     for name in names:
         torch.manual_seed(0)

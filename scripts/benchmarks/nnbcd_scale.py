@@ -43,7 +43,7 @@ LIMIT = 8 * 2**30
 
 
 def held(value: Any) -> int:
-    """The bytes of all tensors in a state."""
+    """Return the bytes of all tensors in a state."""
     if isinstance(value, Tensor):
         return value.nbytes
     return sum(held(part) for part in value) if isinstance(value, tuple | list) else 0
@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def measured(name: str, n: int, options: argparse.Namespace, *, processes: int = 1, threads: int) -> dict[str, Any]:
-    """The figures of `measure` from fresh processes."""
+    """Return the figures of `measure` from fresh processes."""
     launch = [
         *("-m", "torch.distributed.run", f"--nproc_per_node={processes}"),
         *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),

@@ -97,7 +97,7 @@ def make_problem(network: Network, n: int, dtype: torch.dtype) -> Problem:
 
 
 def make_plain(network: Network, problem: Problem, model: nn.Module) -> Plain:
-    """The plain form on the data of a problem, from the weights of `model`."""
+    """Return the plain form on the data of a problem, from the weights of `model`."""
     weights = {name.removesuffix(".weight"): w.detach().clone() for name, w in weights_of(model).items()}
     trains = {name: plain_nnbcd.tt(modes, network.rank) for name, modes in network.modes.items()}
     x, y = problem.data.train.x, problem.data.train.y
@@ -122,12 +122,12 @@ class Ours:
         self.state = self.solver.step(self.problem, self.state)
 
     def model(self) -> nn.Module:
-        """The network with the weights W."""
+        """Return the network with the weights W."""
         return self.solver.observe(self.problem, self.state).model
 
 
 def tt_steps(plain: Plain, ours: Ours) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The G blocks of one sweep alone, in both forms: from the weights after a sweep and Θ before it."""
+    """Return the G blocks of one sweep alone, in both forms: from the weights after a sweep and Θ before it."""
     plan, theta = ours.problem.plan, ours.state.theta
     dense: Mapping[str, Tensor] = plan.decompress(theta)
     ours.sweep()
@@ -163,7 +163,7 @@ def print_memory(form: Plain | Ours) -> None:
 
 
 def peak_memory(form: str, arguments: Sequence[str]) -> list[float]:
-    """The two figures of `print_memory`, in MiB, from a fresh process."""
+    """Return the two figures of `print_memory`, in MiB, from a fresh process."""
     command = [sys.executable, "-m", "scripts.benchmarks.nnbcd_sweep", "--memory", form, *arguments]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return [int(figure) / 2**20 for figure in output.split()]

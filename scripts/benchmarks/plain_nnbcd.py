@@ -58,7 +58,7 @@ class Plain:
         return len(self.W) - 1
 
     def linear(self, i: int) -> Tensor:
-        """What layer i makes of V[i], d_i x n; after a convolution the filter is the index that runs fastest."""
+        """Return what layer i makes of V[i], d_i x n; after a convolution the filter is the index that runs fastest."""
         if self._is_conv(i):
             return (self.V[0] @ self.W[0]).reshape(self.Y.shape[1], -1).T
         return self.W[i] @ self.V[i]
@@ -105,7 +105,7 @@ class Plain:
             self.W[i] = T if self.project else self.W[i]
 
     def objective(self) -> dict[str, float]:
-        """Each term with its weight, and their sum as "objective"."""
+        """Return each term with its weight, and their sum as "objective"."""
         terms = {"fit": distance_sq(self.V[-1], self.Y) / 2, "activation": 0.0, "linear": 0.0, "compression": 0.0}
         for i, (W, U, T) in enumerate(zip(self.W, self.U, self.T, strict=True)):
             active = U if i == self.last else torch.relu(U)
@@ -119,7 +119,7 @@ class Plain:
 
 
 def eye(a: Tensor) -> Tensor:
-    """The identity with as many rows as `a` has columns."""
+    """Return the identity with as many rows as `a` has columns."""
     return torch.eye(a.shape[1], dtype=a.dtype)
 
 
@@ -138,7 +138,7 @@ def relu_prox(a: Tensor, b: Tensor, g: float) -> Tensor:
 
 
 def patches(x: Tensor, size: int, stride: int) -> Tensor:
-    """The patch matrix of images x (n, channels, height, width): (n height' width') x (size² channels).
+    """Return the patch matrix of images x (n, channels, height, width): (n height' width') x (size² channels).
 
     The rows run over the samples, then the rows and columns of the output; the columns over those of a patch, then its
     channels.
@@ -148,7 +148,7 @@ def patches(x: Tensor, size: int, stride: int) -> Tensor:
 
 
 def patch_weight(w: Tensor) -> Tensor:
-    """The weight (filters, channels, size, size) of a convolution as a matrix behind `patches`."""
+    """Return the weight (filters, channels, size, size) of a convolution as a matrix behind `patches`."""
     return w.permute(2, 3, 1, 0).reshape(-1, len(w))
 
 

@@ -93,7 +93,7 @@ class CirculantLinear(nn.Module):
 
 @lru_cache(maxsize=64)
 def labels(shape: tuple[int, ...], block: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which value each entry of a weight is, shaped like it, and how many entries each value has."""
+    """Return which value each entry of a weight is, shaped like it, and how many entries each value has."""
     outputs, inputs, *kernel = (torch.arange(n, device=device) for n in shape)
     i, j = outputs[:, None], inputs[None, :]
     place = (i // block * -(-shape[1] // block) + j // block) * block + (j - i) % block
@@ -105,7 +105,7 @@ def labels(shape: tuple[int, ...], block: int, device: torch.device) -> tuple[Te
 
 
 def circulant(weights: Mapping[str, Tensor], *, block: int = 8, layers: str | Sequence[str] = "hidden") -> Plan:
-    """Circulant blocks in each chosen weight."""
+    """Return circulant blocks in each chosen weight."""
     names = choose(weights, layers)
     tasks = [Task((name,), AsTensor(tuple(weights[name].shape)), Circulant(block)) for name in names]
     return Plan.of(tasks, weights)

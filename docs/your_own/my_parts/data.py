@@ -13,7 +13,7 @@ from nncompress.problem import Dataset, Split
 def rings(
     *, train_size: int = 600, test_size: int = 600, classes: int = 3, noise: float = 0.3, seed: int = 0
 ) -> Dataset:
-    """Points (2,) of the plane around circles of radius 1, 2, ...; the label is the circle.
+    """Return points (2,) of the plane around circles of radius 1, 2, ...; the label is the circle.
 
     Angles are uniform, distances from the centre normal around the radius with standard deviation `noise`; coordinates
     are divided by the largest radius. Both splits are independent draws. Raises ValueError for a size or a number of

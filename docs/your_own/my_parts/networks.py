@@ -47,6 +47,6 @@ class ResidualNet(nn.Module):
         return logits
 
     def scales(self) -> list[Scale]:
-        """The units that slimming may take out: those between the two layers of a block."""
+        """Return the units that slimming may take out: those between the two layers of a block."""
         names = [f"blocks.{name}" for name, _ in self.blocks.named_children()]
         return [Scale(f"{name}.norm", f"{name}.fc1", (f"{name}.fc2",)) for name in names]
