@@ -135,7 +135,7 @@ def _check_options(arguments: Sequence[str], command: Callable[[], Parser]) -> N
         ConfigError: there is one.
     """
     if {"-sc", "--shell-completion"} & set(arguments):
-        raise ConfigError('TAB completes all commands after: eval "$(nncompress complete bash)", or zsh for bash')
+        raise ConfigError('TAB completes all commands after: eval "$(nncompress complete bash)", in zsh: complete zsh')
     unknown = [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in OPTIONS_OF_HYDRA]
     if unknown:
         command().error(f"unrecognized arguments: {' '.join(unknown)}")

@@ -32,7 +32,6 @@ from nncompress.solvers.base import Iterate, Observation, declarations
 from nncompress.tracking.tracking import Tracking
 
 log = logging.getLogger(__name__)
-
 Row = dict[str, Any]
 
 READ_BACK, COMPARED = 1e-3, 32
@@ -67,9 +66,12 @@ def run_built(settings: Settings, build: Callable[[], Setup], folder: Path) -> R
             with Interruption() as interruption:
                 return _Run(build(), folder, interruption, {}, Tracking({}, {}, folder), leads=False).finish()
         with room(folder), Interruption() as interruption:
-            write_config(folder, settings.config, COPIES)  # first: a folder with a status can be resumed
+            if not resumed:  # before the status: a folder with a status can be resumed
+                write_config(folder, settings.config, COPIES)
             with ExitStack() as told, status_of(folder, resumed) as status:  # trackers are told the status at the end
                 setup = build()
+                if resumed:  # a change that cannot be built leaves the configuration as it was
+                    write_config(folder, settings.config, COPIES)
                 tracking = told.enter_context(_tracking(setup, folder))
                 tracking.start()
                 summary = _Run(setup, folder, interruption, status, tracking).finish()

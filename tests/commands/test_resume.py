@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from cases import case
+from golden import Golden
 from runs import configuration, finish, rows, save_config, status, summary
 
 from nncompress.cli.main import main
@@ -42,6 +43,18 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_summary(tmp_p
     finish(configuration(*words, steps), tmp_path / "whole")
     assert rows(folder) == rows(tmp_path / "whole")
     assert summary(folder) == summary(tmp_path / "whole")
+
+
+def test_a_device_that_is_not_there_is_no_setting_of_the_run_that_was_to_go_on_with_it(
+    golden: Golden, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = golden.copied("sgd", tmp_path / "run")
+    before = [(folder / name).read_bytes() for name in ("config.yaml", "settings.json", "status.json")]
+    assert main(["train", f"resume={folder}", "device=cuda:99", "solver.num_steps=5"]) != 0
+    assert "cuda:99" in capsys.readouterr().err
+    assert [(folder / name).read_bytes() for name in ("config.yaml", "settings.json", "status.json")] == before
+    assert main(["train", f"resume={folder}", "solver.num_steps=5"]) == 0
+    assert len(rows(folder)) == 6
 
 
 # With a stand-in for the run
