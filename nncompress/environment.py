@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from nncompress.errors import ConfigError
+from nncompress.errors import ConfigError, without_user_info
 
 PACKAGES = ("nncompress", "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "pandas", "scikit-learn")
 
@@ -92,7 +92,7 @@ def describe(device: torch.device, dtype: torch.dtype, seed: int) -> dict[str, A
     """Describe versions, hardware, commit, command line, seed and the flags that decide if a run can be repeated."""
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": sys.orig_argv,
+        "command": [without_user_info(word) for word in sys.orig_argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},

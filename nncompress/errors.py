@@ -1,9 +1,18 @@
-"""What a user is told, and the exit code it ends with. Imports nothing."""
+"""What a user is told, and the exit code it ends with. Imports nothing of this package."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+USER_INFO = re.compile(r"(?<=://)[^\s/?#]*@")
+"""The user and password of an address: `user:password@` in `https://user:password@host/path`."""
+
+NO_USER_INFO = (
+    "an address must be without user name and password, which would be kept in files; give them in the environment "
+    "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or what else their library reads)"
+)
 
 
 class NNCompressError(Exception):
@@ -48,3 +57,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the known word most like `word`, else nothing."""
     match = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def printable(text: str) -> str:
+    """Return the text on one line: what a terminal would obey, or cannot show, is spelt out."""
+    return text if text.isprintable() else "".join(a if a.isprintable() else repr(a)[1:-1] for a in text)
+
+
+def without_user_info(text: str) -> str:
+    """Return the text with `***@` for the user and password of every address in it."""
+    return USER_INFO.sub("***@", text)

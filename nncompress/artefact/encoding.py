@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from nncompress.artefact.objects import CLASS, class_name
 from nncompress.compressions.bits import best_fields, fields_of, gaps_of
 from nncompress.errors import CheckpointError
 
@@ -47,10 +48,13 @@ class Writer:
 
 
 class Reader:
-    """Streams that are read from their start. Raises CheckpointError for more than they hold, and for what is left."""
+    """Streams that are read from their start. Raises CheckpointError for more than they hold, and for what is left.
 
-    def __init__(self, streams: Mapping[str, Tensor]) -> None:
-        self._streams = streams
+    blank: how many codes of no bits, of which there is nothing in the streams, there may be.
+    """
+
+    def __init__(self, streams: Mapping[str, Tensor], blank: int = sys.maxsize) -> None:
+        self._streams, self._blank = streams, blank
         self._at = dict.fromkeys(streams, 0)
 
     def take(self, stream: str, count: int) -> Tensor:
@@ -63,6 +67,15 @@ class Reader:
             return torch.empty(0, dtype=torch.uint8 if stream == BITS else dtype_of(stream))
         self._at[stream] = start + count
         return self._streams[stream][start : start + count]
+
+    def take_codes(self, count: int, width: int) -> Tensor:
+        """Return the next `count` codes of `width` bits, int64 (count,)."""
+        if width:
+            return unpack(self.take(BITS, bytes_of(count, width)), count, width)
+        self._blank -= count
+        if self._blank < 0:
+            raise CheckpointError(f"{count} codes of no bits are described, which is out of proportion to the files")
+        return torch.zeros(count, dtype=torch.int64)
 
     def end(self) -> None:
         """Raise CheckpointError unless everything has been read."""
@@ -79,7 +92,7 @@ def encode(value: Any, writer: Writer, sizes: list[Any]) -> Any:
     fields: tuple[str, ...] | None = getattr(kind, "_fields", None)
     if fields is not None:
         parts = {name: encode(item, writer, sizes) for name, item in zip(fields, value, strict=True)}
-        return {"class": path_of(kind)} | parts
+        return {CLASS: class_name(kind)} | parts
     if isinstance(value, tuple | list) and any(isinstance(item, Tensor | tuple) for item in value):
         return [encode(item, writer, sizes) for item in value]
     sizes.append(value)
@@ -93,30 +106,14 @@ def decode(form: Any, reader: Reader, sizes: Iterator[Any], find_class: Callable
         CheckpointError: form, streams and sizes do not fit; sizes that are left over are the caller's to find.
     """
     if isinstance(form, dict):
-        parts = {name: decode(item, reader, sizes, find_class) for name, item in form.items() if name != "class"}
-        return find_class(form["class"])(**parts)
+        parts = {name: decode(item, reader, sizes, find_class) for name, item in form.items() if name != CLASS}
+        return find_class(form[CLASS])(**parts)
     if isinstance(form, list):
         return tuple(decode(item, reader, sizes, find_class) for item in form)
     if form == VALUE:
         value = _next(sizes)
         return tuple(value) if isinstance(value, list) else value
     return _decode_tensor(form, reader, sizes)
-
-
-def path_of(kind: type[Any]) -> str:
-    """Return the dotted path of a class, that of the nearest package which offers it where there is one.
-
-    Raises:
-        CheckpointError: no import finds it.
-    """
-    places = [kind.__module__]
-    while "." in places[-1]:
-        places.append(places[-1].rpartition(".")[0])
-    offered = [place for place in places[1:] if getattr(sys.modules[place], kind.__qualname__, None) is kind]
-    path = f"{(offered or places)[0]}.{kind.__qualname__}"
-    if "<" in path:
-        raise CheckpointError(f"a class that is stored is found again by its path, found {path}; move it to a module")
-    return path
 
 
 def put_plain(tensor: Tensor, writer: Writer) -> str:
@@ -175,11 +172,14 @@ def _decode_tensor(form: str, reader: Reader, sizes: Iterator[Any]) -> Tensor:
     """Read the next tensor."""
     encoding, _, name = form.partition(" ")
     size, dtype = _next(sizes), dtype_of(name)
+    if not isinstance(size, list) or not all(type(part) is int and part >= 0 for part in size):
+        raise CheckpointError(f"a tensor has whole sizes from 0 on, found {size}")
     if encoding == "plain":
         return take_plain(torch.Size(size), dtype, reader)
     *shape, width = (*size, 1) if encoding == "mask" else size
-    count = math.prod(shape)
-    codes = unpack(reader.take(BITS, bytes_of(count, width)), count, width)
+    if width > WIDEST:
+        raise CheckpointError(f"a code has at most {WIDEST} bits, found {width}")
+    codes = reader.take_codes(math.prod(shape), width)
     if encoding == "codes":
         return codes.reshape(shape).to(dtype)
     if encoding == "mask":
@@ -206,7 +206,7 @@ def pack(codes: Tensor, width: int) -> Tensor:
 
 
 def unpack(packed: Tensor, count: int, width: int) -> Tensor:
-    """Return the codes, int64 (count,), that `pack` put into uint8 (ceil(count width / 8),)."""
+    """Return the codes, int64 (count,), of 1 bit or more, that `pack` put into uint8 (ceil(count width / 8),)."""
 
     def codes(part: Bytes) -> npt.NDArray[np.int64]:
         bits = np.unpackbits(part, bitorder="little", count=len(part) * 8 // width * width).reshape(-1, width)
@@ -214,8 +214,6 @@ def unpack(packed: Tensor, count: int, width: int) -> Tensor:
         whole[:, :width] = bits
         return np.packbits(whole, axis=1, bitorder="little").view("<u4").reshape(-1).astype(np.int64)
 
-    if width == 0:
-        return torch.zeros(count, dtype=torch.int64)
     return _in_chunks(codes, packed.numpy(), CHUNK * width // 8)[:count]
 
 

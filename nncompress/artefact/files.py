@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from nncompress.errors import CheckpointError
-from nncompress.files import read_json, write_bytes, write_text
+from nncompress.files import parse_json, read_json, write_bytes, write_text
 from nncompress.results.records import STATUS
 
-FORMAT = 4
+FORMAT = 5
 MODEL, TENSORS, DESCRIPTION = "model", "model.safetensors", "model.json"
 CHECKSUM = "checksum"
 READ_AT_ONCE = 1 << 20
@@ -110,11 +110,14 @@ def _description(folder: Path) -> dict[str, Any]:
     """Read `model.json`, of this version of the format."""
     path = folder / DESCRIPTION
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} must be a whole JSON file: {error}") from error
+        description = parse_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} must be there and readable: {error}") from error
     if not isinstance(description, dict) or "format" not in description:
-        raise CheckpointError(f"{path} must describe a compact network, found no format in it")
+        raise CheckpointError(
+            f"{path} must be a whole JSON file that describes a compact network, found no format in it; take a whole "
+            "copy, or train it again"
+        )
     version = description["format"]
     if version != FORMAT:
         newer = isinstance(version, int) and version > FORMAT

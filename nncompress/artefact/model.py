@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from nncompress.artefact.encoding import Reader, decode, take_plain
 from nncompress.artefact.files import DESCRIPTION, TENSORS, model_folder, read_files
-from nncompress.artefact.objects import CLASS, Missing, find_class, restored_object
+from nncompress.artefact.limits import Limit, TooLarge
+from nncompress.artefact.objects import CLASS, KINDS, Missing, find_class, restored_object
 from nncompress.artefact.save import TIED, outside
-from nncompress.compressions.base import Compression
+from nncompress.compressions.base import Compression, map_leaves
 from nncompress.compressions.plan import Plan, Task
 from nncompress.compressions.views import View
-from nncompress.config.allow import TARGET, check, targets
+from nncompress.config.allow import TARGET, check, is_offered, targets
 from nncompress.config.build import build
 from nncompress.errors import CheckpointError, ConfigError, one_line
 from nncompress.surgery.compact_layers import WAYS, replace_layers
@@ -45,7 +46,7 @@ class Artefact:
     def dense(self) -> nn.Module:
         """Return the network as its constructor makes it: untrained, of full size."""
         with _naming(self.folder):
-            return _template(self.description).eval()
+            return _dense(self.description).eval()
 
     @torch.no_grad()
     def network(self, *, compact: bool = False, ways: Sequence[str] = WAYS) -> nn.Module:
@@ -99,12 +100,25 @@ def open_artefact(path: Path, allow: Sequence[str] | None = ()) -> Artefact:
     """
     folder = model_folder(Path(path))
     description, streams = read_files(folder)
+    architecture, kinds = description.get("architecture"), targets(description.get("kinds"), CLASS)
     if allow is not None:
-        kinds = [{TARGET: name} for name in targets(description.get("kinds"), CLASS)]
-        named = {"architecture": description.get("architecture"), "kinds": kinds}
-        check(named, allow, str(folder / DESCRIPTION))
+        dotted = [{TARGET: name} for name in kinds if name not in KINDS]
+        check({"model": architecture, "kinds": dotted}, allow, str(folder / DESCRIPTION))
     with _naming(folder):
-        return _artefact(folder, description, streams)
+        sizes = [*description["input_shape"], description["num_classes"]]
+        if not all(type(size) is int and size > 0 for size in sizes):
+            raise CheckpointError(f"an input has sizes and an output classes, whole numbers from 1 on, found {sizes}")
+        limit = Limit(sum((folder / name).stat().st_size for name in (DESCRIPTION, TENSORS)))
+        try:
+            with limit.on_meta():
+                outline = _template(description)
+        except Exception as error:
+            if isinstance(error, TooLarge) or all(is_offered(name, "model") for name in targets(architecture)):
+                raise
+            outline = _template(description)  # the user's own constructor may need numbers, which `meta` has not
+        limit.check([*outline.state_dict().values(), torch.empty(description["input_shape"], device="meta")])
+        artefact = _artefact(folder, description, streams, outline, limit, trusted=allow is None)
+        return replace(artefact, template=_template(description))
 
 
 @contextmanager
@@ -124,34 +138,65 @@ def _naming(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _artefact(folder: Path, description: Mapping[str, Any], streams: Mapping[str, Tensor]) -> Artefact:
-    """Return what the description and the streams of numbers amount to."""
-    template = _template(description)
-    channels = description.get("channels")
-    if channels is not None:
-        shapes = {name: torch.empty(shape) for name, shape in channels["shapes"].items()}
-        reshape(template, shapes, channels)
-    reader = Reader(streams)
+def _artefact(
+    folder: Path,
+    description: Mapping[str, Any],
+    streams: Mapping[str, Tensor],
+    outline: nn.Module,
+    limit: Limit,
+    *,
+    trusted: bool,
+) -> Artefact:
+    """Return what the description and the streams of numbers amount to.
+
+    Args:
+        outline: the network, of which the names and shapes are read.
+        trusted: Θ is taken to have the shapes of its weights.
+    """
+    reader = Reader(streams, blank=limit.bytes // 8)
+    parameters = dict(outline.named_parameters())
     tasks, theta = [], []
-    for task in description["tasks"]:
-        kind, sizes = description["kinds"][task["kind"]], iter(task["sizes"])
+    for about in description["tasks"]:
+        kind, sizes = description["kinds"][about["kind"]], iter(about["sizes"])
         compression, view = restored_object(kind["compression"]), restored_object(kind["view"])
         if not isinstance(compression, Compression) or not isinstance(view, View):
             raise CheckpointError(f"a task is a compression and a view, found {compression} and {view}")
-        tasks.append(Task(tuple(task["params"]), view, compression))
-        theta.append(decode(kind["theta"], reader, sizes, find_class))
+        task, part = Task(tuple(about["params"]), view, compression), decode(kind["theta"], reader, sizes, find_class)
         if list(sizes):
-            raise CheckpointError(f"a Θ has more sizes than tensors and values, of {', '.join(task['params'])}")
-    parameters = dict(template.named_parameters())
+            raise CheckpointError(f"a Θ has more sizes than tensors and values, of {', '.join(task.params)}")
+        if not trusted and set(targets(kind, CLASS)) <= set(KINDS):  # what is the user's own need not work on `meta`
+            _check_shapes(task, part, [parameters[name].shape for name in task.params], limit)
+        tasks.append(task)
+        theta.append(part)
     plan = Plan(tuple(tasks), {name: parameters[name].shape for task in tasks for name in task.params})
-    uncompressed = outside(template, {*plan.shapes, *description.get(TIED, ())})
+    uncompressed = outside(outline, {*plan.shapes, *description.get(TIED, ())})
     weights = {name: take_plain(tensor.shape, tensor.dtype, reader) for name, tensor in uncompressed}
     reader.end()
-    return Artefact(folder, description, plan, tuple(theta), weights, template)
+    return Artefact(folder, description, plan, tuple(theta), weights, outline)
+
+
+def _check_shapes(task: Task, theta: Any, shapes: Sequence[torch.Size], limit: Limit) -> None:
+    """Raise CheckpointError unless Θ decompresses to weights of these shapes; nothing is computed."""
+    with limit.on_meta():
+        joined = task.compression.decompress(map_leaves(theta, Tensor, lambda tensor: tensor.to("meta")))
+        found = [tensor.shape for tensor in task.view.split(joined, shapes)]
+    if found != list(shapes):
+        names, wrong = ", ".join(task.params), " ".join(str([*shape]) for shape in found)
+        raise CheckpointError(f"a Θ decompresses to the shapes of its weights, found {wrong} for {names}")
 
 
 def _template(description: Mapping[str, Any]) -> nn.Module:
-    """Make what the architecture names, in float32 on the CPU; the global generator is left as it was."""
+    """Make the network without the channels that were taken out, in float32; the global generator is left as it was."""
+    model = _dense(description)
+    channels = description.get("channels")
+    if channels is not None:
+        shapes = {name: torch.empty(shape, device="meta") for name, shape in channels["shapes"].items()}
+        reshape(model, shapes, channels)
+    return model
+
+
+def _dense(description: Mapping[str, Any]) -> nn.Module:
+    """Make what the architecture names, in float32."""
     node = OmegaConf.create(description["architecture"])
     with torch.random.fork_rng(devices=[]):
         try:

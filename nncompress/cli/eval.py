@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nncompress.cli.parser import Parser
+from nncompress.errors import printable
 
 KEYS = {
     "dataset=NAME": "other data than those it was trained on; ~dataset: none, so no accuracy",
@@ -56,7 +57,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     path, overrides = parser().run_and_overrides(parser().parse(arguments).words)
     from nncompress.artefact.files import DESCRIPTION
     from nncompress.artefact.model import open_artefact
-    from nncompress.config.allow import allowed_modules, check
+    from nncompress.config.allow import allowed_modules, check, with_own_places
     from nncompress.config.evaluation import read_settings
     from nncompress.experiment import evaluation
     from nncompress.files import create, write_json
@@ -66,9 +67,9 @@ def evaluate(arguments: Sequence[str]) -> int:
 
     allow = allowed_modules(overrides)
     artefact = open_artefact(path, allow)
-    data = artefact.description.get("data")
+    data = with_own_places(artefact.description.get("data"))
     if not any(CHOOSES_DATA.match(word) for word in overrides):
-        check({"data": data}, allow, f"{artefact.folder / DESCRIPTION}")
+        check({"dataset": data}, allow, f"{artefact.folder / DESCRIPTION}")
     settings = read_settings(overrides, data)
     folder = Path(settings.output or f"outputs/evaluations/{stamp()}")
     with create(folder, "output=FOLDER") as draft:
@@ -79,5 +80,5 @@ def evaluate(arguments: Sequence[str]) -> int:
         write_json(draft / EVALUATION, figures)
     for table in tables:
         sys.stdout.write(f"{markdown(table)}\n")
-    sys.stdout.write(f"wrote {folder / EVALUATION} and {folder / 'tables'}\n")
+    sys.stdout.write(printable(f"wrote {folder / EVALUATION} and {folder / 'tables'}") + "\n")
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nncompress.cli.parser import Parser
-from nncompress.errors import ConfigError, NNCompressError
+from nncompress.errors import ConfigError, NNCompressError, printable
 from nncompress.files import create
 from nncompress.results.records import STATUS
 
@@ -63,7 +63,7 @@ def export(arguments: Sequence[str]) -> int:
     with create(path, OPTION) as draft:
         result = export_artefact(artefact, draft, write, words.batch)
     for line in _outcome(path, result):
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(f"{printable(line)}\n")
     if not result.agrees:
         raise NNCompressError(
             f"the outputs of {path} must be those of the network within {TOLERANCE:g} of the largest, found a "

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
+from io import TextIOWrapper
 from typing import NamedTuple, cast
 
 from nncompress import __version__
 from nncompress.cli.parser import Parser, section
 from nncompress.config.options import OF_RUN, groups
-from nncompress.errors import ConfigError, NNCompressError
+from nncompress.errors import NO_USER_INFO, ConfigError, NNCompressError, printable, without_user_info
 
 
 class Command(NamedTuple):
@@ -93,6 +94,8 @@ TAB completes commands, options, run folders, groups and keys: eval "$(nncompres
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a sign that a terminal does not have ends no command
     gc.set_threshold(50_000)  # what imports make stays: to look through it for garbage takes a tenth of a short run
     try:
         code = _dispatch(arguments)
@@ -120,7 +123,7 @@ def _complain(message: str) -> None:
     lines = message.splitlines()
     if len(lines) > 1:
         message = "\n  ".join([f"the configuration has {len(lines)} problems:", *lines])
-    sys.stderr.write(f"nncompress: {message}\n")
+    sys.stderr.writelines(f"{printable(line)}\n" for line in f"nncompress: {without_user_info(message)}".splitlines())
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -139,6 +142,9 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _run(command: Command, words: list[str]) -> int:
+    for word in words:
+        if (shown := without_user_info(word)) != word:
+            raise ConfigError(f"{shown}: {NO_USER_INFO}")
     if {"-h", "--help"} & set(words):
         sys.stdout.write(_parser(command).format_help())
         return 0

@@ -1,71 +1,170 @@
-"""Which classes a file that is read back may name: what configurations here are made of, and what the user allows.
+"""What a file that is read back may name: at each place classes of a closed list, and what the user allows.
 
-Whoever can write such a file could else have any function of any module called.
+Whoever can write such a file could else have any function of any module called. What is named is looked up and its type
+is checked before anything is called; nothing is imported for what is refused.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nncompress.config.schema import FOLLOWED, role_of
+from nncompress.config.schema import AUGMENTATION, FOLLOWED, ONE_SHOT, REFERENCE_TRAINING, TRACKING
 from nncompress.config.signatures import locate
-from nncompress.errors import ConfigError, one_line
+from nncompress.errors import NO_USER_INFO, USER_INFO, ConfigError, one_line
 
 ENVIRONMENT = "NNCOMPRESS_ALLOW"
 """The variable that allows modules too, separated by commas."""
-PARTS = (
-    "compressions", "constraints", "data.augmentation", "data.cifar", "data.digits", "data.har", "data.image_folder",
-    "data.mnist", "data.npz", "experiment.one_shot", "models", "solvers", "tracking",
-)  # fmt: skip
-"""The modules of this package that configurations name."""
 PACKAGE = __name__.partition(".")[0]
-KNOWN = (
-    *(f"{PACKAGE}.{part}" for part in PARTS), "torch.nn", "torch.optim", "optuna.samplers", "optuna.pruners",
-    "optuna.samplers.TPESampler", "optuna.pruners.MedianPruner",
-)  # fmt: skip
-"""What is allowed without asking. The last two, found in every configuration, are not imported to see what they are."""
-PLACES = tuple(f"${{{key}}}" for key in FOLLOWED.values() if role_of(key) == "place")
-"""Interpolations that the data set of a compact network holds."""
+INTERPOLATIONS = {
+    follower.partition(".")[2]: f"${{{key}}}" for follower, key in FOLLOWED.items() if follower.startswith("dataset.")
+}
+"""What the data set of a compact network has under the keys that say where its files are."""
 TARGET = "_target_"
 """The key whose value is the dotted path of a class or function."""
 
 
-def check(tree: Mapping[str, Any], allow: Sequence[str], source: str) -> None:
-    """Refuse a tree of containers, read from `source`, that names what is neither known nor allowed.
+@dataclass(frozen=True)
+class Offer:
+    """Names that files may give: those listed, or those of modules.
 
-    What a name leads to must lie in such a module too, so that nothing is reached through what a module imports.
-    Nothing is imported before every name is known or allowed.
+    - names: dotted paths.
+    - modules: with their public names (`__all__`, where there is one), and no others.
+    - base: the dotted path of the class that those are subclasses of; empty: any, of modules with `__all__`.
+    """
+
+    names: frozenset[str] = frozenset()
+    modules: tuple[str, ...] = ()
+    base: str = ""
+
+    def has(self, name: str) -> bool:
+        """Tell whether a dotted path is among the names."""
+        place, _, last = name.rpartition(".")
+        if place not in self.modules:
+            return name in self.names
+        module = import_module(place)
+        found = getattr(module, last, None)
+        if not self.base:
+            return last in module.__all__ and callable(found)
+        public = last in getattr(module, "__all__", dir(module))
+        return public and inspect.isclass(found) and issubclass(found, locate(self.base))
+
+
+def _listed(module: str, *names: str) -> Offer:
+    return Offer(names=frozenset(f"{module}.{name}" for name in names))
+
+
+def _public(part: str, *below: str) -> Offer:
+    """Return what a package of this one offers, and those below it."""
+    package = f"{PACKAGE}.{part}"
+    return Offer(modules=(package, *(f"{package}.{name}" for name in below)))
+
+
+NETWORKS = (_public("models"), Offer(modules=("torch.nn",), base="torch.nn.Module"))
+COMPRESSIONS = (_public("compressions", "decomposition", "quantization", "sparsity"),)
+CONSTRAINTS = (_public("constraints"),)
+SOLVERS = (
+    *(_public(f"solvers.{family}") for family in ("frank_wolfe", "lc", "nnbcd", "sgd", "slimming", "training")),
+    Offer(modules=("torch.optim",), base="torch.optim.Optimizer"),
+    Offer(modules=("torch.optim.lr_scheduler",), base="torch.optim.lr_scheduler.LRScheduler"),
+    *COMPRESSIONS,  # the penalty of slimming
+    *CONSTRAINTS,
+)
+DATA = (
+    Offer(
+        names=frozenset(
+            f"{PACKAGE}.data.{path}"
+            for path in (
+                "cifar.cifar10", "cifar.cifar100", "digits.digits", "har.har", "image_folder.image_folder",
+                "mnist.mnist", "npz.npz",
+            )
+        )
+    ),
+)  # fmt: skip
+OFFERS: Mapping[str, tuple[Offer, ...]] = {
+    "dataset": DATA,
+    "model": NETWORKS,
+    "compression": COMPRESSIONS,
+    "constraint": CONSTRAINTS,
+    "solver": SOLVERS,
+    REFERENCE_TRAINING: SOLVERS,
+    AUGMENTATION: (_listed(f"{PACKAGE}.data.augmentation", "Augmentations", "Crop", "Cutout", "Flip", "Rotation"),),
+    ONE_SHOT: (_listed(f"{PACKAGE}.experiment.one_shot", "Filters", "LowRank", "Weights"),),
+    TRACKING: (_public("tracking"),),
+    "search": (
+        _listed(
+            "optuna.samplers", "BruteForceSampler", "CmaEsSampler", "GPSampler", "GridSampler", "NSGAIISampler",
+            "NSGAIIISampler", "QMCSampler", "RandomSampler", "TPESampler",
+        ),
+        _listed(
+            "optuna.pruners", "HyperbandPruner", "MedianPruner", "NopPruner", "PatientPruner", "PercentilePruner",
+            "SuccessiveHalvingPruner", "ThresholdPruner", "WilcoxonPruner",
+        ),
+    ),
+}  # fmt: skip
+"""What each part of a configuration may name, at any depth."""
+
+
+def check(tree: Mapping[str, Any], allow: Sequence[str], source: str) -> None:
+    """Refuse parts of a configuration, read from `source`, that name what is neither offered there nor allowed.
 
     Args:
-        allow: modules, with all below them, or classes.
+        tree: containers by the keys of a configuration.
+        allow: modules, with all below them, or classes. What a name leads to must lie in one too, so that nothing is
+            reached through what a module imports.
 
     Raises:
-        ConfigError: with every name that is refused and what allows it; a name leads nowhere; a text in the tree holds
-            an interpolation.
+        ConfigError: with every name that is refused and what allows it; a name leads nowhere; there is another value
+            than those of JSON, or a text with an interpolation.
     """
     environment = [name.strip() for name in os.environ.get(ENVIRONMENT, "").split(",") if name.strip()]
-    allowed = [*KNOWN, *([allow] if isinstance(allow, str) else allow), *environment]
-    try:
-        plain = OmegaConf.to_container(tree, resolve=True) if OmegaConf.is_config(tree) else tree
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{source}: {error.full_key}: {one_line(error)}") from error
-    for text in _parts(plain):
-        if isinstance(text, str) and "${" in text and text not in PLACES:
-            raise ConfigError(f"{source} must hold values, found the interpolation '{text}'; write the value there")
-    names = sorted(set(targets(plain)))
-    refused = {name: name for name in names if not _is_covered(name, allowed)}
+    allowed = [*([allow] if isinstance(allow, str) else allow), *environment]
+    plain = _plain(tree, source)
+    require_no_user_info(plain)
+    named = {name: None for key, part in plain.items() for name in targets({key: part}) if not is_offered(name, key)}
+    refused = {name: name for name in sorted(named) if not (_is_public(name) and _is_below(name, allowed))}
     if not refused:
-        origins = {name: _origin(name, source) for name in names if name not in allowed}
-        refused = {name: origin for name, origin in origins.items() if not _may_lead_to(origin, name, allowed)}
+        origins = {name: _origin(name, source) for name in named}
+        refused = {name: origin for name, origin in sorted(origins.items()) if not _is_below(origin, allowed)}
     if refused:
         raise ConfigError(_refusal(refused, source))
+
+
+def require_no_user_info(tree: Any) -> None:
+    """Refuse a configuration with the user name or password of an address: it would be kept in files.
+
+    Raises:
+        ConfigError: with the keys, not the values.
+    """
+    keys = [key for key, value in _leaves(tree) if USER_INFO.search(value)]
+    if keys:
+        raise ConfigError(f"{', '.join(keys)}: {NO_USER_INFO}")
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the texts of a tree with their dotted keys, interpolations resolved where they can be."""
+    if isinstance(node, Mapping | ListConfig | list | tuple):
+        for name in node if isinstance(node, Mapping) else range(len(node)):
+            with suppress(OmegaConfBaseException):  # missing, or an interpolation that another check tells
+                yield from _leaves(node[name], f"{key}.{name}" if key else str(name))
+    elif isinstance(node, str):
+        yield key, node
+
+
+def with_own_places(data: Any) -> Any:
+    """Return the node of a data set of this package, read from a file, with its files where the command has them."""
+    if not isinstance(data, Mapping) or not is_offered(str(data.get(TARGET)), "dataset"):
+        return data
+    return {**data, **{key: text for key, text in INTERPOLATIONS.items() if key in data}}
 
 
 def targets(tree: Any, key: str = TARGET) -> list[str]:
@@ -90,15 +189,41 @@ def allowed_modules(overrides: Sequence[str]) -> list[str]:
     return modules
 
 
-def _parts(tree: Any) -> Iterator[Any]:
-    """Yield a tree of containers and all that is in it, keys included."""
-    yield tree
-    if isinstance(tree, Mapping | list | tuple):
-        for item in [*tree, *tree.values()] if isinstance(tree, Mapping) else tree:
-            yield from _parts(item)
+def _plain(tree: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the containers with values in the place of interpolations. Raises ConfigError as `check` does."""
+    try:
+        plain: Any = OmegaConf.to_container(tree, resolve=True) if OmegaConf.is_config(tree) else dict(tree)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{source}: {error.full_key}: {one_line(error)}") from error
+    for key, part in plain.items():
+        for value in _parts(part, key):
+            if not isinstance(value, Mapping | list | tuple | str | int | float | None):
+                raise ConfigError(f"{source} must hold numbers, texts and lists of them, found {value!r} in {key}")
+            if isinstance(value, str) and "${" in value and not (key == "dataset" and value in INTERPOLATIONS.values()):
+                raise ConfigError(
+                    f"{source} must hold values, found the interpolation '{value}'; write the value there"
+                )
+    return dict(plain)
 
 
-def _is_covered(name: str, allowed: Collection[str]) -> bool:
+def _parts(*trees: Any) -> Iterator[Any]:
+    """Yield trees of containers and all that is in them, keys included."""
+    for tree in trees:
+        yield tree
+        if isinstance(tree, Mapping | list | tuple):
+            yield from _parts(*tree, *tree.values()) if isinstance(tree, Mapping) else _parts(*tree)
+
+
+def is_offered(name: str, place: str) -> bool:
+    """Tell whether the part of a configuration under the key `place` may name a dotted path without being allowed."""
+    return any(offer.has(name) for offer in OFFERS.get(place, ()))
+
+
+def _is_public(name: str) -> bool:
+    return not any(step.startswith("_") for step in name.split("."))
+
+
+def _is_below(name: str, allowed: Sequence[str]) -> bool:
     """Return whether a dotted path is one of the allowed ones or below one."""
     return any(name == each or name.startswith(f"{each}.") for each in allowed)
 
@@ -116,16 +241,12 @@ def _origin(name: str, source: str) -> str:
     return f"{getattr(made, '__module__', None)}.{getattr(made, '__qualname__', made)}"
 
 
-def _may_lead_to(origin: str, name: str, allowed: Collection[str]) -> bool:
-    """Return whether a name may stand for what was made at `origin`: no private function of this package or torch."""
-    return _is_covered(origin, allowed) and not (_is_covered(name, KNOWN) and origin.rpartition(".")[2].startswith("_"))
-
-
 def _refusal(refused: Mapping[str, str], source: str) -> str:
     names = [name if name == origin else f"{name}, which is {origin}" for name, origin in refused.items()]
     modules = list(dict.fromkeys(origin.rpartition(".")[0] or origin for origin in refused.values()))
     quoted = ", ".join(f'"{module}"' for module in modules)
     return (
-        f"{source} names {', '.join(names)}, but only classes of {PACKAGE}, torch and the modules you allow are "
-        f"imported; if you trust it, add allow=[{','.join(modules)}], or nncompress.load(path, allow=[{quoted}])"
+        f"{source} names {', '.join(names)}, but only the classes that belong there of {PACKAGE} and torch, and public "
+        f"ones of the modules you allow, are used; if you trust it, add allow=[{','.join(modules)}], or "
+        f"nncompress.load(path, allow=[{quoted}])"
     )

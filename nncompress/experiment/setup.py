@@ -17,7 +17,7 @@ from nncompress import environment, metrics, parallel
 from nncompress.artefact.start import start_from
 from nncompress.compressions.plan import Plan, check_finite, plan_of
 from nncompress.compressions.target import SizeTarget, changes, fit
-from nncompress.config.allow import PLACES, targets
+from nncompress.config.allow import INTERPOLATIONS, targets
 from nncompress.config.build import build, refusals, resolve
 from nncompress.errors import ConfigError, Unsupported
 from nncompress.experiment.one_shot import OneShot
@@ -110,7 +110,7 @@ def settings_of(cfg: DictConfig) -> Settings:
         protocol=cfg.protocol,
         resume=cfg.resume is not None,
         config=config,
-        data=config["dataset"] | {key: value for key, value in given.items() if value in PLACES},
+        data=config["dataset"] | {key: value for key, value in given.items() if value in INTERPOLATIONS.values()},
     )
 
 
@@ -204,7 +204,7 @@ def _model(cfg: DictConfig, data: Dataset) -> nn.Module:
     model = model.to(x.device)
     model = model.double() if x.dtype == torch.float64 else model.float()  # complex numbers stay what they are
     if cfg.reference is not None:
-        start_from(Path(cfg.reference), model, data, [*cfg.allow, *targets(cfg)])
+        start_from(Path(cfg.reference), model, data, [*cfg.allow, *targets(cfg.model), *targets(cfg.compression)])
     return model
 
 

@@ -11,6 +11,7 @@ from nncompress.models.common import head, image_channels, initialise_normed, sc
 from nncompress.surgery.channels import Scale
 
 EXPANSION = 4
+MOST = 10_000
 """Channels out of a bottleneck for each one in its middle."""
 
 
@@ -150,7 +151,12 @@ def _bottleneck(before: int, middle: int, stride: int) -> list[Conv]:
 def stages(
     before: int, widths: Sequence[int], in_stage: int, convs_of: Callable[[int, int, int], list[Conv]] = basic
 ) -> list[list[Conv]]:
-    """List the convolutions of `in_stage` blocks of each width; but for the first, a stage begins with stride 2."""
+    """List the convolutions of `in_stage` blocks of each width; but for the first, a stage begins with stride 2.
+
+    Raises ValueError for more than 10,000 blocks.
+    """
+    if len(widths) * in_stage > MOST:
+        raise ValueError(f"depth must give at most {MOST:,} blocks, found {len(widths) * in_stage:,}")
     blocks: list[list[Conv]] = []
     for k in range(len(widths) * in_stage):
         stride = 2 if k > 0 and k % in_stage == 0 else 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nncompress.config.overrides import quote
-from nncompress.errors import ConfigError
+from nncompress.errors import ConfigError, printable
 from nncompress.files import write_json
 from nncompress.report.text import columns
 from nncompress.reproduce import planning
@@ -139,7 +139,7 @@ def _run_paper(request: Request, protocol: Protocol, plans: Sequence[Forecast]) 
 def _sweep(request: Request, plan: Forecast, folder: Path) -> int:
     """Run or go on with a study's sweep; its exit code."""
     words = [*plan.words, *request.launcher]
-    sys.stdout.write(f"{short(folder.absolute())}: {plan.study.about}\n")
+    sys.stdout.write(printable(f"{short(folder.absolute())}: {plan.study.about}") + "\n")
     sys.stdout.flush()
     begun = (folder / SWEEP).exists()
     return train(["-m", *words, f"{'sweep.resume' if begun else 'hydra.sweep.dir'}={quote(str(folder))}"])
@@ -162,7 +162,7 @@ def _tables(request: Request, protocol: Protocol) -> None:
     folder = request.folder(protocol.paper)
     for path in write_reproduction(folder):
         if path.suffix in (".md", ".html") and path.is_relative_to(folder) and len(path.relative_to(folder).parts) < 3:
-            sys.stdout.write(f"wrote {short(path.absolute())}\n")
+            sys.stdout.write(printable(f"wrote {short(path.absolute())}") + "\n")
 
 
 def _before(folder: Path) -> dict[str, Any]:

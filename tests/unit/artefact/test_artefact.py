@@ -79,7 +79,7 @@ def test_what_loading_needs_is_there_in_a_fresh_process_in_another_folder(tmp_pa
     torch.save(x, tmp_path / "x.pt")
     script = """
         import sys, pickle, random
-        import numpy, torch
+        import numpy, torch, torch._dynamo  # which reads shapes, and defines a class below Unpickler
         import nncompress
         x = torch.load("x.pt")
         def refuse(*arguments, **keywords):

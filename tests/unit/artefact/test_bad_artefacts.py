@@ -112,10 +112,10 @@ NO_DESCRIPTION = [
     ("{}", "no format"),
     ("null", "no format"),
     ('"word"', "no format"),
-    ('{"format": 99}', "format 99, this version reads format 4: take a newer nncompress"),
-    ('{"format": 3}', "format 3, this version reads format 4: train it again"),
-    ('{"format": "4"}', "has format 4, this version reads format 4"),
-    ('{"format": 4}', "another checksum"),
+    ('{"format": 99}', "format 99, this version reads format 5: take a newer nncompress"),
+    ('{"format": 4}', "format 4, this version reads format 5: train it again"),
+    ('{"format": "5"}', "has format 5, this version reads format 5"),
+    ('{"format": 5}', "another checksum"),
 ]
 
 

@@ -52,7 +52,7 @@ def positions(count: int, size: int, seed: int = 0) -> Tensor:
 
 
 def test_codes_of_every_width_are_read_as_they_were_written():
-    for width, count in itertools.product(range(33), (0, 1, 2, 7, 8, 9, 31, 64, 65)):
+    for width, count in itertools.product(range(1, 33), (0, 1, 2, 7, 8, 9, 31, 64, 65)):
         with case(width=width, count=count):
             codes = numbers(count, width)
             found = pack(codes, width)
@@ -61,6 +61,13 @@ def test_codes_of_every_width_are_read_as_they_were_written():
             again = unpack(found, count, width)
             assert again.dtype == torch.int64
             assert torch.equal(again, codes)
+
+
+def test_codes_of_no_bits_are_zeros_of_which_there_are_only_so_many():
+    reader = Reader({}, blank=10)
+    assert reader.take_codes(7, 0).tolist() == [0] * 7
+    with pytest.raises(CheckpointError, match="4 codes of no bits are described"):
+        reader.take_codes(4, 0)
 
 
 def test_chunks_leave_no_seam(monkeypatch):

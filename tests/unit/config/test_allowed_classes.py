@@ -1,8 +1,10 @@
 """What files may name: classes of the package's parts, of torch and of what the user allows; nothing is unpickled."""
 
 import ast
+import pkgutil
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from problems import ROOT
 from runs import configuration, finish, refusal
 
 import nncompress
-from nncompress.config.allow import check, targets
+from nncompress.config.allow import OFFERS, check, is_offered, targets
+from nncompress.config.signatures import locate
 from nncompress.errors import ConfigError
 
 PACKAGE = Path(nncompress.__file__).parent
@@ -53,6 +56,10 @@ def accepted(tree: dict[str, Any], *allow: str) -> bool:
     return True
 
 
+def at(name: Any, place: str = "model") -> dict[str, Any]:
+    return {place: {"_target_": name}}
+
+
 def refused(tree: dict[str, Any], *allow: str) -> str:
     with pytest.raises(ConfigError) as error:
         check(tree, allow, "RUN/config.yaml")
@@ -60,11 +67,84 @@ def refused(tree: dict[str, Any], *allow: str) -> str:
 
 
 def test_every_name_of_the_packaged_configurations_is_known() -> None:
-    paths = sorted((ROOT / "conf").rglob("*.yaml"))
-    names = {name for path in paths for name in targets(yaml.safe_load(path.read_text()))}
-    assert accepted({"parts": [{"_target_": name} for name in names]})
-    assert "nncompress.models.MLP" in names
-    assert len(names) > 50
+    known: set[str] = set()
+    for path in sorted((ROOT / "conf").rglob("*.yaml")):
+        group, tree = path.relative_to(ROOT / "conf").parts[0], yaml.safe_load(path.read_text()) or {}
+        for key, part in ({group: tree} if group in OFFERS else tree).items():
+            names = targets(part)
+            with case(path=path, key=key):
+                assert accepted({key: [{"_target_": name} for name in names]})
+            known |= {*names}
+    assert "nncompress.models.MLP" in known
+    assert len(known) > 50
+
+
+def public_names() -> set[str]:
+    """Every public name of every module of the packages that is imported by now, and of all modules of this one."""
+    for module in pkgutil.walk_packages(nncompress.__path__, "nncompress."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+    roots = ("torch", "torchvision", "optuna", "hydra", "omegaconf", "nncompress")
+    modules = {name: module for name, module in list(sys.modules.items()) if name.partition(".")[0] in roots}
+    names = {f"{place}.{name}" for place, module in modules.items() for name in vars(module) if isinstance(name, str)}
+    deeper = {
+        f"{place}.{name}.{below}" for place in roots for name in dir(modules[place]) for below in ("load", "apply")
+    }
+    return names | deeper
+
+
+def test_of_all_public_names_none_passes_outside_the_closed_list() -> None:
+    """What may stand at each place is told here once more, by what things are."""
+    import optuna
+    import torchvision  # noqa: F401
+    from torch import nn, optim
+
+    from nncompress.compressions.base import Compression
+    from nncompress.solvers.base import Solver
+
+    names = public_names()
+    assert len(names) > 20_000
+    passed = {place: {name for name in names if is_offered(name, place)} for place in OFFERS}
+    parts = {name: locate(name) for found in passed.values() for name in found}
+    assert all(not step.startswith("_") for name in parts for step in name.split("."))
+    assert all(issubclass(parts[name], nn.Module) for name in passed["model"])
+    assert passed["model"] >= {"torch.nn.Linear", "torch.nn.Sequential", "nncompress.models.VGG"}
+    assert passed["dataset"] == {
+        f"nncompress.data.{path}"
+        for path in ("cifar.cifar10", "cifar.cifar100", "digits.digits", "har.har", "image_folder.image_folder",
+                     "mnist.mnist", "npz.npz")
+    }  # fmt: skip
+    own = {name for name in parts if name.startswith("nncompress.")}
+    listed = {name for name in own if name.startswith(("nncompress.data.", "nncompress.experiment.one_shot."))}
+    assert len(listed) == 15
+    assert all(name.rpartition(".")[2] in import_module(name.rpartition(".")[0]).__all__ for name in own - listed)
+    foreign = {name: parts[name] for name in parts if name not in own}
+    bases = (nn.Module, optim.Optimizer, optim.lr_scheduler.LRScheduler, optuna.samplers.BaseSampler)
+    assert all(issubclass(kind, (*bases, optuna.pruners.BasePruner)) for kind in foreign.values())
+    assert any(issubclass(parts[name], Solver) for name in passed["solver"] if isinstance(parts[name], type))
+    assert any(issubclass(parts[name], Compression) for name in passed["compression"] if isinstance(parts[name], type))
+
+
+def test_what_belongs_to_one_place_is_refused_at_another() -> None:
+    for place, name in (
+        ("model", "nncompress.data.mnist.mnist"), ("model", "torch.optim.SGD"), ("compression", "torch.nn.Linear"),
+        ("dataset", "nncompress.models.MLP"), ("seed", "torch.nn.Linear"), ("allow", "nncompress.models.MLP"),
+        ("_target_", "torch.nn.Linear"), ("hydra", "torch.nn.Linear"), ("tracking", "nncompress.tracking.About.folder"),
+    ):  # fmt: skip
+        with case(place=place, name=name):
+            assert name in refused({place: name if place == "_target_" else {"a": [{"_target_": name}]}})
+
+
+def test_a_private_name_is_refused_even_of_a_module_that_is_allowed() -> None:
+    for name in ("my_nets._Net", "my_nets.Net.__init__", "_my_nets.Net"):
+        with case(name=name):
+            assert name in refused({"model": {"_target_": name}}, "my_nets", name)
+
+
+def test_values_are_those_of_json() -> None:
+    for value in (b"bytes", Path("a"), {1, 2}, object()):
+        with case(value=value):
+            assert "must hold numbers, texts and lists of them" in refused({"model": {"a": [value]}})
 
 
 def test_a_name_that_is_neither_known_nor_allowed_is_refused_unseen() -> None:
@@ -94,7 +174,7 @@ def test_nothing_is_reached_through_what_an_allowed_module_imports() -> None:
         ("my_nets.os.system", "posix.system"),
     ):
         with case(name=name):
-            said = refused({"_target_": name}, "my_nets")
+            said = refused(at(name), "my_nets", "nncompress.data.har", "torch.optim.sgd")
             assert f"names {name}" in said
             assert origin in said
 
@@ -107,7 +187,7 @@ def test_every_refused_name_is_told_with_what_allows_it() -> None:
 
 
 def test_what_is_allowed_covers_what_is_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    tree = {"_target_": "my_nets.Net"}
+    tree = at("my_nets.Net")
     assert accepted(tree, "my_nets")
     assert accepted(tree, "my_nets.Net")
     assert not accepted(tree, "my_net")
