@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from nncompress import parallel
 from nncompress.cli.parser import Parser
 from nncompress.config.options import OF_RUN
 from nncompress.errors import ConfigError
+from nncompress.files import read_json
 from nncompress.results.records import SUMMARY
 
 log = logging.getLogger(__name__)
@@ -75,9 +75,8 @@ def differences(old: Path, new: Path) -> Iterator[str]:
     """Tell what sets the summary in the folder `new` apart from that in `old`, a line for each figure."""
     from nncompress.sweeps.jobs import short
 
-    try:
-        before, after = (json.loads((folder / SUMMARY).read_bytes()) for folder in (old, new))
-    except (OSError, ValueError):
+    before, after = (read_json(folder / SUMMARY) for folder in (old, new))
+    if before is None or after is None:
         yield f"{short(old)} has no {SUMMARY}, so that there is nothing to compare"
         return
     keys = [key for key in {**before, **after} if not key.startswith(UNEQUAL)]

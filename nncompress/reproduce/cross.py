@@ -19,7 +19,7 @@ from nncompress.files import read_json, write_json
 from nncompress.report.collect import final
 from nncompress.report.style import LINES, STYLE, group_styles, log_ticks, new_figure, pareto_front
 from nncompress.report.tables import Table, known_columns
-from nncompress.report.text import UNKNOWN, number, percent, spread
+from nncompress.report.text import UNKNOWN, is_number, number, percent, spread
 from nncompress.results.records import SUMMARY, Run, read_status, run_folders
 
 log = logging.getLogger(__name__)
@@ -129,9 +129,12 @@ def _row(run: Run) -> dict[str, Any]:
 
 def _latency(folder: Path) -> float | None:
     """Return the time of the compact network over that of the dense one, where it was measured."""
-    rows = (read_json(folder / LATENCIES) or {}).get("latency", [])
-    compact = [row for row in rows if row["batch_size"] == BATCH and row["network"] == "compact"]
-    return 1 / compact[-1]["speedup"] if compact else None
+    rows = (read_json(folder / LATENCIES) or {}).get("latency")
+    for row in reversed(rows if isinstance(rows, list) else []):
+        if isinstance(row, dict) and (row.get("batch_size"), row.get("network")) == (BATCH, "compact"):
+            speedup = row.get("speedup")
+            return 1 / speedup if is_number(speedup) and speedup > 0 else None
+    return None
 
 
 def _epochs(settings: Mapping[str, Any], ends: Mapping[str, Any]) -> float | None:

@@ -153,7 +153,8 @@ def circumstances(runs: Sequence[Run]) -> dict[str, Any]:
 def _environments(run: Run) -> list[dict[str, Any]]:
     """Return with what the run began, and with what it was taken up again."""
     began = read_json(run.folder / "environment.json") or {}
-    return [each for each in (began, *began.get("resumed", [])) if each]
+    resumed = began.get("resumed")
+    return [each for each in (began, *(resumed if isinstance(resumed, list) else [])) if each and isinstance(each, dict)]
 
 
 def _date(folder: Path, environments: Sequence[Mapping[str, Any]]) -> str:
