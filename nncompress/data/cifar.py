@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
-import shutil
+import pickletools
 import tarfile
-import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from nncompress.data.files import Official, Source, checksum, fetch
+from nncompress.data.files import Official, Source, checksum, fetch, reason, unpack
 from nncompress.data.files import download as download_file
 from nncompress.data.npz import read_arrays, read_npz
 from nncompress.data.prepare import Preparation, prepare
@@ -25,6 +24,15 @@ log = logging.getLogger(__name__)
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 """Of CIFAR-10, as its file batches.meta names them."""
+LARGEST = 160_000_000
+"""Bytes of an official file at the most: train of CIFAR-100 has 155,249,918."""
+ADMITTED = (
+    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+    "numpy.ndarray", "numpy.dtype", "_codecs.encode",
+)  # fmt: skip
+"""What pickled arrays of bytes are made with; nothing is made with it here."""
+TUPLES = 16
+"""Tuples in a batch at the most; the official ones have 6. Python falls over thousands of them inside one another."""
 
 
 def cifar10(
@@ -116,8 +124,7 @@ def _download(cls: Any, source: Source, folder: Path) -> Path:
                 content = None
             if content is None:  # a folder or device
                 raise OSError(f"the archive holds no file {cls.base_folder}/{name}")
-            with open(folder / name, "wb") as file:
-                shutil.copyfileobj(content, file)
+            unpack(content, folder / name, LARGEST)
     return folder
 
 
@@ -131,32 +138,60 @@ def _read(cls: Any, source: Source, *, train: bool) -> Split:
 def _batch(source: Source, name: str) -> tuple[Tensor, Tensor]:
     """Read the images (n, 3072) as bytes and the labels of one file."""
     try:
-        with open(source.path(name), "rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # NumPy warns of the old form in which the official pickles store a dtype
-            content = _Arrays(file, encoding="latin1").load()
-        labels = torch.tensor(content["labels" if "labels" in content else "fine_labels"])
-        return torch.from_numpy(np.ascontiguousarray(content["data"])), labels
-    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise source.damaged(name, f"a python batch of images and labels is required, found {error}") from error
+        content = _unpickled(source.path(name).read_bytes())
+        key, num_classes = ("labels", 10) if "labels" in content else ("fine_labels", 100)
+        images, labels = _pixels(content["data"]), content[key]
+        if len(labels) != len(images) or any(type(y) is not int or not 0 <= y < num_classes for y in labels):
+            raise ValueError(f"{len(images)} images, and labels other than so many whole numbers below {num_classes}")
+        return images, torch.tensor(labels)
+    except Exception as error:  # of whatever kind: a pickle may hold anything
+        said = f"a python batch of images and labels is required, found {reason(error)}"
+        raise source.damaged(name, said) from error
 
 
-class _Arrays(pickle.Unpickler):
-    """Reads arrays, numbers, texts and containers of them: the format is pickle, but nothing else can be made by it."""
+def _unpickled(content: bytes) -> Any:
+    """Read numbers, texts, containers and what arrays are made of, after the lengths have been compared with the bytes.
+
+    Raises ValueError for lengths beyond the end, UnpicklingError for anything else that no batch has.
+    """
+    place: Any
+    tuples = 0
+    for count, (opcode, place, _) in enumerate(pickletools.genops(content), start=1):
+        tuples += opcode.name.startswith("TUPLE")
+        if tuples > TUPLES or (opcode.name.endswith("PUT") and place > count):
+            raise pickle.UnpicklingError("more tuples or places than a batch has")
+    return _Parts(io.BytesIO(content), encoding="latin1").load()
+
+
+class _Part:
+    """What would be made in unpickling: keeps what of, and makes nothing."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Parts(pickle.Unpickler):
+    """The format is pickle, but no function of the file is called."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np.ndarray(0).__reduce__()[0]  # wherever this version of NumPy has it
-        admitted = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): _bytes}
-        if (module, name) not in admitted:
+        if f"{module}.{name}" not in ADMITTED:
             raise pickle.UnpicklingError(f"{module}.{name}, which is not admitted")
-        return admitted[module, name]
+        return _Part
 
 
-def _bytes(text: str, encoding: str) -> bytes:
-    """Encode a text as old pickles do to write bytes."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes as {encoding}")
-    return text.encode(encoding)
+def _pixels(array: _Part) -> Tensor:
+    """Return the bytes (n, 3072) that a pickled array has, ValueError where it has another form."""
+    _, shape, dtype, by_columns, content = array.state
+    content = content.args[0] if isinstance(content, _Part) else content  # as old pickles write bytes
+    pixels = content.encode("latin1") if isinstance(content, str) else content
+    if not isinstance(pixels, bytes) or dtype.args[0] not in ("u1", "|u1") or by_columns:
+        raise ValueError("an array of another form")
+    if shape != (len(pixels) // 3072, 3072):
+        raise ValueError(f"an array of {len(pixels)} bytes where its shape requires others")
+    return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).reshape(-1, 3072)
 
 
 def _read_repacked(path: Path) -> tuple[Split, Split]:

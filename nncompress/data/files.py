@@ -12,16 +12,25 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from gzip import GzipFile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from nncompress.errors import DataError
+from nncompress.errors import DataError, one_line, printable
 from nncompress.files import hold
 
 log = logging.getLogger(__name__)
+
+EXPANSION = 1100
+"""Bytes of contents for a byte of data files at the most: DEFLATE, in npz, gz and PNG files, makes 1032 of one."""
+LEAST = 64 << 20
+"""Bytes of contents that files may have however small they are: a blank page takes a few bytes for millions of pixels.
+
+While contents are read and become float32, they take up to ten times their own bytes.
+"""
 
 TIMEOUT = 60.0
 """Seconds without a byte before a download is given up."""
@@ -97,6 +106,30 @@ class Source:
             raise self.damaged(name, "its content differs from the official file's")
 
 
+def check_expansion(contents: int, size: int) -> None:
+    """Raise ValueError where files of `size` bytes say that they have more bytes of `contents` than such files may."""
+    most = max(LEAST, EXPANSION * size)
+    if contents > most:
+        raise ValueError(f"{size:,} bytes may have {most:,} bytes of contents at the most, {contents:,} are described")
+
+
+def unpack(packed: IO[bytes] | GzipFile, path: Path, most: int | None) -> None:
+    """Write what is read from `packed` into the file `path`.
+
+    Raises EOFError for more than `most` bytes, the size of the official file where it is known.
+    """
+    with open(path, "wb") as file:
+        while part := packed.read(1 << 20):
+            file.write(part)
+            if most is not None and file.tell() > most:
+                raise EOFError(f"the official file ends after {most:,} bytes, found more")
+
+
+def reason(error: Exception) -> str:
+    """Return what a library says against a file, for a message: its words may come from the file."""
+    return printable(one_line(error))[:200]
+
+
 def checksum(path: Path, kind: str) -> str:
     """Return the checksum of a file, `md5` or `sha256`, in hexadecimal."""
     with open(path, "rb") as file:
@@ -105,7 +138,12 @@ def checksum(path: Path, kind: str) -> str:
 
 def describe(path: Path) -> str:
     """Describe a file by its size and checksum, for a message."""
-    return f"{path.stat().st_size} bytes, md5 {checksum(path, 'md5')}"
+    if not path.is_file():
+        return "no file"
+    try:
+        return f"{path.stat().st_size} bytes, md5 {checksum(path, 'md5')}"
+    except OSError as error:
+        return str(error)
 
 
 def fetch(source: Source, download: bool, fill: Callable[[Path], Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nncompress.data.files import Official, Source, check, download, fetch
+from nncompress.data.files import Official, Source, check, download, fetch, unpack
 from nncompress.data.prepare import Preparation, prepare
 from nncompress.errors import ConfigError
 from nncompress.problem import Dataset, Split
@@ -30,7 +31,7 @@ OFFICIAL = {
     "train/X_train.txt": Official("8fac6d9d9463c7a7e3620fc9c5b85e46", 66006256),
     "train/y_train.txt": Official("03cde39e4f847aea23d3b106428b67d5", 14704),
     "train/subject_train.txt": Official("890ee3bca62ef477e218f241ae84c898", 20152),
-    "test/X_test.txt": Official(),
+    "test/X_test.txt": Official(size=26458166),  # 2947 rows of 8978 bytes
     "test/y_test.txt": Official("c7d8b43fbf9500662a3fadc8286f6f85", 5894),
     "test/subject_test.txt": Official("7e5b62d345490918cd5ed4aeacc74673", 7934),
 }
@@ -139,30 +140,22 @@ def _table(source: Source, name: str, columns: int) -> Tensor:
     import numpy as np
     import pandas as pd
 
-    path = source.path(name)
     source.check_content(name)
-    with open(path, "rb") as file:
-        file.seek(max(file.seek(0, 2) - 1, 0))
-        whole = file.read(1) == b"\n"
+    content = source.path(name).read_bytes()
+    for row, line in enumerate(content.splitlines(), start=1):
+        length = len(line.split())
+        if length not in (0, columns):  # a short row would be filled: a table larger than its file
+            raise source.damaged(name, f"rows of {columns} numbers are required, found {length} in row {row}")
+    complaint = f"rows of {columns} finite numbers are required, found none or something else"
     try:
-        table = pd.read_csv(path, sep=r"\s+", header=None, dtype=np.float32).to_numpy()
-    except ValueError as error:
-        raise source.damaged(name, _complaint(path, columns)) from error
+        table = pd.read_csv(io.BytesIO(content), sep=r"\s+", header=None, dtype=np.float32).to_numpy()
+    except Exception as error:  # of whatever kind: pandas cannot read it
+        raise source.damaged(name, complaint) from error
     if table.shape[1] != columns or not np.isfinite(table).all():
-        raise source.damaged(name, _complaint(path, columns))
-    if not whole:
+        raise source.damaged(name, complaint)
+    if not content.endswith(b"\n"):
         raise source.damaged(name, f"its last row must end with a line end, it is cut after row {len(table)}")
     return torch.tensor(table)
-
-
-def _complaint(path: Path, columns: int) -> str:
-    """Say what is wrong with a table that could not be read: its first row of another length, if there is one."""
-    with open(path, "rb") as file:
-        for row, line in enumerate(file, start=1):
-            length = len(line.split())
-            if length not in (0, columns):
-                return f"rows of {columns} numbers are required, found {length} in row {row}"
-    return f"rows of {columns} finite numbers are required, found none or something else"
 
 
 def _download(folder: Path) -> Path:
@@ -186,5 +179,5 @@ def _unpack(archive: Path, folder: Path) -> None:
                 raise OSError(f"the archive holds no {member}")
             path = folder / member
             path.parent.mkdir(parents=True, exist_ok=True)
-            with packed.open(member) as content, open(path, "wb") as file:
-                shutil.copyfileobj(content, file)
+            with packed.open(member) as content:
+                unpack(content, path, OFFICIAL[name].size)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nncompress.data.files import describe
+from nncompress.data.files import check_expansion, describe, reason
 from nncompress.data.prepare import Preparation, prepare
 from nncompress.errors import ConfigError, DataError
 from nncompress.problem import Dataset, Split
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What files are read as, whatever their names: other formats that Pillow knows start programs (EPS)."""
+TILE_WIDTH, TILE_LENGTH = 322, 323
+"""Tags of a TIFF."""
 
 
 def image_folder(
@@ -30,7 +38,8 @@ def image_folder(
 
     Classes are numbered in alphabetical order; both parts must have the same ones. size: None keeps the images, which
     must then all be as large; an integer or (height, width) resizes each of them (bilinear, the aspect is not kept).
-    The other options are those of `Preparation`. The whole set is held in memory.
+    Grey values of 16 bits are divided by 257. The other options are those of `Preparation`. The whole set is held in
+    memory.
 
     Raises ConfigError when `path` is not given or `size` is bad, DataError for missing folders or unreadable images.
     """
@@ -74,31 +83,91 @@ def _list(folder: Path) -> Any:
 
 def _decode(images: Any, shape: tuple[int, ...] | None, *, resize: bool) -> Split:
     """Decode all images into one tensor (n, 3, h, w) of bytes; without `shape`, that of the first one."""
-    files = [file for file, _ in images.samples]
-    height, width = shape or _pixels(files[0], None).shape[:2]
+    files = [Path(file) for file, _ in images.samples]
+    height, width = shape if shape and resize else _common_size(files, shape)
     x = torch.empty((len(files), height, width, 3), dtype=torch.uint8)
     for row, file in enumerate(files):
-        pixels = _pixels(file, (height, width) if resize else None)
-        if pixels.shape[:2] != (height, width):
-            raise DataError(
-                f"Images of one size are required; {file} has {pixels.shape[0]} x {pixels.shape[1]} pixels where "
-                f"{height} x {width} are expected: set dataset.size to resize them all."
-            )
-        x[row] = torch.from_numpy(pixels)
+        x[row] = torch.from_numpy(_pixels(file, height, width))
     return Split(x.permute(0, 3, 1, 2), torch.tensor(images.targets))
 
 
-def _pixels(file: str, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+def _common_size(files: Sequence[Path], shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the (height, width) of all images, `shape` if that is given, from their headers alone."""
+    size = 0
+    for file in files:
+        with _opened(file) as image:
+            height, width = image.height, image.width
+        shape = shape or (height, width)
+        if (height, width) != shape:
+            raise DataError(
+                f"Images of one size are required; {file} has {height} x {width} pixels where "
+                f"{shape[0]} x {shape[1]} are expected: set dataset.size to resize them all."
+            )
+        size += file.stat().st_size
+    try:
+        check_expansion(3 * height * width * len(files), size)
+    except ValueError as error:
+        raise DataError(
+            f"The images beside {file} are too large ({error}): set dataset.size to resize them."
+        ) from error
+    return height, width
+
+
+def _pixels(file: Path, height: int, width: int) -> NDArray[np.uint8]:
     """Decode one image into RGB bytes (h, w, 3)."""
     from PIL import Image
 
+    with _opened(file) as image:
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+            image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise ValueError(f"its mode {image.mode} has no largest value, 8 or 16 bits are required")
+        image = image.convert("RGB")
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return np.array(image)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Open an image whose pixels are in proportion to its bytes. Raises DataError, for what fails inside as well."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        with Image.open(file) as image:
-            decoded = image.convert("RGB")
-        if size is not None:
-            decoded = decoded.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-        return np.array(decoded)
-    except (OSError, SyntaxError, ValueError) as error:
+        if not file.is_file():
+            raise ValueError("a file is required")
+        content = file.read_bytes()  # what Pillow is asked to read beyond their end takes no memory
+        _check_pixels(_webp_size(content), len(content))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                _check_pixels(image.size, len(content))
+                tags = getattr(image, "tag_v2", {})  # the tiles of a TIFF may be larger than its image
+                _check_pixels((int(tags.get(TILE_WIDTH, 1)), int(tags.get(TILE_LENGTH, 1))), len(content))
+                yield image
+    except Exception as error:  # of whatever kind: each of Pillow's formats has its own
+        unknown = isinstance(error, UnidentifiedImageError)
+        said = f"none of {', '.join(FORMATS)}" if unknown else reason(error)
         raise DataError(
-            f"{file} is not a whole image ({error}; {describe(Path(file))}): replace or delete it."
+            f"{file} cannot be read as an image ({said}; {describe(file)}): replace or delete it."
         ) from error
+
+
+def _check_pixels(sides: tuple[int, int], size: int) -> None:
+    """Raise ValueError for an image without pixels, or with more than a file of `size` bytes may have."""
+    if 0 in sides:
+        raise ValueError("it has no pixels")
+    check_expansion(3 * sides[0] * sides[1], size)
+
+
+def _webp_size(content: bytes) -> tuple[int, int]:
+    """Return width and height of a WebP file, whose memory Pillow takes before they can be asked for; else (1, 1)."""
+    if content[:4] != b"RIFF" or content[8:12] != b"WEBP":
+        return 1, 1
+    kind, number = content[12:16], int.from_bytes
+    if kind == b"VP8X":
+        return 1 + number(content[24:27], "little"), 1 + number(content[27:30], "little")
+    if kind == b"VP8L":
+        bits = number(content[21:25], "little")
+        return 1 + bits % 2**14, 1 + (bits >> 14) % 2**14
+    return number(content[26:28], "little") % 2**14, number(content[28:30], "little") % 2**14

@@ -5,14 +5,13 @@ from __future__ import annotations
 import gzip
 import math
 import os
-import shutil
 import struct
 import zlib
 from pathlib import Path
 
 from torch import Tensor
 
-from nncompress.data.files import Official, Source, fetch
+from nncompress.data.files import Official, Source, fetch, unpack
 from nncompress.data.files import download as download_file
 from nncompress.data.prepare import DIGITS, Preparation, prepare
 from nncompress.files import hold
@@ -67,9 +66,14 @@ def _download(folder: Path) -> Path:
     for name, official in ARCHIVES.items():
         packed = folder / name
         download_file(URL + name, packed, f"md5:{official}")
-        with gzip.open(packed) as file, open(packed.with_suffix(""), "wb") as out:
-            shutil.copyfileobj(file, out)
+        _unpack(packed, packed.with_suffix(""), packed.stem)
     return folder
+
+
+def _unpack(packed: Path, path: Path, name: str) -> None:
+    """Unpack a file that has as many bytes as the official one of this name at the most."""
+    with gzip.open(packed) as content:
+        unpack(content, path, FILES[name].size)
 
 
 def _gunzip(source: Source, name: str) -> None:
@@ -79,8 +83,7 @@ def _gunzip(source: Source, name: str) -> None:
         return
     with hold(source.folder, waiting=""):
         try:
-            with gzip.open(packed) as file, open(partial, "wb") as out:
-                shutil.copyfileobj(file, out)
+            _unpack(packed, partial, name)
             os.replace(partial, source.path(name))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise source.damaged(packed.name, f"not a whole gzip file ({error})") from error

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nncompress.data.files import describe
+from nncompress.data.files import check_expansion, describe, reason
 from nncompress.data.prepare import Preparation, prepare
 from nncompress.errors import ConfigError, DataError
 from nncompress.problem import Dataset, Split
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+NAMES = {f"{key}.npy": key for key in KEYS}
+"""The members of the file."""
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -56,22 +60,40 @@ def read_arrays(path: Path) -> Arrays:
     if not path.is_file():
         raise DataError(f"An .npz file with {', '.join(KEYS)} is required; {path} does not exist.")
     try:
-        # Opened here: NumPy leaves the file open when the archive is damaged.
-        with open(path, "rb") as raw:
-            if not zipfile.is_zipfile(raw):
-                raise ValueError("not a whole zip file")
-            raw.seek(0)
-            with np.load(raw, allow_pickle=False) as file:
-                missing = [key for key in KEYS if key not in file]
-                arrays = {} if missing else {key: cast(NDArray[Any], file[key]) for key in KEYS}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with zipfile.ZipFile(path) as file:
+            members = [member for member in file.infolist() if member.filename in NAMES]
+            _check_members(members, path.stat().st_size)
+            arrays = {NAMES[member.filename]: _array(file, member) for member in members}
+    except Exception as error:  # of whatever kind: zipfile, zlib and NumPy raise a dozen
         raise DataError(
-            f"{path} must be an .npz file of plain arrays, but cannot be read ({error}; {describe(path)}): "
+            f"{path} must be an .npz file of plain arrays, but cannot be read ({reason(error)}; {describe(path)}): "
             "write it again with numpy.savez."
         ) from error
+    missing = [key for key in KEYS if key not in arrays]
     if missing:
         raise DataError(f"{path} must hold the arrays {', '.join(KEYS)}; not found: {', '.join(missing)}.")
     return arrays
+
+
+def _check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
+    """Raise ValueError unless each is there once, in a form whose contents are limited by the `size` of the file."""
+    if len({member.filename for member in members}) < len(members):
+        raise ValueError("an array is there twice")
+    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+        raise ValueError("its members must be stored or deflated")
+    check_expansion(sum(member.file_size for member in members), size)
+
+
+def _array(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    """Read one array, after its header has been compared with its bytes. Raises ValueError where they differ."""
+    with file.open(member) as content:
+        short = npy.read_magic(content) == (1, 0)
+        shape, _, dtype = npy.read_array_header_1_0(content) if short else npy.read_array_header_2_0(content)
+        required, there = math.prod(shape) * dtype.itemsize, member.file_size - content.tell()
+        if required != there and not dtype.hasobject:
+            raise ValueError(f"{member.filename}: {dtype} {shape} requires {required} bytes, found {there}")
+        content.seek(0)
+        return npy.read_array(content, allow_pickle=False)
 
 
 def read_npz(path: Path, arrays: Arrays, *, channels_last: bool) -> tuple[Split, Split]:
@@ -96,12 +118,14 @@ def _inputs(path: Path, key: str, array: NDArray[Any], channels_last: bool) -> T
         raise DataError(
             f"{path}: {key} must be real numbers of shape (n, ...), n at least 1; found {array.dtype} {array.shape}."
         )
-    if not np.isfinite(array).all():
-        raise DataError(
-            f"{path}: {key} must be finite; found {int((~np.isfinite(array)).sum())} NaN or infinite values."
-        )
     if array.dtype != np.uint8:
-        array = array.astype(np.float32)
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+        finite = np.isfinite(array)
+        if not finite.all():
+            raise DataError(
+                f"{path}: {key} must be finite in float32; found {int((~finite).sum())} NaN, infinite or larger values."
+            )
     if channels_last and array.ndim > 2:
         array = np.moveaxis(array, -1, 1)
     elif array.ndim == 3 and array.dtype == np.uint8:

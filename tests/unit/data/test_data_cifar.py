@@ -15,6 +15,7 @@ import pytest
 import torch
 from cases import case
 
+from nncompress.data import cifar
 from nncompress.data.cifar import cifar10, cifar100
 from nncompress.errors import DataError
 
@@ -150,6 +151,20 @@ def test_an_archive_of_cifar10_with_another_checksum_is_refused(tmp_path, served
     with pytest.raises(DataError, match=r"the download failed \(.* has md5 \w+, \w+ is required\)"):
         cifar10(root=str(tmp_path / "data"))
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_member_larger_than_every_official_file_is_not_unpacked(cifar_root, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    (cifar_root / CIFAR10.filename).write_bytes(packed(cifar_root))
+    (cifar_root / "cifar-10-batches-py/data_batch_2").unlink()
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(cifar_root / CIFAR10.filename))
+    monkeypatch.setattr(cifar, "LARGEST", 1000)
+    with pytest.raises(
+        DataError, match=r"the download failed \(the official file ends after 1,000 bytes, found more\)"
+    ):
+        cifar10(root=str(cifar_root))
+    assert not (cifar_root / "cifar-10-batches-py/data_batch_2").exists()
 
 
 class Struck:
