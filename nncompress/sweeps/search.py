@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.utils import JobReturn
@@ -19,11 +18,12 @@ from nncompress.config.build import build
 from nncompress.config.overrides import quote
 from nncompress.config.schema import SEARCHER
 from nncompress.errors import ConfigError, NNCompressError, nearest
-from nncompress.files import write_json
+from nncompress.files import read_json, write_json
 from nncompress.results.records import SEARCH, SUMMARY
 from nncompress.results.sweep_folder import ENDED, Job, Manifest, standing, write_manifest
 from nncompress.sweeps.sweeper import SweepOfJobs
-from nncompress.sweeps.trial import NAME, STORE, require_optuna, storage
+from nncompress.sweeps.trial import FOLDER, NAME, OBJECTIVES, STORE, Direction, new_study, require_optuna, storage
+from nncompress.tracking.sqlite import ask, damage_told, make_absent
 
 if TYPE_CHECKING:
     import optuna
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 STATES = {"COMPLETE": "done", "FAIL": "failed"}
 """The states of trials that Optuna names otherwise than we do."""
-FOLDER = "folder"
-"""The attribute of a trial that names its job."""
+UNPICKLED = "optuna.samplers.CmaEsSampler"
+"""The sampler that keeps its state in a study as a pickle."""
 
 
 class Search(SweepOfJobs):
@@ -97,22 +97,22 @@ class OptunaStudy:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.settings, self.seed, self.folder, self.space = config.search, config.seed, folder, dict(space)
-        self.objectives: dict[str, Literal["maximize", "minimize"]] = dict.fromkeys(self.settings.maximize, "maximize")
+        self.objectives: dict[str, Direction] = dict.fromkeys(self.settings.maximize, "maximize")
         self.objectives |= dict.fromkeys(self.settings.minimize, "minimize")
         if not self.objectives:
             raise ConfigError(
                 "search needs an objective, found none; give search.maximize=[...] or search.minimize=[...]"
             )
-        self._storage = storage(folder / STORE)
-        self._study = optuna.create_study(
-            storage=self._storage, study_name=NAME, directions=list(self.objectives.values()), load_if_exists=True
-        )
-        keys = list(self.objectives)
-        before = self._study.user_attrs.get("objectives", keys)
-        if before != keys:
-            raise ConfigError(f"a search keeps its objectives, found {keys} after {before}; start another")
-        self._study.set_user_attr("objectives", keys)
-        on_test = [key for key in keys if key.endswith("/test")]
+        self._folders: dict[int, str] = {}
+        make_absent(folder / STORE, lambda path: new_study(path, self.objectives))
+        remedy = f"move it away and give nncompress search sweep.resume={folder}: jobs that ended are not run again"
+        with damage_told(folder / STORE, "the study of this search", remedy, Exception):
+            if ask(folder / STORE, "PRAGMA quick_check(1)") != [("ok",)]:
+                raise ValueError("PRAGMA quick_check fails")
+            self._storage = storage(folder / STORE)
+            self._study = optuna.load_study(study_name=NAME, storage=self._storage)
+            self._check(config.allow)
+        on_test = [key for key in self.objectives if key.endswith("/test")]
         if on_test:
             log.warning("%s is measured on the test samples: what is found by it is chosen on them", ", ".join(on_test))
 
@@ -120,23 +120,28 @@ class OptunaStudy:
         """Return the next trials by their numbers, with the overrides they try; none when there have been enough."""
         from optuna.trial import TrialState
 
-        batch: dict[int, Mapping[str, Any]] = {}
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if set(trial.params) != set(self.space):  # killed while it was proposed, or another space by now
+        begun = self._study.get_trials(states=(TrialState.RUNNING,))
+        batch: dict[int, list[str]] = {}
+        while len(batch) < self.settings.parallel and (trial := begun.pop(0) if begun else self._propose()):
+            if trial.distributions == self.space:
+                batch[trial.number] = [f"{key}={trial.params[key]}" for key in self.space]
+            else:  # killed while it was proposed, or another space by now
                 self._study.tell(trial.number, state=TrialState.FAIL)
-            elif len(batch) < self.settings.parallel:
-                batch[trial.number] = trial.params
+        return batch
+
+    def _propose(self) -> optuna.trial.FrozenTrial | None:
+        """Return a new trial; None when there have been enough."""
         number = len(self._study.get_trials(deepcopy=False))
-        while len(batch) < self.settings.parallel and number < self.settings.trials:
-            self._study.sampler = build(self.settings.sampler, seed=self.seed + number)
-            proposed = self._study.ask(self.space)
-            batch[proposed.number] = proposed.params
-            number += 1
-        return {number: [f"{key}={value}" for key, value in params.items()] for number, params in batch.items()}
+        if number >= self.settings.trials:
+            return None
+        self._study.sampler = build(self.settings.sampler, seed=self.seed + number)
+        proposed = self._study.ask(self.space)
+        return self._study.get_trials()[proposed.number]
 
     def place(self, number: int, folder: str) -> None:
         """Note which job a trial is."""
-        trial = next(trial for trial in self._study.get_trials(deepcopy=False) if trial.number == number)
+        self._folders[number] = folder
+        trial = self._study.get_trials(deepcopy=False)[number]
         self._storage.set_trial_user_attr(trial._trial_id, FOLDER, folder)
 
     def close(self, numbers: Sequence[int]) -> None:
@@ -147,26 +152,50 @@ class OptunaStudy:
         """
         from optuna.trial import TrialState
 
-        for trial in self._study.get_trials():
-            if trial.number not in numbers:
-                continue
-            status = standing(self.folder / trial.user_attrs[FOLDER])
-            if status == "done":
-                self._study.tell(trial.number, self._values(self.folder / trial.user_attrs[FOLDER]))
-            elif status in ENDED:  # what diverges or cannot be done is as bad as what was pruned
-                self._study.tell(trial.number, state=TrialState.PRUNED)
-            elif status == "failed":
-                self._study.tell(trial.number, state=TrialState.FAIL)
+        for number in numbers:
+            folder = self.folder / self._folders[number]
+            status, summary = standing(folder), read_json(folder / SUMMARY)
+            if status == "done" and summary is not None:
+                self._study.tell(number, self._values(summary))
+            elif status in ENDED and status != "done":  # what diverges or cannot be done is as bad as what was pruned
+                self._study.tell(number, state=TrialState.PRUNED)
+            elif status in ("done", "failed"):
+                self._study.tell(number, state=TrialState.FAIL)
             else:
                 raise NNCompressError(
-                    f"trial {trial.number} did not end (it is {status}); continue with: nncompress search "
+                    f"trial {number} did not end (it is {status}); continue with: nncompress search "
                     f"sweep.resume={self.folder}"
                 )
         self._write()
 
-    def _values(self, folder: Path) -> list[float]:
+    def _check(self, allow: Sequence[str]) -> None:
+        """Refuse a study of other objectives, one that no search made, and one with what a sampler would unpickle.
+
+        Raises:
+            ConfigError: of other objectives, or with a pickle that is not allowed.
+            ValueError: no search made it.
+        """
+        from optuna.trial import TrialState, create_trial
+
+        keys, before = list(self.objectives), self._study.user_attrs[OBJECTIVES]
+        directions = [direction.name.lower() for direction in self._study.directions]
+        if before != keys or directions != list(self.objectives.values()):
+            raise ConfigError(
+                f"a search keeps its objectives, found {self.objectives} after {before} ({', '.join(directions)}); "
+                "start another"
+            )
+        for number, trial in enumerate(self._study.get_trials()):
+            create_trial(state=trial.state, values=trial.values, params=trial.params, distributions=trial.distributions)
+            if trial.number != number or trial.state == TrialState.WAITING:
+                raise ValueError(f"trial {number} is no trial of a search")
+            if any("optimizer" in key for key in trial.system_attrs) and UNPICKLED not in allow:
+                raise ConfigError(
+                    f"{self.folder / STORE} must hold numbers and texts, found the pickled state of a sampler, which "
+                    f"can run any code; if you trust it, add allow=[{UNPICKLED}]"
+                )
+
+    def _values(self, summary: Mapping[str, Any]) -> list[float]:
         """Return what a job has reached of each objective."""
-        summary = json.loads((folder / SUMMARY).read_bytes())
         figures = [key for key, value in summary.items() if isinstance(value, int | float)]
         for key in self.objectives:
             if not isinstance(summary.get(key), int | float):

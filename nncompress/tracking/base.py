@@ -16,7 +16,8 @@ class About:
     - folder: of the run, absolute.
     - config: every setting by its dotted key, the options taken under the names of their groups.
     - tags: solver, model, dataset, compression, seed, folder and, in a sweep, sweep (its folder).
-    - known: what `start` returned when the run was begun; empty for a new run.
+    - known: what `start` returned when the run was begun, read back from `tracking.json`; empty for a new run. Whoever
+      made the folder may have written it: it is no reason to write where the settings do not say.
     """
 
     folder: Path

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nncompress.tracking.base import About, Tracker, final
+
+log = logging.getLogger(__name__)
 
 FLUSH = 5
 """Seconds after which an event is in the file at the latest."""
@@ -28,6 +31,7 @@ class TensorBoard(Tracker):
     def __init__(self, *, folder: str | None = None) -> None:
         self._folder = folder
         self._step = 0
+        self._writer: Any = None
 
     def start(self, about: About) -> dict[str, Any]:
         from torch.utils import tensorboard
@@ -35,9 +39,10 @@ class TensorBoard(Tracker):
         self._tensorboard: Any = tensorboard
         self._config = about.config
         inside = about.folder / "tensorboard" if self._folder is None else Path(self._folder).absolute() / about.name
-        self._path = str(about.known.get("folder") or inside)
-        self._writer: Any = None
-        if not about.known:
+        self._path = str(inside)
+        if about.known.get("folder", self._path) != self._path:
+            log.warning("tracking.tensorboard: the run is written anew into %s", self._path)
+        if not inside.exists():
             self._open(None)
         return {"folder": self._path}
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from nncompress.errors import one_line
+from nncompress.errors import NNCompressError, one_line, without_user_info
 from nncompress.files import read_json, write_json
 from nncompress.results.records import STATUS, SUMMARY
 from nncompress.results.sweep_folder import SWEEP
@@ -55,7 +55,8 @@ class Tracking:
 
     def start(self) -> None:
         """Begin with every tracker, or go on where `tracking.json` says."""
-        known = read_json(self._folder / KNOWN) or {}
+        content = read_json(self._folder / KNOWN) or {}
+        known = {name: kept for name in self._builders if isinstance(kept := content.get(name), dict)}
         for name, build in self._builders.items():
             with self._guard(name):
                 tracker = build()
@@ -98,7 +99,8 @@ class Tracking:
 
 
 def _reason(error: Exception, tracker: Tracker | None) -> str:
-    reason = f"{type(error).__name__}: {one_line(error)}"
+    said = without_user_info(one_line(error))
+    reason = said if isinstance(error, NNCompressError) else f"{type(error).__name__}: {said}"
     if isinstance(error, ImportError) and tracker is not None and tracker.extra is not None:
         return f"it needs what the extra {tracker.extra} installs ({reason}); pip install 'nncompress[{tracker.extra}]'"
     return reason

@@ -5,6 +5,8 @@ Most trials here are no runs: their accuracy is a function of their learning rat
 
 import json
 import math
+import sqlite3
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -12,23 +14,24 @@ import pytest
 from cases import case
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
-from runs import resume, rows, run, save_config, status
+from runs import configuration, resume, rows, run, save_config, status
 
 from nncompress.cli.main import main
-from nncompress.errors import ConfigError, Pruned
+from nncompress.errors import ConfigError, NNCompressError, Pruned
 from nncompress.files import write_json
 from nncompress.report import write
 from nncompress.results.records import SEARCH
 from nncompress.results.run_folder import status_of
 from nncompress.sweeps import jobs
-from nncompress.sweeps.search import distribution
-from nncompress.sweeps.trial import NAME, STORE, storage, watch_of
+from nncompress.sweeps.search import OptunaStudy, distribution
+from nncompress.sweeps.trial import FOLDER, NAME, STORE, new_study, storage, watch_of
 
 optuna = pytest.importorskip("optuna")
 
 SMALL = ["dataset.train_size=60", "dataset.test_size=20"]
 QUICK = ["solver=sgd", "model=mlp", "model.widths=[8]", "solver.num_steps=2", *SMALL]
 RATE = "solver.lr=tag(log,interval(1e-3,1))"
+SPACE = {"solver.lr": optuna.distributions.FloatDistribution(1e-3, 1, log=True)}
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +61,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             if cfg.solver.lr < 1e-6:
                 raise Pruned("the trials before this one were better")
             accuracy = 1 / (1 + abs(math.log10(cfg.solver.lr) + 1))
-            look = watch_of(cfg.search)
+            look = watch_of(cfg.search, folder)
             if look is not None:
                 look({"step": 0, "accuracy/validation": accuracy})
             figures = {f"accuracy/{part}": accuracy for part in ("train", "test", "validation")}
@@ -70,6 +73,16 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def search(*words: str, folder: str = "found") -> int:
     return main(["search", *QUICK, *words, f"hydra.sweep.dir={folder}"])
+
+
+def begun(folder: Path) -> "optuna.Study":
+    """The study of a new search with one objective."""
+    new_study(folder / STORE, {"accuracy/validation": "maximize"})
+    return opened(folder)
+
+
+def opened(folder: Path) -> "optuna.Study":
+    return optuna.load_study(study_name=NAME, storage=storage(folder / STORE))
 
 
 def trials(folder: str = "found") -> list[dict[str, object]]:
@@ -116,14 +129,14 @@ def test_a_search_with_two_objectives_marks_its_front(capsys: pytest.CaptureFixt
 
 
 def test_a_hopeless_trial_is_pruned_and_named_so(tmp_path: Path) -> None:
-    study = optuna.create_study(study_name=NAME, storage=storage(tmp_path / STORE), direction="maximize")
+    study = begun(tmp_path)
     space = {"solver.lr": optuna.distributions.FloatDistribution(1e-12, 1)}
     for _ in range(2):
         trial = study.ask(space)
         for step in range(5):
             trial.report(0.9, step)
         study.tell(trial, 0.9)
-    study.ask(space)
+    study.ask(space).set_user_attr(FOLDER, "2")
     words = ["solver.lr=1e-12", "search.trial=2", f"search.store={tmp_path / STORE}", "validation=0.1"]
     with pytest.raises(Pruned, match="the trials before this one were better at step"):
         run(tmp_path / "2", *QUICK, "solver.num_steps=4", "search.pruner.n_startup_trials=2", *words)
@@ -141,7 +154,7 @@ def test_a_search_takes_up_what_was_pruned_and_what_was_killed(tried: list[float
         ends = {"done": "done", "pruned": "pruned"}[str(trial["state"])]
         assert status(Path("found") / str(trial["job"]))["status"] == ends
         assert trial["best"] == (trial["state"] == "done")
-    study = optuna.load_study(study_name=NAME, storage=storage(Path("found").absolute() / STORE))
+    study = opened(Path("found"))
     assert all(trial.intermediate_values == {0: 1.0} for trial in study.trials if trial.params["solver.lr"] == "0.1")
     study.ask()  # killed while it was proposed, without its settings
     assert main(["search", "sweep.resume=found", "search.trials=6"]) == 0
@@ -184,6 +197,121 @@ def test_that_the_test_samples_are_looked_at_is_told_and_a_finished_trial_can_be
     resume(Path("found/0"), "solver.num_steps=5")
     assert status(Path("found/0"))["status"] == "done"
     assert len(rows(Path("found/0"))) == 6
+
+
+def test_a_damaged_study_is_told_and_moved_away_it_costs_no_trial(
+    tried: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert search(RATE, "search.trials=2") == 0
+    before, store = trials(), Path("found", STORE)
+    whole = store.read_bytes()
+    store.write_bytes(whole[:5000])
+    assert main(["search", "sweep.resume=found"]) == 1
+    told = capsys.readouterr().err
+    assert (
+        f"{store.absolute()} must be the study of this search, but it is damaged (database disk image is malf" in told
+    )
+    assert "move it away and give nncompress search sweep.resume=" in told
+    assert store.read_bytes() == whole[:5000]
+    store.rename("away")
+    assert main(["search", "sweep.resume=found"]) == 0
+    assert trials() == before
+    assert len(tried) == 2
+
+
+def test_only_settings_of_the_space_that_is_searched_become_words(tried: list[float]) -> None:
+    assert search(RATE, "search.trials=1") == 0
+    study, word = opened(Path("found")), optuna.distributions.CategoricalDistribution(["a", "b"])
+    spaces: list[dict[str, optuna.distributions.BaseDistribution]] = [
+        {"solver.lr": optuna.distributions.FloatDistribution(1e-9, 1e-8, log=True)},
+        {"model._target_": word},
+        SPACE | {"hydra.sweep.dir": word},
+        {},
+    ]
+    for space in spaces:
+        study.ask(space)
+    assert main(["search", "sweep.resume=found", "search.trials=6"]) == 0
+    assert [trial["state"] for trial in trials()] == ["done", *["failed"] * 4, "done"]
+    assert all(1e-3 <= rate <= 1 for rate in tried)
+    assert len(tried) == 2
+
+
+def test_a_study_that_no_search_made_is_refused(tmp_path: Path) -> None:
+    begun(tmp_path).ask(SPACE)
+    opened(tmp_path).tell(0, 0.5)
+    store = tmp_path / STORE
+    whole = store.read_bytes()
+    pickled = "INSERT INTO trial_system_attributes (trial_id, key, value_json) VALUES (1, 'cma:optimizer:0', '\"80\"')"
+    hostile: list[tuple[str | bytes, type[NNCompressError], str]] = [
+        (b"", NNCompressError, "no such table"),
+        (b"no database " * 100, NNCompressError, "file is not a database"),
+        (whole[:9000] + bytes(4096) + whole[13096:], NNCompressError, "it is damaged"),
+        (
+            "INSERT INTO trials (study_id, number, state) VALUES (1, 1, 'WAITING')",
+            NNCompressError,
+            "trial 1 is no trial",
+        ),
+        ("UPDATE trials SET number = 5", NNCompressError, "trial 0 is no trial of a search"),
+        ("UPDATE trial_params SET distribution_json = '[]'", NNCompressError, "it is damaged"),
+        ("UPDATE trial_params SET param_value = 50", NNCompressError, "isn't contained in the distribution"),
+        ("UPDATE trial_params SET distribution_json = 'x'", NNCompressError, "it is damaged"),
+        ("DELETE FROM trial_values", NNCompressError, "values should be set"),
+        ("DELETE FROM study_user_attributes", NNCompressError, "it is damaged"),
+        ("UPDATE study_user_attributes SET value_json = '{\"a\": [1]}'", ConfigError, "a search keeps its objectives"),
+        ("UPDATE study_directions SET direction = 'MINIMIZE'", ConfigError, "a search keeps its objectives"),
+        ("UPDATE studies SET study_name = 'theirs'", NNCompressError, "it is damaged"),
+        (pickled, ConfigError, "the pickled state of a sampler, which can run any code; if you trust it, add allow="),
+    ]
+    cfg = configuration(*QUICK)
+    for change, kind, said in hostile:
+        store.write_bytes(change if isinstance(change, bytes) else whole)
+        if isinstance(change, str):
+            with closing(sqlite3.connect(store)) as file, file:
+                file.execute(change)
+        with case(change=change), pytest.raises(NNCompressError) as refused:
+            OptunaStudy(cfg, tmp_path, SPACE)
+        assert type(refused.value) is kind
+        assert said in str(refused.value)
+    cfg.allow = ["optuna.samplers.CmaEsSampler"]
+    assert OptunaStudy(cfg, tmp_path, SPACE).space == SPACE
+
+
+def test_the_folder_that_a_study_names_for_a_trial_is_not_followed(tried: list[float], tmp_path: Path) -> None:
+    assert search(RATE, "search.trials=1") == 0
+    (tmp_path / "theirs").mkdir()
+    write_json(tmp_path / "theirs/status.json", {"status": "done"})
+    write_json(tmp_path / "theirs/summary.json", {"accuracy/validation": 7.0})
+    study = opened(Path("found"))
+    for folder in ("../theirs", str(tmp_path / "theirs"), ["a"], None):
+        study.ask(SPACE).set_user_attr(FOLDER, folder)
+    assert main(["search", "sweep.resume=found", "search.trials=5"]) == 0
+    assert [trial["job"] for trial in trials()] == ["0", "1", "2", "3", "4"]
+    assert all(trial["values"] != [7.0] for trial in trials())
+    assert len(tried) == 5
+
+
+def test_a_trial_goes_on_without_a_study_that_is_not_that_of_its_search(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = configuration(*QUICK, f"search.store={tmp_path / STORE}", "search.trial=0").search
+    for content in (b"", b"no database " * 100):
+        (tmp_path / STORE).write_bytes(content)
+        assert watch_of(settings, tmp_path / "0") is None
+        assert "the trial is not watched" in caplog.text
+        caplog.clear()
+    (tmp_path / STORE).unlink()
+    study = begun(tmp_path)
+    study.ask().set_user_attr(FOLDER, "0")
+    assert watch_of(settings, tmp_path / "0") is not None
+    for trial, folder in ((0, tmp_path.parent / "0"), (1, tmp_path / "0")):
+        settings.trial = trial
+        with case(trial=trial, folder=folder):
+            assert watch_of(settings, folder) is None
+    settings.trial = 0
+    look = watch_of(settings, tmp_path / "1")
+    assert look is not None
+    look({"step": 0, "accuracy/validation": 1.0})
+    assert opened(tmp_path).trials[0].intermediate_values == {}
 
 
 @pytest.mark.usefixtures("tried")

@@ -1,4 +1,4 @@
-"""Trackers in processes of their own: two at once on a new store, what reaches the console, W&B, no import unasked."""
+"""Trackers in processes of their own: two at once on a new store, kills while one is made, what reaches the console."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,51 @@ def test_two_processes_at_once_leave_two_whole_runs_in_a_new_sqlite_store_and_sa
     run(tmp_path / "plain", *WORDS, "solver.num_steps=3")
     assert rows(tmp_path / "run0") == rows(tmp_path / "plain")
     assert not (tmp_path / "mlruns").exists()
+
+
+MLFLOW = """
+from pathlib import Path
+from nncompress.tracking.base import About
+from nncompress.tracking.mlflow import MLflow
+run = Path("run").absolute()
+tracker = MLflow(uri="sqlite:///store.db?timeout=30")
+tracker.start(About(run, {}, {"folder": str(run)}, {}))
+tracker.row(0, {"seconds": 1.0})
+tracker.end({"status": "done"}, {})
+"""
+OPTUNA = """
+from functools import partial
+from pathlib import Path
+import optuna
+from nncompress.sweeps.trial import NAME, new_study, storage
+from nncompress.tracking.sqlite import make_absent
+path = Path("store.db").absolute()
+make_absent(path, partial(new_study, objectives={"accuracy/test": "maximize"}))
+study = optuna.load_study(study_name=NAME, storage=storage(path))
+study.tell(study.ask(), 1.0)
+"""
+
+
+@pytest.mark.parametrize(("code", "sizes"), [(MLFLOW, (1, 200_000, 600_000)), (OPTUNA, (1, 40_000, 80_000))])
+def test_a_kill_while_a_store_is_made_leaves_it_to_be_made_anew(
+    tmp_path: Path, code: str, sizes: tuple[int, ...]
+) -> None:
+    def started() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path)
+
+    def drawn() -> int:
+        with suppress(FileNotFoundError):
+            return max((path.stat().st_size for path in tmp_path.glob(".store.db.*.tmp/store.db")), default=0)
+        return 0
+
+    for size in sizes:
+        process = started()
+        while process.poll() is None and drawn() < size:
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+    assert started().wait(LIMIT) == 0
+    assert {path.name for path in tmp_path.iterdir()} <= {"store.db", "store.db.lock"}
 
 
 def test_wandb_offline_leaves_files_to_sync_and_keeps_its_id(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from cases import case
 from composing import composing
 from hydra import compose
-from own_parts import Failing
+from own_parts import Failing, Noted
 from runs import configuration, resume, rows, run, status, struck, summary
 
 from nncompress.cli.main import main
@@ -104,6 +104,28 @@ def test_a_missing_library_is_told_with_its_extra(
             with pytest.raises(ImportError, match=library):
                 tracker.start(About(tmp_path, {}, {}, {}))
             assert tracker.extra == library
+
+
+def test_what_a_library_says_of_an_address_is_told_without_its_user(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> Tracker:
+        raise RuntimeError("no answer from https://me:secret@host/api")
+
+    with Tracking({"own": fail}, {}, tmp_path) as tracking:
+        tracking.start()
+    assert "RuntimeError: no answer from https://***@host/api" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_tracking_json_of_other_kinds_is_as_none(tmp_path: Path) -> None:
+    for content in ("[1]", "{", '{"own": [1]}', '{"own": "id"}', '{"other": {"id": 1}}'):
+        (tmp_path / "tracking.json").write_text(content)
+        with Tracking({"own": Noted}, {}, tmp_path) as tracking:
+            tracking.start()
+        with case(content=content):
+            assert told()[-2][1] == {}
+            assert list(json.loads((tmp_path / "tracking.json").read_text())) == ["own"]
 
 
 def test_a_tracker_cannot_keep_a_run_from_leaving(tmp_path: Path) -> None:
