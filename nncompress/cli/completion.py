@@ -6,6 +6,7 @@ Everything but the folders comes from the parsers of the commands, so that what 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -81,7 +82,7 @@ def answer(line: str, breaks: str, parsers: Mapping[str, Callable[[], Parser]]) 
         offered: Iterable[str] = [*parsers, "--help", "--version"] if before else ()
     else:
         offered = _of_command(parsers[before[1]](), before[2:], typed) if before[1] in parsers else ()
-    candidates = list(dict.fromkeys(word for word in offered if word.startswith(typed)))
+    candidates = list(dict.fromkeys(word for word in offered if word.startswith(typed) and word.isprintable()))
     if not breaks:
         return candidates
     # Bash puts what is offered in the place of what is behind the last break.
@@ -141,14 +142,14 @@ def _paths(typed: str, kind: str) -> Iterator[str]:
     start, name = typed[: typed.rfind("/") + 1], typed[typed.rfind("/") + 1 :]
     try:
         entries = sorted(Path(start or ".").expanduser().iterdir())
-    except OSError:
+    except (OSError, RuntimeError):  # not readable, or the home of somebody who is not there
         return
     for entry in entries:
         if not entry.name.startswith(name) or (entry.name.startswith(".") and not name):
             continue
-        if not entry.is_dir():
+        if not os.path.isdir(entry):
             yield from [start + entry.name] if kind in ("FILE", "PATH") else []
-        elif (kind == "RUN" and is_run(entry)) or (kind == "SWEEP" and (entry / SWEEP).is_file()):
+        elif (kind == "RUN" and is_run(entry)) or (kind == "SWEEP" and os.path.isfile(entry / SWEEP)):
             yield start + entry.name
         else:
             yield f"{start}{entry.name}/"

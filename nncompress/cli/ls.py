@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nncompress.cli.parser import Parser
-from nncompress.errors import ConfigError
+from nncompress.errors import ConfigError, printable
 from nncompress.files import finite
-from nncompress.report.text import columns, is_number, value_text
-from nncompress.results.query import Filter, Outline, absent, as_number, read_filter, require_key
+from nncompress.report.text import columns, harmless_cell, is_number, value_text
+from nncompress.results.index import indexed
+from nncompress.results.query import Filter, Outline, absent, as_number, read_filter, require_comparable, require_key
 from nncompress.results.records import SETTINGS, is_older, run_folders
 
 DEFAULT = "outputs"
@@ -54,7 +57,7 @@ def parser() -> Parser:
     command.add_argument("--show", default="", metavar="KEY,KEY", help="more columns")
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a JSON list, values as they are on disk")
-    form.add_argument("--csv", action="store_true", help="CSV, values as they are on disk")
+    form.add_argument("--csv", action="store_true", help="CSV, text so written that no spreadsheet obeys it")
     form.add_argument("--quiet", "-q", action="store_true", help="folders alone, for other commands")
     return command
 
@@ -71,30 +74,45 @@ def list_runs(arguments: Sequence[str]) -> int:
     folders, filters = _folders_and_filters(words.words)
     paths = run_folders(folders)
     older = {path for path in paths if is_older(path)}
-    runs = [Outline(path) for path in paths if path not in older]
-    more = [key for key in (words.sort, *words.show.split(",")) if key]
-    extra = list(dict.fromkeys([*(filter_.key for filter_ in filters), *more]))
-    for key in extra:
-        require_key(key, runs)
-    chosen = [run for run in runs if all(filter_.accepts(run) for filter_ in filters)]
-    shown = _in_order(chosen, words.sort, words.reverse)[: words.n]
-    keys = list(dict.fromkeys((*COLUMNS[:-1], *extra, COLUMNS[-1])))
-    if words.quiet:
-        sys.stdout.writelines(f"{run.folder}\n" for run in shown)
-    elif words.json:
-        sys.stdout.write(json.dumps(finite([_row(run, keys) for run in shown]), indent=1, ensure_ascii=False) + "\n")
-    elif words.csv:
-        table = csv.writer(sys.stdout, lineterminator="\n")
-        table.writerows([keys, *(_row(run, keys).values() for run in shown)])
-    else:
-        sys.stdout.writelines(f"{line}\n" for line in _table(shown, keys))
-        sys.stdout.write(f"{_summary(shown, len(runs), folders)}\n")
+    with indexed(folders, [path for path in paths if path not in older]) as runs:
+        _write(words, folders, filters, runs)
     if older:
         (sys.stderr if words.quiet or words.json or words.csv else sys.stdout).write(
             f"left out: {len(older)} run{'s' * (len(older) > 1)} that an older version of nncompress wrote, without "
             f"{SETTINGS}; train again what is still needed\n"
         )
     return 0
+
+
+def _write(words: Namespace, folders: Sequence[Path], filters: Sequence[Filter], runs: Sequence[Outline]) -> None:
+    """Write those of the runs that are asked for, in the form that is."""
+    more = [key for key in (words.sort, *words.show.split(",")) if key]
+    extra = list(dict.fromkeys([*(filter_.key for filter_ in filters), *more]))
+    for key in extra:
+        require_key(key, runs)
+    for filter_ in filters:
+        require_comparable(filter_, runs)
+    chosen = [run for run in runs if all(filter_.accepts(run) for filter_ in filters)]
+    shown = _in_order(chosen, words.sort, words.reverse)[: words.n]
+    keys = list(dict.fromkeys((*COLUMNS[:-1], *extra, COLUMNS[-1])))
+    if words.quiet:
+        _write_folders(shown)
+    elif words.json:
+        sys.stdout.write(json.dumps(finite([_row(run, keys) for run in shown]), indent=1) + "\n")
+    elif words.csv:
+        table = csv.writer(sys.stdout, lineterminator="\n")
+        table.writerows([_cell(value) for value in row] for row in [keys, *(_row(run, keys).values() for run in shown)])
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in _table(shown, keys))
+        sys.stdout.write(f"{_summary(shown, len(runs), folders)}\n")
+
+
+def _write_folders(runs: Sequence[Outline]) -> None:
+    """Write the folders a line each: their very names for another command, and what people can read for people."""
+    if sys.stdout.isatty() or not hasattr(sys.stdout, "buffer"):
+        sys.stdout.writelines(f"{printable(str(run.folder))}\n" for run in runs)
+    else:
+        sys.stdout.buffer.writelines(os.fsencode(run.folder) + b"\n" for run in runs)
 
 
 def _folders_and_filters(words: Sequence[str]) -> tuple[list[Path], list[Filter]]:
@@ -130,6 +148,10 @@ def _row(run: Outline, keys: Sequence[str]) -> dict[str, Any]:
     return {key: run.get(key) for key in keys}
 
 
+def _cell(value: Any) -> Any:
+    return value if value is None or isinstance(value, int | float) else harmless_cell(printable(str(value)))
+
+
 def _table(runs: Sequence[Outline], keys: Sequence[str]) -> Iterator[str]:
     """Return the lines of a table of the columns in which anything is known."""
     rows = [_row(run, keys) for run in runs]
@@ -143,4 +165,4 @@ def _summary(runs: Sequence[Outline], of: int, folders: Sequence[Path]) -> str:
     counts = Counter(run.status["status"] for run in runs)
     ends = ", ".join(f"{n} {status}" for status, n in counts.most_common())
     count = f"{len(runs)} of {of} runs" if len(runs) < of else f"{of} run{'s' if of != 1 else ''}"
-    return f"{count} below {', '.join(map(str, folders))}" + (f": {ends}" if ends else "")
+    return printable(f"{count} below {', '.join(map(str, folders))}" + (f": {ends}" if ends else ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 import re
@@ -14,9 +15,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from nncompress.errors import ConfigError, nearest
+from nncompress.errors import CheckpointError, ConfigError, nearest
 from nncompress.files import is_held, read_json
-from nncompress.results.records import LOCK, RECORDS, STATUS, SUMMARY, read_last_row, read_settings, read_status
+from nncompress.results.records import LOCK, RECORDS, STATUS, SUMMARY, fit_summary, read_settings, read_status
+from nncompress.results.rows import read_last_row
+
+log = logging.getLogger(__name__)
 
 GROUPS = ("solver", "model", "dataset", "compression")
 RECORDED = {"loss", "accuracy", "ratio", "sparsity", "gap"}
@@ -27,11 +31,21 @@ DETAILS = ("tasks", "channels", "factors", "one_shot", "round_to/changed", "weig
 """Keys of a summary that hold lists: for the tables of one run."""
 
 
+def read_brief(folder: Path) -> dict[str, Any] | None:
+    """Return what `summary.json` holds but for its lists, as it is there; None without one."""
+    content = read_json(folder / SUMMARY)
+    return None if content is None else {key: value for key, value in content.items() if key not in DETAILS}
+
+
 @dataclass(frozen=True)
 class Outline:
-    """A run's folder, and what it holds."""
+    """A run's folder, and what it holds; `read` is how its summary is read.
+
+    What is damaged is told in the log, once, and is then not known: nothing is raised.
+    """
 
     folder: Path
+    read: Callable[[Path], dict[str, Any] | None] = read_brief
 
     @cached_property
     def status(self) -> dict[str, Any]:
@@ -41,28 +55,39 @@ class Outline:
 
     @cached_property
     def summary(self) -> dict[str, Any] | None:
-        """`summary.json`; None when the run has not ended."""
-        return read_json(self.folder / SUMMARY)
+        """The figures of `summary.json`; None when the run has not ended."""
+        content = self.read(self.folder)
+        return None if content is None else fit_summary(self.folder, content)
 
     @cached_property
     def figures(self) -> dict[str, Any]:
-        """The keys of the summary; of a run that has not ended what its last record knows of them."""
+        """Those of the summary; of a run that has not ended what its last record knows of them."""
         summary = self.summary
         return figures_of(read_last_row(self.folder / RECORDS)) if summary is None else summary
 
     @cached_property
+    def details(self) -> dict[str, Any]:
+        """The lists of `summary.json`."""
+        content = None if self.summary is None else read_json(self.folder / SUMMARY)
+        return fit_summary(self.folder, {key: content[key] for key in DETAILS if key in content}) if content else {}
+
+    @cached_property
     def settings(self) -> dict[str, Any]:
-        """Every setting by its dotted key. Raises CheckpointError where an older version wrote the run."""
-        return read_settings(self.folder)
+        """Every setting by its dotted key; none where another version wrote the run."""
+        try:
+            return read_settings(self.folder)
+        except CheckpointError as error:
+            log.warning("%s", error)
+            return {}
 
     @cached_property
     def date(self) -> str | None:
-        """When the run ended, or began if it has not: the status file's time, in local time."""
+        """When the run ended, or began if it has not: the status file's time, in local time; None if it is no date."""
         try:
-            written = (self.folder / STATUS).stat().st_mtime
-        except FileNotFoundError:
+            written = datetime.fromtimestamp((self.folder / STATUS).stat().st_mtime)
+        except (OSError, ValueError, OverflowError):
             return None
-        return datetime.fromtimestamp(written).strftime("%Y-%m-%d %H:%M:%S")
+        return f"{written:%Y-%m-%d %H:%M:%S}"
 
     def knows(self, key: str) -> bool:
         """Tell whether the run has the key at all, if only with the value null."""
@@ -76,6 +101,8 @@ class Outline:
         """Return what holds the key: of equal names figures come before settings."""
         if key in ("folder", "date"):
             return {"folder": str(self.folder), "date": self.date}
+        if key in DETAILS:
+            return self.details
         if key in self.status:
             return self.status
         if key in self.figures:
@@ -118,7 +145,7 @@ class Filter:
     value: str
 
     def accepts(self, run: Outline) -> bool:
-        """Tell whether the run is chosen. Raises ConfigError when a number is compared with text."""
+        """Tell whether the run is chosen."""
         value = run.get(self.key)
         if self.sign in ORDERS:
             return not absent(value) and self._compares(value)
@@ -130,9 +157,7 @@ class Filter:
         left, right = as_number(value), as_number(self.value)
         if left is None:
             return ORDERS[self.sign](str(value), self.value)
-        if right is None:
-            raise ConfigError(f"{self.key} is a number (such as {left:g}), found '{self.key}{self.sign}{self.value}'")
-        return ORDERS[self.sign](left, right)
+        return right is not None and ORDERS[self.sign](left, right)
 
 
 def read_filter(word: str) -> Filter | None:
@@ -152,6 +177,16 @@ def require_key(key: str, runs: Sequence[Outline]) -> None:
     known = dict.fromkeys(chain.from_iterable(parts))
     hint = nearest(key, known) or "; keys are those of status.json, summary.json and config.yaml (solver.num_steps)"
     raise ConfigError(f"none of the {len(runs)} runs has the key '{key}'{hint}")
+
+
+def require_comparable(filter_: Filter, runs: Sequence[Outline]) -> None:
+    """Raise ConfigError when a filter compares with text what is a number in every run that knows it."""
+    if filter_.sign not in ORDERS or as_number(filter_.value) is not None:
+        return
+    numbers = [as_number(value) for value in (run.get(filter_.key) for run in runs) if not absent(value)]
+    if numbers and None not in numbers:
+        found = f"{filter_.key}{filter_.sign}{filter_.value}"
+        raise ConfigError(f"{filter_.key} is a number (such as {numbers[0]:g}), found '{found}'")
 
 
 def as_number(value: Any) -> float | None:
