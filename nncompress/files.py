@@ -5,6 +5,7 @@ A hold ends with its process. A file system without locks lets everybody hold ev
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -13,6 +14,8 @@ import numbers
 import os
 import shutil
 import signal
+import stat
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +32,8 @@ GLANCE = 0.1
 """Seconds until a place that is held is tried again: somebody may only have asked whether it is (`is_held`)."""
 UNFINISHED = ".*.tmp"
 """The names of files and folders until they are whole: `.NAME.PID.tmp`."""
+NESTED = 32
+"""Lists and objects within each other that a JSON text may have."""
 
 
 @contextmanager
@@ -169,10 +174,13 @@ def _exit(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file; None without one, which is told in the log where the file is damaged."""
+    """Return the object in a JSON file; None without one, which is told in the log where it is damaged."""
     try:
-        content = parse_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        content = parse_json(read_file(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        log.warning("%s: ignored, it cannot be read (%s).", path, error.strerror)
         return None
     if isinstance(content, dict):
         return content
@@ -180,12 +188,45 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return None
 
 
+def read_file(path: Path, last: int | None = None) -> bytes:
+    """Return the content of a file, or so many bytes at its end; a pipe is none, and not waited for. Raises OSError."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+        if last is not None:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - last))
+        return file.read()
+
+
 def parse_json(text: bytes) -> Any:
-    """Return what the JSON text says, None when it is damaged."""
+    """Return what a JSON text in UTF-8 says, None when it is damaged: half of it, nested too deep, no text in it.
+
+    Integers are those of 64 bits, other numbers finite floats; what no float can hold is None.
+    """
     try:
-        return json.loads(text)
-    except ValueError:
+        whole = [json.loads(text.decode("utf-8-sig"))]
+        _limit_numbers(whole, NESTED + 1)
+        if b"\\ud" in text or b"\\uD" in text:
+            json.dumps(whole, ensure_ascii=False).encode()  # raises ValueError for half of a surrogate pair
+    except (ValueError, RecursionError):
         return None
+    return whole[0]
+
+
+def _limit_numbers(container: Any, depth: int) -> None:
+    """Make the numbers in a list or dict of JSON those that `parse_json` names. Raises ValueError beyond the depth."""
+    if depth == 0:
+        raise ValueError(f"nested deeper than {NESTED}")
+    for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+        kind = type(value)
+        if kind is float:
+            if not -math.inf < value < math.inf:
+                container[key] = None
+        elif kind is int:
+            if not -(1 << 63) <= value < 1 << 63:
+                container[key] = float(value) if abs(value) <= sys.float_info.max else None
+        elif kind is dict or kind is list:
+            _limit_numbers(value, depth - 1)
 
 
 def write_json(path: Path, obj: Any) -> None:
@@ -193,19 +234,23 @@ def write_json(path: Path, obj: Any) -> None:
     write_text(path, json.dumps(finite(obj), indent=2, ensure_ascii=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, lasting: bool = True) -> None:
     """Write a file in UTF-8 as `write_bytes` does."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), lasting)
 
 
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all: a new one that is on the disk before it takes the name."""
+def write_bytes(path: Path, content: bytes | memoryview, lasting: bool = True) -> None:
+    """Write a file whole or not at all: a new one that is on the disk before it takes the name.
+
+    lasting: whether to wait for the disk; not for what is made again where it is not whole.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
         try:
             temporary.replace(path)
         except FileNotFoundError:  # a run that began in this folder took it for what a killed process left

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from nncompress.files import write_json
 from nncompress.report.style import STYLE, save_figure
 from nncompress.results.convergence import rate_summary
-from nncompress.results.records import Recorder, read_run
+from nncompress.results.records import read_run
+from nncompress.results.rows import Recorder
 from nncompress.results.run_folder import write_config
 
 LAMBDA = 0.25
@@ -130,8 +131,11 @@ def drawn(figure: Figure) -> bytes:
 
 
 def texts(figure: Figure) -> str:
-    """All that the legends and labels of a figure say."""
+    """All that the legends, keys and labels of a figure say."""
     legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
     named = [text.get_text() for legend in legends if legend for text in legend.get_texts()]
+    if not named:  # the panels of a run have keys of their own
+        labels = (label for axes in figure.axes for label in axes.get_legend_handles_labels()[1])
+        named = list(dict.fromkeys(labels))
     beside = [text.get_text() for axes in figure.axes for text in axes.texts]
     return " | ".join([*named, *beside])

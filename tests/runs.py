@@ -123,9 +123,9 @@ def struck(solver: type[Any], at: int, number: int = signal.SIGINT) -> Iterator[
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
-    """The records without their times."""
+    """The records without their times and checks."""
     lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in lines]
+    return [{key: value for key, value in row.items() if key not in ("seconds", "check")} for row in lines]
 
 
 def summary(folder: Path) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,12 +23,13 @@ from nncompress.results.records import STATUS
 FORMAT = 5
 MODEL, TENSORS, DESCRIPTION = "model", "model.safetensors", "model.json"
 CHECKSUM = "checksum"
+FLOAT, NOT_FINITE = "float", ("inf", "-inf", "nan")
 READ_AT_ONCE = 1 << 20
 
 
 def write_files(folder: Path, description: dict[str, Any], streams: dict[str, Tensor]) -> None:
     """Write the tensors first: until the description is there too, the checksum says that the two do not fit."""
-    description = json.loads(to_json(description))
+    description = spell(json.loads(to_json(description)))
     write_bytes(folder / TENSORS, save(streams))
     signed = description | {CHECKSUM: checksum(folder, description)}
     write_text(folder / DESCRIPTION, f"{to_json(signed, separators=(',', ':'), ensure_ascii=False)}\n")
@@ -45,7 +47,7 @@ def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{folder / DESCRIPTION} and {TENSORS} must be as they were written, found another checksum: one of them "
             "was edited, damaged or replaced; write them again (train resume=RUN), or take a whole copy"
         )
-    return description, streams
+    return unspell(description), streams
 
 
 def model_folder(path: Path) -> Path:
@@ -104,6 +106,23 @@ def to_json(value: Any, **settings: Any) -> str:
         )
 
     return json.dumps(value, default=plain, **settings)
+
+
+def spell(value: Any) -> Any:
+    """Return the containers with `{"float": "inf"}` for an infinite number and the like, of which JSON has none."""
+    if isinstance(value, dict):
+        return {key: spell(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [spell(item) for item in value]
+    return {FLOAT: str(value)} if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def unspell(value: Any) -> Any:
+    """Return what `spell` was given."""
+    if isinstance(value, dict):
+        number = value.get(FLOAT)
+        return float(number) if number in NOT_FINITE else {key: unspell(item) for key, item in value.items()}
+    return [unspell(item) for item in value] if isinstance(value, list) else value
 
 
 def _description(folder: Path) -> dict[str, Any]:

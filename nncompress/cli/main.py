@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -61,7 +62,7 @@ COMMANDS = {
     ),
     "complete": Command("what makes TAB complete all of this in bash or zsh", "completion", "complete"),
 }
-NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR)
 """What keeps a file from being written, and is told in a sentence whichever file it is."""
 USAGE = """\
 nncompress {version}: compress neural networks by optimisation
@@ -91,9 +92,19 @@ TAB completes commands, options, run folders, groups and keys: eval "$(nncompres
 """
 
 
+class OneLine(logging.Formatter):
+    """Writes a message of the log on one line, without what a terminal would obey."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """Return the message as people read it."""
+        return printable(super().formatMessage(record))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(OneLine())
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a sign that a terminal does not have ends no command
     gc.set_threshold(50_000)  # what imports make stays: to look through it for garbage takes a tenth of a short run

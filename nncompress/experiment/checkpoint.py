@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,18 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
+from nncompress import environment
 from nncompress.errors import CheckpointError
 from nncompress.files import write_bytes
+from nncompress.results.shapes import fits
 
-FORMAT = 1
+FORMAT = 2
 """The version of what is written; another one is refused."""
+RUN = {
+    "rows": {int}, "check": {int}, "finished": {bool},
+    "seconds": {float}, "step_seconds": [{float}], "random": [{Tensor}],
+}  # fmt: skip
+"""What a run adds to the state of its solver."""
 
 
 def pack(value: Any) -> Any:
@@ -35,8 +45,10 @@ def unpack(template: Any, packed: Any) -> Any:
 
     What was not packed stays the template's: the problem determines it.
     """
-    if packed is None:
-        return template
+    if isinstance(template, int | float | str):
+        if type(packed) is not type(template):
+            raise TypeError(f"{type(template).__name__} is expected, found {type(packed).__name__}")
+        return packed
     if isinstance(template, nn.Module | Optimizer):
         template.load_state_dict(packed)
         return template
@@ -47,6 +59,8 @@ def unpack(template: Any, packed: Any) -> Any:
             raise ValueError(f"{len(template)} parts are expected, found {len(packed)}")
         items = [unpack(t, p) for t, p in zip(template, packed, strict=True)]
         return type(template)(*items) if hasattr(template, "_fields") else type(template)(items)
+    if packed is None:
+        return template
     if isinstance(template, Tensor):
         return packed.to(device=template.device, dtype=template.dtype)
     return packed
@@ -79,7 +93,28 @@ def load(path: Path) -> dict[str, Any]:
             f"({type(error).__name__}); start the run afresh"
         ) from error
     if version != FORMAT:
-        raise CheckpointError(f"the checkpoint {path} has format {version}, this version reads format {FORMAT}")
+        raise CheckpointError(
+            f"the checkpoint {path} has format {version!r:.80}, this version reads {FORMAT}; start the run afresh"
+        )
+    return content
+
+
+def load_run(path: Path) -> dict[str, Any]:
+    """Return the content of a run's checkpoint as `load` does: `state`, and what `RUN` names.
+
+    Raises:
+        CheckpointError: as `load`, or a part is missing or of another kind.
+    """
+    content = load(path)
+    wrong = [key for key in RUN if not fits(content.get(key), RUN[key])]
+    wrong += ["state"] if "state" not in content else []
+    if not wrong and not all(0 <= each < math.inf for each in (*content["step_seconds"], content["seconds"])):
+        wrong = ["seconds"]
+    if wrong:
+        raise CheckpointError(
+            f"the checkpoint {path} must hold what it was written with, found {', '.join(wrong)} missing or damaged; "
+            "start the run afresh"
+        )
     return content
 
 
@@ -89,7 +124,23 @@ def restore(template: Any, packed: Any, path: Path) -> Any:
     Raises:
         CheckpointError: it belongs to another problem.
     """
-    try:
+    with _fitting(path):
         return unpack(template, packed)
-    except (ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+
+
+def restore_random(states: list[Tensor], device: torch.device, path: Path) -> None:
+    """Set torch's global generators as `environment.restore_random_state` does.
+
+    Raises:
+        CheckpointError: what the checkpoint holds is no state of them.
+    """
+    with _fitting(path):
+        environment.restore_random_state(states, device)
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RuntimeError, LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(f"the checkpoint {path} does not fit this network and solver: {error}") from error

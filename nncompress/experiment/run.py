@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 import torch
 from torch import nn
 
@@ -26,7 +26,8 @@ from nncompress.experiment.progress import ProgressLog
 from nncompress.experiment.setup import Settings, Setup
 from nncompress.experiment.summary import check_bounded, file_sizes, row_of, summary_of
 from nncompress.files import read_json, write_json
-from nncompress.results.records import COLUMNS, RECORDS, SUMMARY, Recorder, flatten, read_run
+from nncompress.results.records import COLUMNS, RECORDS, SUMMARY, flatten
+from nncompress.results.rows import START, Mark, Recorder, read_rows
 from nncompress.results.run_folder import CHECKPOINT, claim_run, room, status_of, write_config
 from nncompress.solvers.base import Iterate, Observation, declarations
 from nncompress.tracking.tracking import Tracking
@@ -70,8 +71,6 @@ def run_built(settings: Settings, build: Callable[[], Setup], folder: Path) -> R
                 write_config(folder, settings.config, COPIES)
             with ExitStack() as told, status_of(folder, resumed) as status:  # trackers are told the status at the end
                 setup = build()
-                if resumed:  # a change that cannot be built leaves the configuration as it was
-                    write_config(folder, settings.config, COPIES)
                 tracking = told.enter_context(_tracking(setup, folder))
                 tracking.start()
                 summary = _Run(setup, folder, interruption, status, tracking).finish()
@@ -91,10 +90,10 @@ def _tracking(setup: Setup, folder: Path) -> Tracking:
 
 
 class _Start(NamedTuple):
-    """Where a run begins: the iterate to go on from, its number of rows, and the seconds of the steps before it."""
+    """Where a run begins: the iterate to go on from, the rows up to it, and the seconds of the steps before it."""
 
     iterate: Iterate | None
-    rows: int
+    mark: Mark
     step_seconds: list[float]
 
 
@@ -127,8 +126,11 @@ class _Run:
         environment.reset_peak_memory(self.setup.problem.device)
         start = self._start()
         with ExitStack() as opened:
+            recorder = None
             with parallel.together():
-                recorder = opened.enter_context(self._recorder(start)) if self.leads else None
+                if self.leads:
+                    recorder = opened.enter_context(Recorder(self.folder / RECORDS, start.mark))
+                    self._describe()
             end = self._end(start, recorder)
         return {} if recorder is None else self._write_results(end)
 
@@ -138,25 +140,26 @@ class _Run:
         if not self.setup.settings.resume or not path.exists():
             if self.setup.settings.resume:
                 log.info("there is no checkpoint yet: starting at step 0")
-            return _Start(None, 0, [])
-        content = checkpoint.load(path)
+            return _Start(None, START, [])
+        content = checkpoint.load_run(path)
         state = solver.own(problem, checkpoint.restore(solver.init(problem), content["state"], path))
-        environment.restore_random_state(content["random"], problem.device)
+        checkpoint.restore_random(content["random"], problem.device, path)
         log.info("resuming at step %d", state.k)
-        iterate = Iterate(state.k, content["seconds"], state, None, content.get("finished", False))
-        return _Start(iterate, content["rows"], content["step_seconds"])
+        iterate = Iterate(state.k, content["seconds"], state, None, content["finished"])
+        return _Start(iterate, Mark(content["rows"], content["check"]), content["step_seconds"])
 
-    def _recorder(self, start: _Start) -> Recorder:
-        """Return the recorder behind the rows that are kept, once `environment.json` (old and new) is written."""
-        path, problem = self.folder / "environment.json", self.setup.problem
-        about = environment.describe(problem.device, problem.dtype, self.setup.settings.seed)
-        began = read_json(path) if self.setup.settings.resume else None
+    def _describe(self) -> None:
+        """Write `environment.json` (old and new), what the solver adds to reports, and how a resumed run goes on."""
+        path, problem, settings = self.folder / "environment.json", self.setup.problem, self.setup.settings
+        if settings.resume:  # what cannot be built or taken up leaves the configuration as it was
+            write_config(self.folder, settings.config, COPIES)
+        about = environment.describe(problem.device, problem.dtype, settings.seed)
+        began = read_json(path) if settings.resume else None
         if began is not None:
             earlier = began.get("resumed")
             about = began | {"resumed": [*(earlier if isinstance(earlier, list) else []), about]}
         write_json(path, about)
         write_json(self.folder / COLUMNS, declarations(self.setup.solver))
-        return Recorder(self.folder / RECORDS, keep=start.rows)
 
     def _end(self, start: _Start, recorder: Recorder | None) -> _End:
         """Iterate to the last step; what there is to write goes to the recorder."""
@@ -197,13 +200,13 @@ class _Run:
 
     def _rows_before(self, start: _Start, recorder: Recorder | None) -> tuple[Row | None, Row | None]:
         """Return the first and the last row of the steps before, which trackers are told again; the last everywhere."""
-        first, last = None, None
+        rows: list[Row] = []
         if recorder is not None and start.iterate is not None:
             self.status["step"] = start.iterate.step
-            rows = read_run(self.folder).rows
-            first, last = _row_at(rows, 0), _row_at(rows, -1)
-            for row in rows.to_dict("records"):
-                self.tracking.row(row)
+            for row in read_rows(self.folder / RECORDS).to_dict("records"):
+                rows.append({str(key): value for key, value in row.items() if not math.isnan(value)})
+                self.tracking.row(rows[-1])
+        first, last = (rows[0], rows[-1]) if rows else (None, None)
         return first, parallel.broadcast(last)
 
     def _iterates(self, start: _Start, previous: Row | None) -> Iterator[Iterate]:
@@ -232,7 +235,7 @@ class _Run:
                 return
             recorder.sync()
             content = {
-                "rows": recorder.count,
+                **recorder.mark._asdict(),
                 "seconds": iterate.seconds,
                 "step_seconds": step_seconds,
                 "finished": iterate.finished,
@@ -244,7 +247,8 @@ class _Run:
     def _write_results(self, end: _End) -> Row:
         """Write the compact network and the final figures, and return these."""
         setup, path, observation = self.setup, self.folder / SUMMARY, end.observation
-        summary = summary_of(setup, end.iterate, observation, read_run(self.folder).rows, end.row, end.step_seconds)
+        records = read_rows(self.folder / RECORDS)
+        summary = summary_of(setup, end.iterate, observation, records, end.row, end.step_seconds)
         write_json(path, summary)
         data, model = setup.problem.data, setup.settings.config.get("model")
         about = About(
@@ -294,7 +298,3 @@ def _log_new(notes: Sequence[str], noted: set[str]) -> None:
         if note not in noted:
             log.warning("%s", note)
             noted.add(note)
-
-
-def _row_at(rows: pd.DataFrame, index: int) -> Row | None:
-    return {str(key): value for key, value in rows.iloc[index].dropna().items()} if len(rows) else None

@@ -19,7 +19,7 @@ from nncompress.files import read_json, write_json
 from nncompress.report.collect import final
 from nncompress.report.style import LINES, STYLE, group_styles, log_ticks, new_figure, pareto_front
 from nncompress.report.tables import Table, known_columns
-from nncompress.report.text import UNKNOWN, is_number, number, percent, spread
+from nncompress.report.text import UNKNOWN, number, percent, spread
 from nncompress.results.records import SUMMARY, Run, read_status, run_folders
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def _latency(folder: Path) -> float | None:
     for row in reversed(rows if isinstance(rows, list) else []):
         if isinstance(row, dict) and (row.get("batch_size"), row.get("network")) == (BATCH, "compact"):
             speedup = row.get("speedup")
-            return 1 / speedup if is_number(speedup) and speedup > 0 else None
+            return 1 / speedup if isinstance(speedup, float) and speedup > 0 else None
     return None
 
 

@@ -53,7 +53,7 @@ def convergence(rows: pd.DataFrame) -> pd.DataFrame:
     table["grad_sq_mean"] = table["grad_sq"].where(step > 0).expanding().mean()
     table["slack"] = _column(rows, "decrease/slack")
     table["worst_slack"] = table["slack"].cummin()
-    start = objective[step == 0].iloc[0] if (step == 0).any() else np.nan
+    start = float(objective[step == 0].iloc[0]) if (step == 0).any() else np.nan
     table["bound"] = (start - objective) / (np.nan if lam is None else lam) / after_start
     rounding = TOLERANCE * max(abs(start), TINY) / (np.nan if lam is None else lam) / after_start
     extrapolated = SWEEP in rows  # then L falls by a sweep's own move, and no step bounds g

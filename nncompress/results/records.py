@@ -7,7 +7,6 @@ and reports), `records.jsonl` (one flat JSON row per observation), `status.json`
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -15,11 +14,13 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from nncompress.errors import CheckpointError, ConfigError
-from nncompress.files import finite_number, parse_json, read_json, write_text
+from nncompress.files import read_json
+from nncompress.results import shapes
+from nncompress.results.rows import read_rows
+from nncompress.results.shapes import FIGURE, fits, fitting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,51 +35,6 @@ COLUMNS = "columns.json"
 SEARCH, LOCK = "search.json", "run.lock"
 FORMAT = 1
 """Of `settings.json`."""
-TAIL = 1 << 16
-"""Bytes at the end of the records in which the last row is looked for first."""
-
-
-class Recorder:
-    """Appends rows to a records file, one JSON line each, flushed as written.
-
-    Args:
-        path: the file; it and its folder are made when absent.
-        keep: on an existing file, how many of its rows stay (those before a checkpoint); None keeps every whole row.
-
-    Raises:
-        CheckpointError: the file holds fewer than `keep` rows, or one of them is damaged.
-    """
-
-    def __init__(self, path: Path, keep: int | None = None) -> None:
-        self._path = Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self.count = _truncate(self._path, keep)
-        self._file = self._path.open("a", encoding="utf-8")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    def write(self, row: Mapping[str, float | int | None]) -> None:
-        """Append one row; a value that is not finite becomes null."""
-        self._file.write(json.dumps({key: finite_number(value) for key, value in row.items()}) + "\n")
-        self._file.flush()
-        self.count += 1
-
-    def sync(self) -> None:
-        """Wait until every row is on the disk: call it before a checkpoint that relies on them."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Sync and close; a second call does nothing."""
-        if not self._file.closed:
-            try:
-                self.sync()
-            finally:
-                self._file.close()
 
 
 @dataclass(frozen=True)
@@ -106,18 +62,28 @@ def read_run(folder: Path) -> Run:
     """
     folder = Path(folder)
     require_run(folder)
-    settings, rows = read_settings(folder), _frame(_rows(folder / RECORDS))
-    return Run(folder, settings, rows, read_json(folder / SUMMARY), read_status(folder))
+    settings, rows = read_settings(folder), read_rows(folder / RECORDS)
+    return Run(folder, settings, rows, read_summary(folder), read_status(folder))
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
-    """Return every run in or below the given folders, as `run_folders` finds them.
+    """Return every run in or below the given folders, as `run_folders` finds them, but those of other versions.
 
     Raises:
         ConfigError: a folder does not exist or has no run in it.
-        CheckpointError: an older version wrote one of them.
+        CheckpointError: other versions wrote all of them.
     """
-    return [read_run(path) for path in run_folders(folders, required=True)]
+    runs, refusals = [], []
+    for path in run_folders(folders, required=True):
+        try:
+            runs.append(read_run(path))
+        except CheckpointError as error:
+            refusals.append(error)
+    if not runs:
+        raise refusals[0]
+    for refusal in refusals:
+        log.warning("ignored: %s", refusal)
+    return runs
 
 
 def run_folders(folders: Iterable[Path], required: bool = False) -> list[Path]:
@@ -156,13 +122,42 @@ def is_run(folder: Path) -> bool:
 
 def read_status(folder: Path) -> dict[str, Any]:
     """Return how a run stands by its `status.json`: always with the keys status, reason, traceback and step."""
-    status = {"status": "running", "reason": f"{STATUS} is missing", "traceback": None, "step": None}
-    return status | (read_json(folder / STATUS) or {})
+    path = folder / STATUS
+    known = _known(path, shapes.STATUS)
+    if len(known) == len(shapes.STATUS):
+        return known
+    wrong = "damaged" if os.path.lexists(path) else "missing"
+    return {"status": "running", "reason": f"{STATUS} is {wrong}", "traceback": None, "step": None} | known
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Return the figures, the texts and, of the lists, those that reports know in `summary.json`; None without one."""
+    content = read_json(folder / SUMMARY)
+    return None if content is None else fit_summary(folder, content)
+
+
+def fit_summary(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `read_summary` does, of the content of `summary.json` or a part of it."""
+    known = {key: value for key, value in content.items() if key in shapes.SUMMARY or type(value) not in (list, dict)}
+    return fitting(folder / SUMMARY, known, {key: FIGURE for key in known if "/" in key} | shapes.SUMMARY)
+
+
+def read_columns(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the "columns" and the "plots" that a run's solver adds to reports (`solvers.base`), as plain values."""
+    path, declared = folder / COLUMNS, {}
+    content = read_json(path) or {}
+    for kind, shape in shapes.DECLARATIONS.items():
+        listed = content.get(kind, [])
+        listed = listed if isinstance(listed, list) else [listed]
+        declared[kind] = [each for each in listed if fits(each, shape) and each.get("panels") != []]
+        if len(declared[kind]) < len(listed):
+            log.warning("%s: ignored, it is damaged in part: %s.", path, kind)
+    return declared
 
 
 def is_older(folder: Path) -> bool:
     """Tell whether an older version wrote the run: it left a configuration, and no `settings.json`."""
-    return (folder / CONFIG).is_file() and not (folder / SETTINGS).is_file()
+    return (folder / CONFIG).is_file() and not os.path.lexists(folder / SETTINGS)
 
 
 def require_current(folder: Path) -> None:
@@ -181,12 +176,19 @@ def read_settings(folder: Path) -> dict[str, Any]:
         CheckpointError: an older version wrote the run, or a newer one.
     """
     require_current(folder)
-    content = read_json(folder / SETTINGS) or {}
+    path = folder / SETTINGS
+    content = _known(path, {"format": {int}, "settings": {dict}})
     if content.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
-            f"{folder / SETTINGS} has format {content['format']}, this version reads format {FORMAT}; train it again"
+            f"{path} has format {content['format']}, this version reads format {FORMAT}; train it again"
         )
-    return content.get("settings") or {}
+    return fitting(path, content.get("settings", {}), {})
+
+
+def _known(path: Path, needed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a JSON file that are needed and of their shapes; one that is missing is damaged too."""
+    content = read_json(path)
+    return {} if content is None else fitting(path, {key: content.get(key) for key in needed}, needed)
 
 
 def flatten(config: Mapping[str, Any], left_out: Collection[str] = (), prefix: str = "") -> dict[str, Any]:
@@ -206,68 +208,6 @@ def flatten(config: Mapping[str, Any], left_out: Collection[str] = (), prefix: s
 def _plain(value: Any) -> Any:
     infinite = isinstance(value, float) and not math.isfinite(value)
     return value if isinstance(value, bool | int | float | str | None) and not infinite else str(value)
-
-
-def read_last_row(path: Path) -> dict[str, Any]:
-    """Return the last whole row of a records file, from its end; empty without one."""
-    if not path.is_file():
-        return {}
-    with path.open("rb") as file:
-        start = max(file.seek(0, os.SEEK_END) - TAIL, 0)
-        file.seek(start)
-        for line in reversed(file.read().split(b"\n")[1 if start else 0 :]):
-            row = parse_json(line)
-            if isinstance(row, dict):
-                return row
-    return next(reversed(list(_rows(path))), {}) if start else {}
-
-
-def _truncate(path: Path, keep: int | None) -> int:
-    """Leave the first `keep` whole rows (None: all of them) in an existing file; return the number of rows left."""
-    rows = list(_rows(path))
-    lines = [(number, line) for number, line in enumerate(_lines(path)[:-1], start=1) if line]
-    damaged = [number for number, line in lines[: keep or 0] if not isinstance(parse_json(line), dict)]
-    if damaged:
-        raise CheckpointError(
-            f"{path}, line {damaged[0]} is damaged (no JSON row), and the checkpoint was written after it: put the row "
-            "back from a copy, or start the run again"
-        )
-    if keep is not None and len(rows) < keep:
-        raise CheckpointError(
-            f"The checkpoint was written after {keep} records, but {path} holds {len(rows)}: "
-            "the records were cut or belong to another run; start the run again."
-        )
-    rows = rows[:keep]
-    if path.exists():
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-    return len(rows)
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the whole rows of a records file, none when it does not exist; name each other line in the log."""
-    lines = _lines(path)
-    for number, line in enumerate(lines, start=1):
-        row = parse_json(line)
-        if isinstance(row, dict):
-            yield row
-        elif number == len(lines) and line:
-            log.warning("%s, line %d: ignored, the run ended while writing it.", path, number)
-        elif line:
-            log.warning("%s, line %d: ignored, it is damaged (no JSON row).", path, number)
-
-
-def _lines(path: Path) -> list[bytes]:
-    """Return the lines of a file, the last one without a line end."""
-    return path.read_bytes().split(b"\n") if path.exists() else []
-
-
-def _frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    import pandas as pd
-
-    frame = pd.DataFrame(list(rows))
-    if frame.empty:
-        return pd.DataFrame({"step": [], "seconds": []}, dtype=float)
-    return pd.DataFrame({key: pd.to_numeric(frame[key], errors="coerce").astype(float) for key in frame})
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:

@@ -6,10 +6,12 @@ How a job stands is told by the `status.json` in its own folder alone. Imports n
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from nncompress.errors import ConfigError
 from nncompress.files import hold, read_json, write_json
@@ -63,25 +65,101 @@ def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of the sweep in `folder`.
 
     Raises:
-        ConfigError: there is none, or it is damaged.
+        ConfigError: there is none, it is damaged, or it names a folder outside the sweep.
         CheckpointError: an older version wrote a job.
     """
     path = folder / SWEEP
-    if not path.is_file():
-        raise ConfigError(f"a sweep's folder holds {SWEEP}, found none in {folder}; check the path")
     try:
         content = json.loads(path.read_bytes())
-        format_ = content["format"]
-        manifest = Manifest(content["command"], [Job(**job) for job in content["jobs"]], content["varied"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged ({error!r}); move its folder away and start the sweep again") from error
-    if format_ != FORMAT:
-        raise ConfigError(f"{path} has format {format_}, this version reads format {FORMAT}; start the sweep again")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise ConfigError(f"a sweep's folder holds {SWEEP}, found none in {folder}; check the path") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, f"it cannot be read: {type(error).__name__}") from error
+    if not isinstance(content, dict) or type(content.get("format")) is not int:
+        raise _damaged(path, "it has no format")
+    if content["format"] != FORMAT:
+        raise ConfigError(
+            f"{path} has format {content['format']!r:.80}, this version reads format {FORMAT}; start the sweep again"
+        )
+    if set(content) != {"format", *(each.name for each in fields(Manifest))}:
+        raise _damaged(path, "other fields are in it than belong there")
+    manifest = Manifest(
+        _texts(path, "command", content["command"]),
+        [_job(path, job) for job in _list(path, "jobs", content["jobs"])],
+        _texts(path, "varied", content["varied"]),
+    )
+    for name in ("folder", "key"):
+        values = [getattr(job, name) for job in manifest.jobs]
+        if len(set(values)) < len(values):
+            raise _damaged(path, f"two jobs have the same {name}")
     for job in manifest.jobs:
-        if Path(job.folder).is_absolute() or ".." in Path(job.folder).parts:
-            raise ConfigError(f"{path} must name folders of the sweep, found '{job.folder}'; start the sweep again")
+        require_within(folder, job.folder)
         require_current(folder / job.folder)
     return manifest
+
+
+def _job(path: Path, content: Any) -> Job:
+    """Return a job of the manifest in the file `path`. Raises ConfigError."""
+    if not isinstance(content, dict) or set(content) != {each.name for each in fields(Job)}:
+        raise _damaged(path, "a job has other fields than belong there")
+    folder, key = _texts(path, "folder and key", [content["folder"], content["key"]])
+    return Job(folder, key, _texts(path, "overrides", content["overrides"]))
+
+
+def _texts(path: Path, name: str, values: Any) -> list[str]:
+    """Return the list of texts in a field; lone surrogates and null characters are no text. Raises ConfigError."""
+    for value in _list(path, name, values):
+        if not isinstance(value, str) or "\0" in value or value.encode(errors="replace").decode() != value:
+            raise _damaged(path, f"{name} must hold texts, found {value!r:.80}")
+    return list(values)
+
+
+def _list(path: Path, name: str, values: Any) -> list[Any]:
+    if not isinstance(values, list):
+        raise _damaged(path, f"{name} must be a list, found {values!r:.80}")
+    return values
+
+
+def _damaged(path: Path, wrong: str) -> ConfigError:
+    return ConfigError(f"{path} is damaged ({wrong}); move its folder away and start the sweep again")
+
+
+def require_within(sweep: Path, folder: str) -> None:
+    """Refuse the folder of a job that is not below that of its sweep, be it by a link.
+
+    Raises:
+        ConfigError: it is elsewhere, or cannot be a folder.
+    """
+    is_below = False
+    with suppress(OSError, ValueError):  # a name that is too long or none, a file in its place
+        place = Path(os.path.realpath(sweep / folder))
+        with suppress(FileNotFoundError):
+            os.scandir(place).close()
+        is_below = Path(os.path.realpath(sweep)) in place.parents
+    if not is_below or os.path.isabs(folder) or ".." in Path(folder).parts:
+        raise ConfigError(
+            f"the jobs of a sweep need folders below {sweep}, found '{folder}'; give another hydra.sweep.subdir, or "
+            f"start the sweep again where {SWEEP} names it"
+        )
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder that is to go on with a link that leads out of it: what is written there would land elsewhere.
+
+    Submitit's own files, of which nothing is written again, may lead to where the folder was before it was moved.
+
+    Raises:
+        ConfigError: with the first such link.
+    """
+    whole = Path(os.path.realpath(folder))
+    for place, folders, files in os.walk(folder):
+        for link in (os.path.join(place, name) for name in (*folders, *files)):
+            if os.path.islink(link) and whole not in Path(os.path.realpath(link)).parents:
+                raise ConfigError(
+                    f"what goes on must hold its files itself, found the link {link}; put there what it leads to"
+                )
+        folders[:] = [name for name in folders if name != ".submitit"]
+        folders[:] = [name for name in folders if name != "wandb"]  # W&B keeps such links there, and makes new folders
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -108,6 +186,11 @@ def claim_sweep(folder: Path, resumed: bool) -> Iterator[None]:
                 f"sweep.resume={folder}, or give another hydra.sweep.dir"
             )
         yield
+
+
+def stop_sweep(folder: Path, job: str, reason: str) -> None:
+    """Let no other job of the sweep in `folder` begin."""
+    write_json(folder / STOPPED, {"job": job, "reason": reason})
 
 
 def standing(folder: Path) -> str:

@@ -15,10 +15,9 @@ from golden import DIGITS, WORDS, Golden
 from runs import resume, rows, run, status, summary, train
 
 from nncompress.cli.main import main
-from nncompress.errors import CheckpointError, NNCompressError
+from nncompress.errors import NNCompressError
 from nncompress.files import create, hold, write_bytes
-from nncompress.results import records
-from nncompress.results.records import Recorder, read_run
+from nncompress.results.records import read_run
 from nncompress.results.run_folder import claim_run
 
 NNBCD = [*WORDS["nnbcd"], *DIGITS, "seed=3"]
@@ -61,37 +60,50 @@ def test_a_second_process_is_refused_and_changes_nothing(
     assert len(rows(folder)) == 9
 
 
-def test_a_damaged_line_before_the_checkpoint_is_named_and_not_passed_over(
+def test_a_line_that_is_repeated_or_moved_before_the_checkpoint_is_put_right(
     golden: Golden, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = golden.copied("nnbcd", tmp_path / "run")
     path = folder / "records.jsonl"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines[:2], lines[2][:30], *lines[3:]]) + "\n")
-    assert len(read_run(folder).rows) == len(lines) - 1
-    said = "records.jsonl, line 3 is damaged (no JSON row), and the checkpoint was written after it"
-    with pytest.raises(NNCompressError) as refusal:
-        resume(folder, "solver.num_steps=8")
-    assert refusal.value.exit_code == 1
-    assert said in str(refusal.value)
-    assert "line 3: ignored, it is damaged" in caplog.text
-    assert len(path.read_text().splitlines()) == len(lines)
-    assert status(folder)["status"] == "done"
-    path.write_text("\n".join(lines) + "\n")
+    whole = path.read_bytes()
+    a, b, c, *rest = whole.splitlines(keepends=True)
+    for lines, told in (
+        ([a, b, b, c, *rest], "line 3: ignored, line 2 is of step 1 too"),
+        ([a, c, b, *rest], "line 3: moved, it belongs before line 2"),
+    ):
+        path.write_bytes(b"".join(lines))
+        caplog.clear()
+        resume(folder)
+        with case(told=told):
+            assert f"{path}, {told}." in caplog.messages
+            assert path.read_bytes() == whole
+            assert left(folder) == left(golden.kept("nnbcd"))
+
+
+def test_a_line_that_is_missing_or_changed_before_the_checkpoint_is_named_and_nothing_is_overwritten(
+    golden: Golden, tmp_path: Path
+) -> None:
+    folder = golden.copied("nnbcd", tmp_path / "run")
+    path = folder / "records.jsonl"
+    whole = path.read_bytes()
+    a, b, c, *rest = whole.splitlines(keepends=True)
+    for lines, told in (
+        ([a, c, *rest], f"found {len(rest) + 2} (line 2: "),
+        ([a, b, c[:30] + b"\n", *rest], "line 3: ignored, it is damaged (no JSON row); line 4: "),
+        ([a, b.replace(b'"objective": ', b'"objective": 1'), c, *rest], "found others (line 2: "),
+    ):
+        path.write_bytes(b"".join(lines))
+        before = {each: each.read_bytes() for each in folder.rglob("*") if each.is_file() and each.name != "run.log"}
+        with case(told=told):
+            with pytest.raises(NNCompressError) as refusal:
+                resume(folder, "solver.num_steps=8")
+            assert refusal.value.exit_code == 1
+            assert told in str(refusal.value)
+            assert "it was changed or a row before it is missing" in str(refusal.value)
+            assert {each: each.read_bytes() for each in before} == before
+    path.write_bytes(whole)
     resume(folder, "solver.num_steps=8")
     assert [row["step"] for row in rows(folder)] == list(range(9))
-
-
-def test_rows_behind_the_checkpoint_do_not_stand_in_for_a_damaged_one(tmp_path: Path) -> None:
-    path = tmp_path / "records.jsonl"
-    path.write_text('{"step": 0}\n{"st\n{"step": 2}\n{"step": 3}\n{"step": 4}\n')
-    before = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"records.jsonl, line 2 is damaged"):
-        Recorder(path, keep=3)
-    assert path.read_bytes() == before
-    with Recorder(path, keep=1) as recorder:
-        assert recorder.count == 1
-    assert path.read_text() == '{"step": 0}\n'
 
 
 def test_a_run_that_ended_by_its_tolerance_stays_so_when_it_is_resumed(tmp_path: Path) -> None:
@@ -173,7 +185,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
     folder = tmp_path / "run"
     words = [*NNBCD, "checkpoint_every=1", f"reference_dir={golden.folder / 'references'}"]
     with monkeypatch.context() as patch:
-        patch.setattr(records.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(NNCompressError, match=f"the disk that holds {folder} is full"):
             run(folder, *words)
     assert status(folder)["status"] == "running"  # no room for the new one

@@ -100,7 +100,7 @@ def test_the_stored_network_computes_what_the_deployed_one_does(options, tmp_pat
             deployed = with_weights(observation.model, problem.plan.decompress(observation.theta)).float()
             x = problem.data.test.x.float()
             torch.testing.assert_close(load(folder)(x), deployed(x), rtol=1e-4, atol=1e-4)
-            assert json.loads((folder / "model.json").read_text())["format"] == 4
+            assert json.loads((folder / "model.json").read_text())["format"] == 5
 
 
 @every

@@ -15,7 +15,7 @@ from runs import resign
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nncompress.artefact.files import stored_bytes
+from nncompress.artefact.files import spell, stored_bytes, unspell
 from nncompress.artefact.model import load
 from nncompress.compressions.decomposition.tensor_train import tt
 from nncompress.compressions.plan import Plan, Task
@@ -256,6 +256,11 @@ def test_a_description_that_does_not_fit_the_tensors_is_refused(folder):
                 words = refusal(folder, compact=compact)
                 assert str(path) in words
                 assert not words.endswith(": ")
+
+
+def test_an_infinite_setting_of_a_network_is_kept(tmp_path):
+    node = {"clip": [float("inf"), {"low": -float("inf")}], "width": 3, "name": "inf"}
+    assert unspell(json.loads(json.dumps(spell(node), allow_nan=False))) == node
 
 
 def test_what_is_signed_again_without_a_change_is_loaded(folder):

@@ -121,12 +121,12 @@ def test_a_damaged_compact_network_is_named(golden, tmp_path):
     tensors.write_bytes(whole)
     description = folder / "model/model.json"
     text = description.read_text()
-    for wrong in ("nowhere.L0", "L0", "os.system"):
+    for wrong in ("nowhere.L0", "os.system"):
         with case(wrong=wrong):
             resign(
                 folder / "model", lambda about, wrong=wrong: about["kinds"][0]["compression"].update({"class": wrong})
             )
-            with pytest.raises(ConfigError, match=rf"model.json names {wrong}, but only classes of nncompress"):
+            with pytest.raises(ConfigError, match=rf"model.json names {wrong}, but only"):
                 load(folder / "model")
             description.write_text(text)
     description.write_text(text.replace('"rank":', '"rank": 1'))

@@ -6,11 +6,13 @@ import json
 import signal
 
 import pytest
+import torch
 from cases import case
 from golden import DIGITS, WORDS
 from runs import configuration, finish, resume, rows, run, status, struck, summary
 
 from nncompress.errors import CheckpointError
+from nncompress.experiment import checkpoint
 from nncompress.experiment.interruption import Interruption
 from nncompress.solvers.nnbcd.nnbcd import NNBCD
 from nncompress.solvers.sgd.sgd import SGD
@@ -130,3 +132,70 @@ def test_a_truncated_checkpoint_is_named(golden, tmp_path):
     assert damaged.value.exit_code == 1
     assert status(folder)["status"] == "done"  # as it was
     assert rows(folder) == rows(golden.kept("nnbcd"))
+
+
+def test_a_checkpoint_whose_parts_are_missing_or_of_another_kind_is_named(tmp_path):
+    path, one = tmp_path / "last.pt", torch.ones(())
+    whole = {
+        "rows": 1,
+        "check": 2,
+        "seconds": 0.5,
+        "step_seconds": [0.5],
+        "finished": False,
+        "random": [one],
+        "state": [],
+    }
+    checkpoint.save(path, whole)
+    assert checkpoint.load_run(path) == whole | {"format": checkpoint.FORMAT}
+    for part, values in {
+        "rows": ["x", None, 1.5, True], "check": [None, "0"], "seconds": [float("nan"), -1.0, "1", one],
+        "step_seconds": ["text", ["x"], None, 3], "finished": [0, None], "random": [None, [1], one],
+    }.items():  # fmt: skip
+        for value in values:
+            with case(part=part, value=value):
+                checkpoint.save(path, whole | {part: value})
+                with pytest.raises(
+                    CheckpointError, match=rf"last.pt must hold what .* found {part} missing or damaged"
+                ):
+                    checkpoint.load_run(path)
+    for content, said in (
+        ([], "truncated or damaged"), ({}, "truncated or damaged"), ({"format": 1}, "has format 1"),
+        ({"format": 2}, "found rows, check, finished, seconds, step_seconds, random, state missing or damaged"),
+    ):  # fmt: skip
+        with case(content=content):
+            torch.save(content, path)
+            with pytest.raises(CheckpointError, match=said):
+                checkpoint.load_run(path)
+
+
+def test_a_state_that_does_not_fit_is_refused(tmp_path):
+    layer = torch.nn.Linear(2, 2)
+    template = 0, layer, torch.optim.SGD(layer.parameters()), torch.Generator(), [1.5, torch.ones(2)], "text"
+    packed = checkpoint.pack(template)
+    assert checkpoint.pack(checkpoint.restore(template, packed, tmp_path))[0] == 0
+    wrong = {
+        0: [None, "1", 1.0, True],
+        1: [None, {}, []],
+        2: [None, {}, 3],
+        3: [None, "x", torch.ones(2)],
+        4: [[], None, 3],
+    }
+    states = [[*packed[:at], value, *packed[at + 1 :]] for at, values in wrong.items() for value in values]
+    for state in (None, 3, [], {}, packed[:-1], [*packed, 1], *states):
+        with case(state=state), pytest.raises(CheckpointError, match="does not fit this network and solver"):
+            checkpoint.restore(template, state, tmp_path)
+
+
+def test_random_numbers_that_are_no_state_of_torch_are_refused(tmp_path):
+    for states in ([], [torch.zeros(3)], [torch.zeros(3, dtype=torch.uint8)]):
+        with case(states=states), pytest.raises(CheckpointError, match="does not fit this network and solver"):
+            checkpoint.restore_random(states, torch.device("cpu"), tmp_path)
+
+
+def test_a_damaged_environment_does_not_keep_a_run_from_going_on(golden, tmp_path):
+    folder = golden.copied("sgd", tmp_path / "run")
+    for text in ("[" * 99, '{"resumed": 3}', "{"):
+        with case(text=text):
+            (folder / "environment.json").write_text(text)
+            resume(folder)
+            assert "date" in json.dumps(json.loads((folder / "environment.json").read_text()))

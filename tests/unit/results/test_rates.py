@@ -139,3 +139,8 @@ def test_absent_keys_and_single_rows_give_no_figures_rather_than_errors() -> Non
 def test_no_bound_without_a_positive_constant_or_a_starting_point() -> None:
     assert decrease_constant(descent_rows([2.0, 1.0]).assign(**{"decrease/lambda": 0.0})) is None
     assert convergence(descent_rows([3.0, 2.0, 1.0]).iloc[1:])["bound"].isna().all()
+
+
+def test_figures_at_the_ends_of_what_a_float_holds_are_no_error() -> None:
+    rows = pd.DataFrame({"step": range(3), "objective": [1e308, -1e308, 0.0], "step_sq/sum": [0.0, 1e308, 1e308]})
+    assert rate_summary(rows.assign(**{"decrease/lambda": 5e-324}))["rate/lambda"] == 5e-324

@@ -1,138 +1,40 @@
-"""Records: rows on disk survive kills, and are read back as written."""
+"""A run folder is read back as written; what is damaged in it is told, and nothing else is lost."""
 
-import errno
 import json
 import logging
-import os
-import subprocess
-import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 from cases import case
+from golden import WORDS, Golden
 
 from nncompress.errors import CheckpointError, ConfigError
-from nncompress.files import write_bytes, write_json
-from nncompress.results.records import Recorder, flatten, is_older, is_run, read_run, read_runs, read_settings
+from nncompress.files import write_json
+from nncompress.results.records import (
+    flatten,
+    is_older,
+    is_run,
+    read_columns,
+    read_run,
+    read_runs,
+    read_settings,
+    read_status,
+    read_summary,
+)
+from nncompress.results.rows import Recorder
 from nncompress.results.run_folder import write_config
-
-
-def write_rows(path: Path, n: int) -> None:
-    with Recorder(path) as recorder:
-        for step in range(n):
-            recorder.write({"step": step, "objective": 10.0 / (step + 1)})
+from nncompress.solvers.base import Column, Panel, Plot
 
 
 def make_run(folder: Path, rows: int = 3) -> Path:
-    write_rows(folder / "records.jsonl", rows)
+    with Recorder(folder / "records.jsonl") as recorder:
+        for step in range(rows):
+            recorder.write({"step": step, "objective": 10.0 / (step + 1)})
     write_config(folder, {"seed": 1, "solver": {"lr": 0.1}})
     write_json(folder / "status.json", {"status": "done", "reason": None, "traceback": None, "step": rows - 1})
     return folder
-
-
-def steps(path: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
-
-
-def test_a_row_is_one_flat_json_line_readable_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "records.jsonl"
-    with Recorder(path) as recorder:
-        recorder.write({"step": np.int64(1), "objective": 0.1, "accuracy/test": np.float32(0.5), "gap": None})
-        assert json.loads(path.read_text()) == {"step": 1, "objective": 0.1, "accuracy/test": 0.5, "gap": None}
-        assert recorder.count == 1
-    assert path.read_text().endswith("\n")
-
-
-def test_a_number_that_is_not_finite_is_written_as_null_and_read_as_nan(tmp_path: Path) -> None:
-    for number, value in enumerate((float("nan"), float("inf"), -float("inf"), np.float64("nan"))):
-        with case(value=value):
-            folder = make_run(tmp_path / str(number))
-            with Recorder(folder / "records.jsonl") as recorder:
-                recorder.write({"step": 3, "objective": value})
-            assert '"objective": null' in (folder / "records.jsonl").read_text()
-            assert np.isnan(read_run(folder).rows["objective"].iloc[-1])
-
-
-def test_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
-    folder = make_run(tmp_path)
-    values = np.random.default_rng(0).standard_normal(50) * 10.0 ** np.arange(-25, 25)
-    with Recorder(folder / "records.jsonl", keep=0) as recorder:
-        for value in values:
-            recorder.write({"objective": value})
-    assert (read_run(folder).rows["objective"].to_numpy() == values).all()
-
-
-def test_resuming_keeps_exactly_the_rows_before_the_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "records.jsonl"
-    write_rows(path, 5)
-    with path.open("a") as file:
-        file.write('{"step": 5, "obj')
-    with Recorder(path, keep=3) as recorder:
-        assert recorder.count == 3
-        recorder.write({"step": 30})
-    assert steps(path) == [0, 1, 2, 30]
-    assert [file.name for file in tmp_path.iterdir()] == ["records.jsonl"]
-
-
-def test_reopening_without_keep_appends_after_the_last_whole_row(tmp_path: Path) -> None:
-    path = tmp_path / "records.jsonl"
-    write_rows(path, 2)
-    with path.open("a") as file:
-        file.write('{"st')
-    with Recorder(path) as recorder:
-        recorder.write({"step": 2})
-    assert steps(path) == [0, 1, 2]
-
-
-def test_fewer_rows_than_the_checkpoint_relies_on_is_an_error_that_leaves_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "records.jsonl"
-    write_rows(path, 2)
-    with pytest.raises(CheckpointError, match=r"after 7 records, but .*records\.jsonl holds 2"):
-        Recorder(path, keep=7)
-    assert steps(path) == [0, 1]
-
-
-@pytest.mark.slow
-def test_rows_survive_the_process_being_killed(tmp_path: Path) -> None:
-    path = tmp_path / "records.jsonl"
-    code = (
-        "import os, sys, pathlib; from nncompress.results.records import Recorder\n"
-        "r = Recorder(pathlib.Path(sys.argv[1])); r.write({'step': 0}); r.write({'step': 1}); os.kill(os.getpid(), 9)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
-    assert steps(path) == [0, 1]
-
-
-def test_sync_and_a_second_close_are_harmless(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "records.jsonl")
-    recorder.write({"step": 0})
-    recorder.sync()
-    recorder.close()
-    recorder.close()
-    assert recorder.count == 1
-    assert (tmp_path / "records.jsonl").read_text() == '{"step": 0}\n'
-
-
-def test_a_half_written_last_line_is_ignored_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = make_run(tmp_path / "run")
-    with (folder / "records.jsonl").open("a") as file:
-        file.write('{"step": 3, "objec')
-    with caplog.at_level(logging.WARNING):
-        assert list(read_run(folder).rows["step"]) == [0, 1, 2]
-    assert "line 4: ignored, the run ended while writing it" in caplog.text
-
-
-def test_a_damaged_middle_line_is_skipped_naming_file_and_line(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = make_run(tmp_path / "run")
-    path = folder / "records.jsonl"
-    lines = path.read_bytes().split(b"\n")
-    path.write_bytes(b"\n".join([lines[0], b"\xff\x00 not json", *lines[1:]]))
-    with caplog.at_level(logging.WARNING):
-        assert list(read_run(folder).rows["step"]) == [0, 1, 2]
-    assert f"{path}, line 2: ignored, it is damaged" in caplog.text
 
 
 def test_a_run_killed_before_its_summary_is_read_without_one_and_counts_as_running_without_its_status(
@@ -157,11 +59,115 @@ def test_a_job_that_failed_before_its_first_record_is_still_a_run(tmp_path: Path
 
 def test_a_damaged_small_file_is_ignored_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = make_run(tmp_path / "run")
-    for name in ("summary.json", "status.json", "settings.json"):
+    for name in ("summary.json", "status.json", "settings.json", "columns.json"):
         with case(name=name), caplog.at_level(logging.WARNING):
             (folder / name).write_text("{ [")
             assert len(read_run(folder).rows) == 3
+            assert read_columns(folder) == {"columns": [], "plots": []}
             assert f"{folder / name}: ignored, it is damaged" in caplog.text
+
+
+def test_a_folder_in_the_place_of_a_small_file_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "status.json").unlink()
+    (folder / "status.json").mkdir()
+    assert read_status(folder) == {
+        "status": "running", "reason": "status.json is damaged", "traceback": None, "step": None
+    }  # fmt: skip
+    assert f"{folder / 'status.json'}: ignored, it cannot be read (Is a directory)" in caplog.text
+
+
+def test_a_status_of_other_types_is_left_out_key_by_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_run(tmp_path)
+    write_json(folder / "status.json", {"status": ["done"], "reason": {}, "traceback": "x", "step": True})
+    assert read_status(folder) == {
+        "status": "running", "reason": "status.json is damaged", "traceback": "x", "step": None
+    }  # fmt: skip
+    assert caplog.messages == [f"{folder / 'status.json'}: ignored, it is damaged in part: 'status', 'reason', 'step'."]
+    write_json(folder / "status.json", {"status": "done", "other": [1]})
+    assert read_status(folder) == {"status": "done", "reason": None, "traceback": None, "step": None}
+
+
+def test_a_summary_keeps_what_fits_its_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task = dict.fromkeys(("params/dense", "params/compressed", "bits/dense", "bits/compressed", "bits/huffman"), 1)
+    task |= {"params": "w", "compression": "c", "theta": "t", "gap": None}
+    right = {
+        "accuracy/test": 0.5, "loss/test": None, "rate/bound_ok": True, "solver": "lc", "steps": 3, "tasks": [task],
+        "own": "text", "own/figure": 2, "factors": {"decades": [-3, 3], "counts": [1, 2], "zero": 0},
+        "round_to/changed": [{"params": "w", "what": None, "before": None, "after": [4], "added": 1}],
+    }  # fmt: skip
+    write_json(tmp_path / "summary.json", right)
+    assert read_summary(tmp_path) == right
+    wrong: dict[str, Any] = {
+        "accuracy/test": "high", "rate/bound_ok": 0.5, "solver": 3, "steps": "3", "tasks": [task, {"params": "w"}],
+        "weights": {"tensors": 1, "largest": [{"name": "w"}]}, "channels": 4, "one_shot": [[]],
+        "factors": {"decades": [1, 2, 3], "counts": [], "zero": 0},
+    }  # fmt: skip
+    for key, value in wrong.items():
+        with case(key=key):
+            caplog.clear()
+            write_json(tmp_path / "summary.json", {"own": 1, key: value})
+            assert read_summary(tmp_path) == {"own": 1}
+            assert caplog.messages == [f"{tmp_path / 'summary.json'}: ignored, it is damaged in part: '{key}'."]
+
+
+def test_what_runs_of_every_family_leave_is_read_back_whole(golden: Golden, caplog: pytest.LogCaptureFixture) -> None:
+    for family in WORDS:
+        folder = golden.kept(family)
+        caplog.clear()
+        with case(family=family):
+            run = read_run(folder)
+            assert run.summary == json.loads((folder / "summary.json").read_text())
+            assert run.status == json.loads((folder / "status.json").read_text())
+            assert read_columns(folder) == json.loads((folder / "columns.json").read_text())
+            assert run.settings == json.loads((folder / "settings.json").read_text())["settings"]
+            assert len(run.rows) == len((folder / "records.jsonl").read_text().splitlines())
+            assert not caplog.messages
+
+
+def test_lists_of_a_summary_that_no_report_knows_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_json(tmp_path / "summary.json", {"my/list": [1], "mine": {"a": 1}, "b": 2})
+    assert read_summary(tmp_path) == {"b": 2}
+    assert not caplog.messages
+
+
+def test_settings_that_are_no_plain_values_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "settings.json"
+    write_json(path, {"format": 1, "settings": {"seed": 1, "solver": ["lc"], "model": {"a": 1}}})
+    assert read_settings(tmp_path) == {"seed": 1}
+    assert caplog.messages == [f"{path}: ignored, it is damaged in part: 'solver', 'model'."]
+    for content in ({"format": "new", "settings": ["seed"]}, {}):
+        caplog.clear()
+        write_json(path, content)
+        with case(content=content):
+            assert read_settings(tmp_path) == {}
+            assert caplog.messages == [f"{path}: ignored, it is damaged in part: 'format', 'settings'."]
+
+
+def test_declared_columns_and_plots_come_back_and_damaged_ones_do_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns = [asdict(Column("a", "α", above=(0.5, "c"), dense="d")), asdict(Column("b", form="yes_no"))]
+    plots = [asdict(Plot("sets", "Sets", [Panel("y", {"a": "α"}, parts=("eta/", "sets")), Panel("z", {})], first=1))]
+    write_json(tmp_path / "columns.json", {"columns": columns, "plots": plots})
+    known = read_columns(tmp_path)
+    assert known == json.loads(json.dumps({"columns": columns, "plots": plots}))
+    assert not caplog.messages
+    column, plot = known["columns"][0], known["plots"][0]
+    wrong = {
+        "columns": [column | change for change in ({"key": 1}, {"form": "bold"}, {"above": [1]}, {"dense": []})],
+        "plots": [
+            *({**plot, "name": name} for name in ("../../x", "a/b", "", ".hidden", "a\nb", 3)),
+            *({**plot, "panels": panels} for panels in ([], [3], [{}], {"label": "y"})),
+            *({**plot, "panels": [plot["panels"][0] | change]} for change in ({"lines": []}, {"parts": ["a"]})),
+        ],
+    }
+    for kind, each in [(kind, each) for kind, several in wrong.items() for each in several]:
+        caplog.clear()
+        write_json(tmp_path / "columns.json", known | {kind: [*known[kind], each]})
+        with case(kind=kind, each=each):
+            assert read_columns(tmp_path) == known
+            assert caplog.messages == [f"{tmp_path / 'columns.json'}: ignored, it is damaged in part: {kind}."]
 
 
 def test_settings_come_back_by_their_dotted_keys(tmp_path: Path) -> None:
@@ -189,6 +195,19 @@ def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
         read_runs([tmp_path])
 
 
+def test_a_run_of_another_version_is_named_and_the_others_are_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b", "c"):
+        make_run(tmp_path / name)
+    write_json(tmp_path / "a/settings.json", {"format": 2, "settings": {}})
+    (tmp_path / "b/settings.json").unlink()
+    assert [run.folder.name for run in read_runs([tmp_path])] == ["c"]
+    first, second = caplog.messages
+    assert first.startswith(f"ignored: {tmp_path / 'a/settings.json'} has format 2")
+    assert second.startswith(f"ignored: {tmp_path / 'b'} was written by an older version")
+
+
 def test_runs_come_in_the_natural_order_of_their_job_numbers_each_once(tmp_path: Path) -> None:
     for job in (10, 2, 0, 1):
         make_run(tmp_path / str(job))
@@ -204,39 +223,3 @@ def test_a_folder_without_runs_is_an_error_naming_it(tmp_path: Path) -> None:
         read_runs([tmp_path / "absent"])
     with pytest.raises(ConfigError, match="is empty"):
         read_run(tmp_path)
-
-
-def test_json_is_written_whole_with_null_for_what_is_not_finite(tmp_path: Path) -> None:
-    path = tmp_path / "summary.json"
-    write_json(path, {"a": float("nan"), "b": [np.float32(0.5), np.int64(2)], "c": True, "d": "×"})
-    assert json.loads(path.read_text()) == {"a": None, "b": [0.5, 2], "c": True, "d": "×"}
-    assert path.read_text().startswith('{\n  "a": null')
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "summary.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
-
-
-def test_bytes_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "model.safetensors"
-    write_bytes(path, b"\x00old")
-    assert path.read_bytes() == b"\x00old"
-    write_bytes(path, b"")
-    assert path.read_bytes() == b""
-    write_bytes(path, b"kept")
-
-    def full(file: int) -> None:
-        raise OSError(errno.ENOSPC, "no space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space left"):
-        write_bytes(path, b"new")
-    assert path.read_bytes() == b"kept"
-    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
-    with pytest.raises(OSError, match="No such file"):
-        write_bytes(tmp_path / "nowhere" / "file", b"new")
