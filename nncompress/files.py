@@ -246,7 +246,8 @@ def write_bytes(path: Path, content: bytes | memoryview, lasting: bool = True) -
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # a link that somebody left there would be followed
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             if lasting:

@@ -14,8 +14,9 @@ def parser() -> Parser:
     command = Parser(
         "report",
         "[--html] DIR...",
-        "Rebuilds tables/ and plots/ of the folders of runs, and of sweeps with all their runs, from what is on disk; "
-        "in the folder of `nncompress reproduce PAPER` its tables beside the published figures.",
+        "Rebuilds tables/ and plots/ of the folders of runs, and of sweeps with all their runs, from what is on disk, "
+        "where they are not of it already; in the folder of `nncompress reproduce PAPER` its tables beside the "
+        "published figures. What cannot be reported is named, and the exit code is then 1.",
         notes="examples:\n  nncompress report outputs/RUN\n  nncompress report --html outputs/sweeps/SWEEP\n",
     )
     command.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="the folder of a run or of a sweep")
@@ -34,15 +35,23 @@ def rebuild(arguments: Sequence[str]) -> int:
     words = parser().parse(arguments)
     if not words.folders:
         parser().error("report needs one or more folders of runs or sweeps, found none")
+    from nncompress.errors import printable
     from nncompress.report import report
     from nncompress.reproduce.protocol import REPRODUCTION
 
+    code = 0
     for folder in words.folders:
         if (folder / REPRODUCTION).is_file():
             from nncompress.reproduce.report import write_reproduction
 
             paths = write_reproduction(folder)
         else:
-            paths = report([folder], html=words.html)
-        sys.stdout.writelines(f"{path}\n" for path in paths)
-    return 0
+            paths, failed = report([folder], html=words.html, tell=_tell)
+            code = 1 if failed else code
+        sys.stdout.writelines(f"{printable(str(path))}\n" for path in paths)
+    return code
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

@@ -39,7 +39,7 @@ OF_SEARCH = {
 OPTIONS_OF_HYDRA = (
     *("-m", "--multirun", "-r", "--run", "-c", "--cfg", "-i", "--info", "-p", "--package", "--resolve"),
     *("-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path"),
-    *("--hydra-help", "--version", "--experimental-rerun"),
+    *("--hydra-help", "--version"),
 )
 """The options that Hydra understands; the help shows those that are of use here."""
 CHOICES = "takes an option of a group; otherwise dataset=digits model=mlp compression=none solver=sgd"
@@ -136,6 +136,8 @@ def _check_options(arguments: Sequence[str], command: Callable[[], Parser]) -> N
     """
     if {"-sc", "--shell-completion"} & set(arguments):
         raise ConfigError('TAB completes all commands after: eval "$(nncompress complete bash)", in zsh: complete zsh')
+    if any(word.startswith("--experimental-rerun") for word in arguments):  # it would run what is in a pickle
+        raise ConfigError("a run is repeated by nncompress rerun RUN [KEY=VALUE ...], found --experimental-rerun")
     unknown = [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in OPTIONS_OF_HYDRA]
     if unknown:
         command().error(f"unrecognized arguments: {' '.join(unknown)}")

@@ -1,25 +1,38 @@
 """From runs to DataFrames: what each run ended with, what sets the runs of a sweep apart, means over seeds."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from nncompress.config.schema import role_of
-from nncompress.files import read_json
-from nncompress.report.text import setting
+from nncompress.report.text import clean, setting, value_text
 from nncompress.results.convergence import rate_summary
 from nncompress.results.query import GROUPS, figures_of, state
-from nncompress.results.records import COLUMNS, Run
+from nncompress.results.records import COLUMNS, Run, read_columns
 
 TARGET = "._target_"
 OWN = "nncompress.errors."
 
 
+def cleaned(run: Run) -> Run:
+    """Return the run with `text.clean` texts: every table, plot and page is made of such ones."""
+    rows = run.rows.rename(columns=clean)
+    summary = None if run.summary is None else clean(run.summary)
+    return replace(run, settings=clean(run.settings), rows=rows, summary=summary, status=clean(run.status))
+
+
+def job(run: Run) -> str:
+    """Return the name of the run's folder."""
+    return value_text(run.folder.name)
+
+
 def name(run: Run) -> str:
     """Return what was run: solver-model-dataset-compression, as far as the run's config tells."""
-    return "-".join(part for part in (choice(run, group) for group in GROUPS) if part) or run.folder.name
+    return "-".join(part for part in (choice(run, group) for group in GROUPS) if part) or job(run)
 
 
 def choice(run: Run, group: str) -> str:
@@ -38,7 +51,17 @@ def final(run: Run) -> dict[str, Any]:
 
 def declarations(run: Run, kind: str) -> list[dict[str, Any]]:
     """Return the "columns" or "plots" that the run's solver adds to reports (`solvers.base`), as plain values."""
-    return list((read_json(run.folder / COLUMNS) or {}).get(kind, ()))
+    try:
+        made = (run.folder / COLUMNS).stat()
+    except OSError:
+        return []
+    return _declared(run.folder, (made.st_ino, made.st_mtime_ns, made.st_size))[kind]
+
+
+@lru_cache(maxsize=4096)
+def _declared(folder: Path, stamp: tuple[int, int, int]) -> dict[str, list[dict[str, Any]]]:
+    """Read the file once as long as it is the same, and tell once of what is damaged in it."""
+    return {kind: list(map(clean, each)) for kind, each in read_columns(folder).items()}
 
 
 def columns_of(runs: Sequence[Run], table: str) -> list[dict[str, Any]]:
@@ -77,7 +100,7 @@ def summaries(runs: Sequence[Run]) -> pd.DataFrame:
     keys = differences(runs)
     done = [run for run in runs if run.status["status"] == "done"]
     figures = [{key: value for key, value in final(run).items() if not isinstance(value, list | dict)} for run in done]
-    rows = [{"job": run.folder.name} | setting_of(run, keys) | row for run, row in zip(done, figures, strict=True)]
+    rows = [{"job": job(run)} | setting_of(run, keys) | row for run, row in zip(done, figures, strict=True)]
     return pd.DataFrame(rows, columns=None if rows else ["job", *keys]).astype(dict.fromkeys(keys, object))
 
 
@@ -85,7 +108,7 @@ def failures(runs: Sequence[Run]) -> pd.DataFrame:
     """Return one row per run that is not done: job, status, varied keys, last step, reason, last line of traceback."""
     keys = differences(runs)
     rows = [
-        {"job": run.folder.name, "status": state(run.folder, run.status)}
+        {"job": job(run), "status": state(run.folder, run.status)}
         | setting_of(run, keys)
         | {"step": run.status["step"], "reason": reason(run), "traceback": last_line(run)}
         for run in runs

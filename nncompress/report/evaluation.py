@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from nncompress.report.tables import Table, known_columns
-from nncompress.report.text import UNKNOWN, number, percent, times
+from nncompress.report.text import UNKNOWN, clean, number, percent, times
 
 UNSTEADY = 2.0
 """Greatest over least speed-up of the rounds from which a table says that it is not to be relied on."""
@@ -19,6 +19,7 @@ def evaluation_tables(evaluation: Mapping[str, Any]) -> list[Table]:
 
     evaluation: as in `evaluation.json`.
     """
+    evaluation = clean(evaluation)
     tables = [evaluation_table(evaluation)]
     if evaluation["latency"]:
         tables.append(latency_table(evaluation))

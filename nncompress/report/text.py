@@ -1,10 +1,16 @@
-"""Numbers as people read them, the same in every table and plot. Imports no pandas."""
+"""Numbers and texts as people read them, the same in every table and plot. Imports no pandas."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from nncompress.errors import printable, without_user_info
+
 UNKNOWN = "–"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What spreadsheets take for the beginning of a formula."""
+WIDEST = 300
+"""Characters of a cell on a terminal."""
 
 
 def number(value: Any) -> str:
@@ -59,8 +65,26 @@ def value_text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return str(value) if isinstance(value, int) or math.isinf(value) else number(value)
-    text = UNKNOWN if value is None else str(value)
-    return text if text.isprintable() else "".join(a if a.isprintable() else repr(a)[1:-1] for a in text)
+    return UNKNOWN if value is None else str(clean(str(value)))
+
+
+def clean(value: Any) -> Any:
+    """Return a value on record with every text in it on one line, as `printable`, and without user information."""
+    if isinstance(value, str):
+        return printable(without_user_info(value))
+    if isinstance(value, Mapping):
+        return {clean(key): clean(each) for key, each in value.items()}
+    return list(map(clean, value)) if isinstance(value, list | tuple) else value
+
+
+def harmless_cell(value: Any) -> Any:
+    """Return a value as a cell of a CSV file: text that a spreadsheet would take for a formula gets an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def cut(text: str, most: int) -> str:
+    """Return the text, of one that is too long its beginning and its end."""
+    return text if len(text) <= most else f"{text[: most - most // 3 - 1]}…{text[len(text) - most // 3 :]}"
 
 
 def few(names: Sequence[str], most: int = 4) -> str:
@@ -87,6 +111,7 @@ def is_number(value: Any) -> bool:
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> Iterator[str]:
     """Yield lines with the cells of each column under each other, two spaces between; `right`: aligned there."""
+    rows = [[cut(cell, WIDEST) for cell in row] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     for row in rows:
         cells = zip(row, widths, right, strict=True)

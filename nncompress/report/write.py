@@ -1,7 +1,7 @@
 """Rebuild the tables and plots of runs and sweeps from what is on disk."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +9,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from nncompress.files import write_text
-from nncompress.report.collect import aggregate, choice, differences, failures, group_label, setting_of, summaries
+from nncompress.report.collect import (
+    aggregate,
+    choice,
+    cleaned,
+    differences,
+    failures,
+    group_label,
+    setting_of,
+    summaries,
+)
+from nncompress.report.fresh import digest_of, digest_of_sweep, mark
 from nncompress.report.html.page import run_page, sweep_page
+from nncompress.report.rebuild import PAGE
 from nncompress.report.run.plots import run_plots
 from nncompress.report.run.tables import run_tables
 from nncompress.report.sweep.one_shot import run_one_shot, sweep_one_shot
@@ -21,13 +32,9 @@ from nncompress.report.sweep.study_plots import courses_plot, sensitivity_plot, 
 from nncompress.report.sweep.tables import measures_of, sensitivity_table, sweep_table, write_frame
 from nncompress.report.tables import Table, write_table
 from nncompress.results.query import GROUPS
-from nncompress.results.records import SUMMARY, Run, is_run, read_run, read_runs
+from nncompress.results.records import Run, read_run, read_runs, run_folders
 
 log = logging.getLogger(__name__)
-
-PAGE = "report.html"
-LAST = Path("tables") / "accuracy.tex"
-"""The file of a run's report that is written last."""
 
 
 @dataclass(frozen=True)
@@ -39,51 +46,35 @@ class SweepReport:
     failed: pd.DataFrame
 
 
-def report(folders: Iterable[Path], html: bool = False) -> list[Path]:
-    """Rebuild the report of each folder: a run's own; below any other folder, that of each run and their aggregate.
-
-    With `html` also write one page, report.html, into each folder. Returns the files.
-
-    Raises:
-        ConfigError: a folder does not exist or holds no run.
-    """
-    paths: list[Path] = []
-    for folder in map(Path, folders):
-        if is_run(folder):
-            run = read_run(folder)
-            tables, written = _write_run(run)
-            page = run_page(run, tables, _plots(written)) if html else None
-        else:
-            runs = read_runs([folder])
-            for run in runs:
-                paths += _write_run(run)[1]
-            tables, written = _write_sweep(folder, runs, summaries(runs), failures(runs))
-            page = sweep_page(folder, runs, tables, _plots(written)) if html else None
-        paths += written
-        if page is not None:
-            write_text(folder / PAGE, page)
-            paths.append(folder / PAGE)
-    return paths
-
-
 def write_run_report(folder: Path) -> list[Path]:
     """Write a run's tables/ and plots/, nothing when it ended before its first record; return the files.
 
     Raises:
         ConfigError: the folder is not a run's.
+        CheckpointError: another version wrote it.
     """
-    return _write_run(read_run(folder))[1]
+    digest = digest_of(folder)
+    return write_run(read_run(folder), digest)
 
 
-def is_reported(folder: Path) -> bool:
-    """Tell whether a run's tables and plots are there, whole and of its present summary."""
-    last, summary = folder / LAST, folder / SUMMARY
-    return last.is_file() and (not summary.is_file() or last.stat().st_mtime_ns >= summary.stat().st_mtime_ns)
+def write_run(run: Run, digest: str, html: bool = False) -> list[Path]:
+    """Write a run's tables/ and plots/, with `html` a page too; return the files.
 
-
-def write_report_of(folder: Path, runs: Sequence[Run]) -> list[Path]:
-    """Write the tables/ and plots/ of some runs of the sweep in `folder`; return the files, none without a run."""
-    return _write_sweep(folder, runs, summaries(runs), failures(runs))[1] if runs else []
+    digest: of the files that the run was read from (`fresh.digest_of`).
+    """
+    run, paths, tables = cleaned(run), list[Path](), list[Table]()
+    if run.rows.empty:
+        log.warning("%s: no tables or plots, the run ended before its first record.", run.folder)
+    else:
+        more, figures = run_one_shot(run)
+        tables = [*run_tables(run), *more]
+        paths += [path for table in tables for path in write_table(table, run.folder / "tables")]
+        plots = run.folder / "plots"
+        paths += run_plots(run, plots) + save_sweep_plots(figures, plots)
+    if html:
+        paths.append(_write_page(run.folder, run_page(run, tables, _plots(paths))))
+    mark(run.folder, digest, paths)
+    return paths
 
 
 def write_sweep_report(folder: Path) -> SweepReport:
@@ -91,17 +82,41 @@ def write_sweep_report(folder: Path) -> SweepReport:
 
     Raises:
         ConfigError: the folder holds no run.
+        CheckpointError: other versions wrote all of them.
     """
+    digest = digest_of_sweep(folder, {run: digest_of(run) for run in run_folders([folder], required=True)})
     runs = read_runs([folder])
-    done, failed = summaries(runs), failures(runs)
-    return SweepReport(_write_sweep(Path(folder), runs, done, failed)[1], len(done), failed)
+    paths = write_sweep(folder, runs, digest)
+    return SweepReport(paths, sum(run.status["status"] == "done" for run in runs), failures(list(map(cleaned, runs))))
 
 
-def _write_sweep(
-    folder: Path, runs: Sequence[Run], done: pd.DataFrame, failed: pd.DataFrame
-) -> tuple[list[Table], list[Path]]:
+def write_report_of(folder: Path, runs: Sequence[Run]) -> list[Path]:
+    """Write the tables/ and plots/ of some runs of the sweep in `folder`; return the files, none without a run."""
+    return _write_sweep(folder, list(map(cleaned, runs)))[1] if runs else []
+
+
+def write_sweep(folder: Path, runs: Sequence[Run], digest: str, html: bool = False) -> list[Path]:
+    """Write a sweep's tables/ and plots/, with `html` a page too; return the files.
+
+    digest: of what the runs were read from (`fresh.digest_of_sweep`).
+    """
+    runs = list(map(cleaned, runs))
+    tables, paths = _write_sweep(folder, runs)
+    if html:
+        paths.append(_write_page(folder, sweep_page(folder, runs, tables, _plots(paths))))
+    mark(folder, digest, paths)
+    return paths
+
+
+def _write_page(folder: Path, page: str) -> Path:
+    write_text(folder / PAGE, page)
+    return folder / PAGE
+
+
+def _write_sweep(folder: Path, runs: Sequence[Run]) -> tuple[list[Table], list[Path]]:
     """Return the tables of a sweep and the files of its tables and plots."""
     keys, title, measures = differences(runs), _common_title(runs), measures_of(runs)
+    done, failed = summaries(runs), failures(runs)
     groups = aggregate(done, keys)
     tables, studies = _studies(runs, keys, title)
     search = trials_of(folder)
@@ -135,18 +150,6 @@ def _studies(runs: Sequence[Run], keys: Sequence[str], title: str) -> tuple[list
     }
     tables, one_shot = sweep_one_shot(runs, keys, title)
     return tables if grid is None else [sensitivity_table(grid, title), *tables], figures | one_shot
-
-
-def _write_run(run: Run) -> tuple[list[Table], list[Path]]:
-    """Return the tables of a run and the files of its tables and plots."""
-    if run.rows.empty:
-        log.warning("%s: no tables or plots, the run ended before its first record.", run.folder)
-        return [], []
-    more, figures = run_one_shot(run)
-    tables = [*run_tables(run), *more]
-    plots = run_plots(run, run.folder / "plots") + save_sweep_plots(figures, run.folder / "plots")
-    written = [write_table(table, run.folder / "tables") for table in reversed(tables)]  # LAST at last: `is_reported`
-    return tables, [path for paths in reversed(written) for path in paths] + plots
 
 
 def _plots(paths: Sequence[Path]) -> list[Path]:

@@ -211,10 +211,15 @@ def _plain(value: Any) -> Any:
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    for path, below, files in os.walk(folder):
+    for path, below, files in os.walk(folder, onerror=_tell_left_out):
         if STATUS in files or (CONFIG in files and RECORDS in files):
             below.clear()
             yield Path(path)
+
+
+def _tell_left_out(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # it never was, or is gone by now
+        log.warning("%s is left out: %s", error.filename, error.strerror)
 
 
 def _natural(path: Path) -> list[list[tuple[int, int, str]]]:

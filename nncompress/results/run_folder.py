@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nncompress.errors import ConfigError, Diverged, NNCompressError, Pruned, Unsupported
+from nncompress.errors import ConfigError, Diverged, NNCompressError, Pruned, Unsupported, without_user_info
 from nncompress.files import UNFINISHED, hold, remove_unfinished, write_json, write_text
 from nncompress.results.records import CONFIG, FORMAT, LOCK, RECORDS, SETTINGS, STATUS, flatten, read_status
 
@@ -86,8 +86,8 @@ def status_of(folder: Path, resumed: bool) -> Iterator[dict[str, Any]]:
 
 def end_by(error: BaseException) -> dict[str, Any]:
     """Return what `status.json` says of an error that ended a run: status, reason, last line of the traceback."""
-    last_line = traceback.format_exception_only(error)[-1].strip()
-    reason = "; ".join(str(error).splitlines()) or last_line
+    last_line = without_user_info(traceback.format_exception_only(error)[-1].strip())
+    reason = without_user_info("; ".join(str(error).splitlines())) or last_line
     return {"status": KINDS.get(type(error), "failed"), "reason": reason, "traceback": last_line}
 
 

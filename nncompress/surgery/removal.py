@@ -113,10 +113,11 @@ def reshape(network: nn.Module, tensors: Mapping[str, Tensor], about: Mapping[st
     Raises:
         AttributeError, KeyError: the two are not the same network.
     """
+    device = next(network.parameters()).device
     for name in about["without"]:
         network.set_submodule(name, NoBranch())
     for name in about["selected"]:
-        indices = torch.zeros_like(tensors[f"{name}.indices"], dtype=torch.int64)
+        indices = torch.zeros(tensors[f"{name}.indices"].shape, dtype=torch.int64, device=device)
         network.set_submodule(name, SelectedNorm(indices, network.get_submodule(name)))
     for name, tensor in tensors.items():
         place, _, field = name.rpartition(".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from nncompress.config.overrides import packaged_config
 from nncompress.config.schema import CHOICES, register, results_in, role_of
 from nncompress.errors import ConfigError
+
+MOST_JOBS = 100_000
+"""How many jobs a sweep may have."""
 
 
 class ComposedJob(NamedTuple):
@@ -61,10 +65,12 @@ def combinations(values: Mapping[str, list[str]], zipped: Sequence[Any]) -> list
         zipped: keys, or lists of keys, of which the first values belong together, the second ones, and so on.
 
     Raises:
-        ConfigError: a zipped key is not swept, stands in two groups, or has another number of values than its group.
+        ConfigError: a zipped key is not swept, stands in two groups, or has another number of values than its group;
+            there are too many combinations.
     """
     group_of = {key: tuple(group) for group in _groups(zipped, values) for key in group}
     axes = dict.fromkeys(group_of.get(key, (key,)) for key in values)
+    _check_count(math.prod(len(values[keys[0]]) for keys in axes))
     columns = [[[f"{key}={values[key][i]}" for key in keys] for i in range(len(values[keys[0]]))] for keys in axes]
     return [list(itertools.chain(*parts)) for parts in itertools.product(*columns)]
 
@@ -90,13 +96,16 @@ def values_of(overrides: Sequence[Override]) -> dict[str, list[str]]:
     """Return each key with the values it takes, as they are typed; a key given twice takes those given last.
 
     Raises:
-        ConfigError: a key takes an interval.
+        ConfigError: a key takes an interval, or too many values.
     """
     values: dict[str, list[str]] = {}
     for override in overrides:
         if not override.is_sweep_override():
             values[override.get_key_element()] = [override.get_value_element_as_str()]
         elif override.is_discrete_sweep():
+            if override.is_range_sweep():
+                ends: Any = override.value()
+                _check_count((ends.stop - ends.start) / ends.step if ends.step else math.inf)
             values[override.get_key_element()] = list(override.sweep_string_iterator())
         else:
             raise ConfigError(
@@ -104,6 +113,12 @@ def values_of(overrides: Sequence[Override]) -> dict[str, list[str]]:
                 "`nncompress search` takes those"
             )
     return values
+
+
+def _check_count(count: float) -> None:
+    """Refuse a sweep of so many jobs. Raises ConfigError."""
+    if not count <= MOST_JOBS:
+        raise ConfigError(f"a sweep has at most {MOST_JOBS} jobs, found {count:g}; give fewer values")
 
 
 def varied_in(values: Mapping[str, Sequence[str]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -31,8 +32,8 @@ class PlainFormatter(logging.Formatter):
     """A formatter of lines that a terminal only shows, without user names and passwords of addresses."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as text; what is in it at the ends of lines stays."""
-        return "\n".join(printable(line) for line in without_user_info(super().format(record)).split("\n"))
+        """Return the record as text; the ends of lines and tabs in it stay."""
+        return re.sub(r"[^\n\t]+", lambda part: printable(part[0]), without_user_info(super().format(record)))
 
 
 def _refuse(config: DictConfig) -> None:

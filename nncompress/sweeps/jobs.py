@@ -19,10 +19,10 @@ from nncompress import parallel
 from nncompress.config.build import validate
 from nncompress.config.schema import COPIES
 from nncompress.errors import ConfigError, NNCompressError, one_line
-from nncompress.files import hold, write_json
+from nncompress.files import hold, is_held, write_json
 from nncompress.results.records import CONFIG, LOCK, RECORDS, STATUS, run_folders
 from nncompress.results.run_folder import end_by, write_config
-from nncompress.results.sweep_folder import ENDED, STOPPED, standing
+from nncompress.results.sweep_folder import ENDED, STOPPED, standing, stop_sweep
 from nncompress.sweeps.trial import watch_of
 
 if TYPE_CHECKING:
@@ -63,13 +63,16 @@ def run_in_sweep(cfg: DictConfig, folder: Path, sweep: Path) -> None:
         if failure is None:
             write_report(folder)
             return
+        if isinstance(failure, ConfigError) and not parallel.several() and is_held(folder / LOCK):
+            run_in_sweep(cfg, folder, sweep)  # another worker was quicker: wait for it
+            return
         log.error("job %s: %s", short(folder), "; ".join(str(failure).splitlines()))
         if parallel.decide(partial(_is_hopeless, failure, folder)):  # others may not know the kind of failure
             break
         if left:
             log.info("job %s is tried again, %d of %d times", short(folder), retries - left + 1, retries)
     if cfg.sweep.on_error == "stop" and parallel.first():
-        write_json(sweep / STOPPED, {"job": folder.name, "reason": str(failure)})
+        stop_sweep(sweep, folder.name, str(failure))
 
 
 def _is_hopeless(failure: NNCompressError, folder: Path) -> bool:
@@ -163,7 +166,7 @@ def prepare(cfg: DictConfig, folder: Path) -> Callable[[], Any]:
     complete = with_reference(cfg)
 
     def build() -> Setup:
-        return replace(setup(complete), watch=watch_of(cfg.search) if parallel.first() else None)
+        return replace(setup(complete), watch=watch_of(cfg.search, folder) if parallel.first() else None)
 
     return partial(run_built, settings_of(complete), build, folder)
 

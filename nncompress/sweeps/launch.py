@@ -21,18 +21,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nncompress import parallel
+from nncompress.config.allow import check
 from nncompress.config.overrides import retarget, sentence
 from nncompress.config.schema import CHOICES, register
 from nncompress.errors import ConfigError, NNCompressError
 from nncompress.files import exit_on_signals
 from nncompress.results.records import SEARCH, run_folders
 from nncompress.results.run_folder import stamp
-from nncompress.results.sweep_folder import ENDED, read_manifest, standing
+from nncompress.results.sweep_folder import ENDED, SWEEP, read_manifest, standing
 from nncompress.sweeps import jobs
+from nncompress.sweeps.combinations import settings_of
 from nncompress.sweeps.jobs import short
+from nncompress.sweeps.recorded import with_recorded
 from nncompress.sweeps.saved import resume_task
 from nncompress.sweeps.search import Search
-from nncompress.sweeps.sweeper import SWEEP_FOLDERS, Jobs, with_recorded
+from nncompress.sweeps.sweeper import SWEEP_FOLDERS, Jobs
 from nncompress.sweeps.trial import require_optuna
 
 log = logging.getLogger(__name__)
@@ -124,6 +127,8 @@ def _run_hydra(prepare: Callable[[], tuple[TaskFunction, list[str]]], more: Sequ
 def job(cfg: DictConfig) -> None:
     """Do the run, or the job of a sweep, that Hydra has composed."""
     settings = HydraConfig.get()
+    if cfg.sweep.resume is not None:  # whatever is made of words on record, in whichever process
+        check(settings_of(cfg), list(cfg.allow), str(Path(settings.sweep.dir, SWEEP)))
     cfg.choices = {group: choice for group in CHOICES if (choice := settings.runtime.choices.get(group))}
     retarget(cfg, settings.overrides.task)
     folder = Path(settings.runtime.output_dir)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose
@@ -14,15 +16,22 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from nncompress.config.allow import check, targets
-from nncompress.config.options import OF_RUN
+from nncompress.config.options import LOADER, OF_RUN
 from nncompress.config.overrides import named_folder, packaged_config, quote, retarget, unknown_key
 from nncompress.config.schema import CHOICES, FOLLOWED, LATER, Config, is_below
 from nncompress.errors import CheckpointError, ConfigError, one_line
 from nncompress.results.records import CONFIG, require_current
 from nncompress.results.run_folder import stamp
+from nncompress.results.sweep_folder import refuse_links
 
 OPTION = re.compile(rf"({'|'.join(OF_RUN)})=(?!null$)\[?[\w,]+\]?")
 """An override GROUP=OPTION; an option may be [several]."""
+UNFOLLOWED: dict[str, Any] = {"allow": [], "resume": None}
+"""What a configuration on disk says does not count."""
+DEPTH = 32
+"""How deep the values of a configuration on disk may be nested."""
+HUGE = re.compile(r"[-+]?(0x[0-9a-fA-F_]{17,}|0b[01_]{65,}|[0-9_:]{20,})")
+"""A whole number of more than 64 bits in YAML."""
 
 
 def read_saved(folder: Path) -> DictConfig:
@@ -42,8 +51,10 @@ def read_saved(folder: Path) -> DictConfig:
             )
     require_current(folder)
     try:
-        cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path), {"allow": [], "resume": None})
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, TypeError) as error:
+        text = path.read_text(encoding="utf-8")
+        _require_plain(text)
+        cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(StringIO(text)), UNFOLLOWED)
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {one_line(error)}; start the run again") from error
     if not isinstance(cfg, DictConfig):
         raise CheckpointError(f"{path} holds no configuration; start the run again")
@@ -52,6 +63,26 @@ def read_saved(folder: Path) -> DictConfig:
         if value is not None and value == OmegaConf.select(cfg, key):
             OmegaConf.update(cfg, follower, f"${{{key}}}", merge=False)
     return cfg
+
+
+def _require_plain(text: str) -> None:
+    """Refuse YAML with more in it than containers, numbers and texts, before anything is made of it.
+
+    Raises:
+        YAMLError: it is none.
+        ValueError: with what else is in it.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        value = event.value if isinstance(event, yaml.ScalarEvent) else ""
+        if depth > DEPTH:
+            raise ValueError(f"its values are nested more than {DEPTH} deep")
+        if getattr(event, "anchor", None) or getattr(event, "tag", None):
+            raise ValueError(f"an anchor, an alias or a tag is in it{event.start_mark or ''}")
+        if "${" in value or (isinstance(event, yaml.ScalarEvent) and not event.style and HUGE.fullmatch(value)):
+            raise ValueError(f"it must hold values, found {value:.80}")
+        value.encode()  # no lone surrogates
 
 
 def with_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -89,6 +120,7 @@ def resume_task(arguments: list[str], run: Callable[[DictConfig, Path], None]) -
     if refused:
         raise ConfigError(f"beside resume= only {', '.join(LATER)} may be given, found {', '.join(refused)}")
     cfg = with_overrides(read_saved(folder), [*changes, f"resume={folder}"])
+    refuse_links(folder)
     _check_names(cfg, changes, folder)
     # Hydra's own record of the first command stays: no output_subdir.
     return (lambda _: run(cfg, folder)), [f"hydra.run.dir={quote(str(folder))}", "hydra.output_subdir=null"]
@@ -104,7 +136,8 @@ def rerun_task(
     """
     of_hydra = [word for word in overrides if word.startswith("hydra.")]
     cfg = rerun_config(folder, [word for word in overrides if word not in of_hydra])
-    options = "-".join(str(cfg.choices.get(group, "own")) for group in ("solver", "model", "dataset"))
+    chosen = [str(cfg.choices.get(group, "own")) for group in ("solver", "model", "dataset")]
+    options = re.sub(r"[^\w-]", "_", "-".join(chosen))
     place = f"hydra.run.dir={quote(f'outputs/{options}/{stamp()}')}"
     # Hydra's own record would be that of the defaults: no output_subdir.
     words = [place, *of_hydra, "hydra.output_subdir=null"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import sys
 from abc import abstractmethod
@@ -24,20 +23,17 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nncompress import parallel
 from nncompress.config.allow import check
-from nncompress.config.overrides import named_folder, quote
+from nncompress.config.overrides import quote
 from nncompress.config.schema import SWEEPER
 from nncompress.results import sweep_folder
 from nncompress.results.sweep_folder import ENDED, Job, Manifest, read_manifest, standing
 from nncompress.sweeps.combinations import combinations, key_of, settings_of, values_of, varied_in
+from nncompress.sweeps.workers import launch_all
 
 log = logging.getLogger(__name__)
 
 SWEEP_FOLDERS: list[Path] = []
 """The folder of the sweep that this process ran: Hydra hands it to nobody."""
-WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
-"""Hydra's flags that are followed by a word of their own."""
-TAKEN_OVER = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.params.", "hydra.sweep.")
-"""How overrides of Hydra itself begin that a resumed sweep takes over from what is on record."""
 
 
 class SweepOfJobs(Sweeper):
@@ -84,8 +80,10 @@ class SweepOfJobs(Sweeper):
             ConfigError: the folder is not free, or a sweep that is to go on is not there.
         """
         resumed = self.config.sweep.resume is not None
-        if resumed:
-            read_manifest(self.folder)  # refused before anything is made in the folder
+        if resumed:  # refused before anything is made in the folder
+            read_manifest(self.folder)
+            sweep_folder.refuse_links(self.folder)
+            self._check(self.config)
         claim.enter_context(sweep_folder.claim_sweep(self.folder, resumed))
         SWEEP_FOLDERS.append(self.folder)
         (self.folder / sweep_folder.STOPPED).unlink(missing_ok=True)
@@ -104,23 +102,32 @@ class SweepOfJobs(Sweeper):
         """
         cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         if self.config.sweep.resume is not None:
-            check(settings_of(cfg), list(cfg.allow), str(self.folder / sweep_folder.SWEEP))
+            self._check(cfg)
         key = key_of(cfg, {*manifest.varied, *varied})
         job = manifest.find(key)
         if job is None:
             own = [word for word in overrides if not word.startswith(("sweep.", "search.", "launcher="))]
             job = Job(_new_folder(cfg, len(manifest.jobs)), key, own)
+            sweep_folder.require_within(self.folder, job.folder)
             manifest = manifest.with_job(job)
         return manifest, replace(job, overrides=list(overrides))
 
     def launch(self, jobs: Sequence[Job], manifest: Manifest) -> Sequence[JobReturn]:
         """Run the jobs in their folders; what a job could not record itself is raised."""
         folders = [job.folder for job in manifest.jobs]
-        overrides = [[*job.overrides, f"hydra.sweep.subdir={quote(job.folder)}"] for job in jobs]
-        results = self.launcher.launch(overrides, initial_job_idx=folders.index(jobs[0].folder))
-        for result in results:
-            _ = result.return_value
-        return results
+
+        def launch(batch: Sequence[Job]) -> Sequence[JobReturn]:
+            overrides = [[*job.overrides, f"hydra.sweep.subdir={quote(job.folder)}"] for job in batch]
+            results = self.launcher.launch(overrides, initial_job_idx=folders.index(batch[0].folder))
+            for result in results:
+                _ = result.return_value
+            return results
+
+        return launch_all(jobs, launch, self.folder, self.config.sweep)
+
+    def _check(self, cfg: DictConfig) -> None:
+        """Refuse what the words of a sweep that goes on name and what is not allowed. Raises ConfigError."""
+        check(settings_of(cfg), list(cfg.allow), str(self.folder / sweep_folder.SWEEP))
 
 
 class Jobs(SweepOfJobs):
@@ -167,34 +174,6 @@ class Jobs(SweepOfJobs):
         return waiting, manifest
 
 
-def with_recorded(arguments: list[str]) -> list[str]:
-    """Return the words of a command, after those on record of the sweep that `sweep.resume=` among them names, if any.
-
-    With `-m` those of the command are all there are. What is on record may set up no part of Hydra but launcher,
-    sweeper and folder: the command is to say that itself.
-
-    Raises:
-        ConfigError: the folder holds no sweep.
-    """
-    folder = named_folder(arguments, "sweep.resume", "a sweep")
-    if folder is None:
-        return arguments
-    flags, overrides = _split(arguments)
-    other_flags, recorded = _split([] if "-m" in flags else read_manifest(folder).command)
-    dropped = [flag for flag in other_flags if flag != "-m"]
-    dropped += [word for key, word in recorded.items() if not _may_take_over(key, word)]
-    for word in dropped:
-        log.warning("%s of %s is not taken over; give it again if it is needed", word, folder / sweep_folder.SWEEP)
-    overrides = {key: word for key, word in recorded.items() if word not in dropped} | overrides
-    overrides |= {key: f"{key}={quote(str(folder))}" for key in ("sweep.resume", "hydra.sweep.dir")}
-    return [*itertools.chain(*{"-m": ["-m"], **flags}.values()), *overrides.values()]
-
-
-def _may_take_over(key: str, word: str) -> bool:
-    """Return whether an override on record is harmless: Hydra imports what its own part names without asking."""
-    return key != "allow" and (not key.startswith("hydra") or (key.startswith(TAKEN_OVER) and "_target_" not in word))
-
-
 def _new_folder(cfg: DictConfig, number: int) -> str:
     """Return the folder that a new job of this number gets."""
     before = HydraConfig.instance().cfg
@@ -205,18 +184,3 @@ def _new_folder(cfg: DictConfig, number: int) -> str:
         return str(cfg.hydra.sweep.subdir)
     finally:
         HydraConfig.instance().cfg = before
-
-
-def _split(words: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Return flags with what follows them, and overrides by their keys; of several the last counts."""
-    flags: dict[str, list[str]] = {}
-    overrides: dict[str, str] = {}
-    rest = iter(words)
-    for word in rest:
-        if word in ("-m", "--multirun"):
-            flags["-m"] = ["-m"]
-        elif word.startswith("-"):
-            flags[word.partition("=")[0]] = [word, *([next(rest, "")] if word in WITH_VALUE else [])]
-        else:
-            overrides[word.partition("=")[0].lstrip("+~")] = word
-    return flags, overrides

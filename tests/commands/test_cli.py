@@ -160,7 +160,7 @@ def test_parts_of_the_current_folder_are_found(tmp_path: Path) -> None:
 
 
 def test_report_prints_what_it_wrote(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    written = SimpleNamespace(report=lambda folders, html: [folder / "table.md" for folder in folders])
+    written = SimpleNamespace(report=lambda folders, html, tell: ([folder / "table.md" for folder in folders], []))
     monkeypatch.setitem(sys.modules, "nncompress.report", written)
     assert main(["report", "a", "b"]) == 0
     assert capsys.readouterr().out == "a/table.md\nb/table.md\n"

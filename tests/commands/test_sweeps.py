@@ -5,14 +5,17 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cases import case
 from composing import composing
 from golden import Golden
 from hydra import compose
+from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from runs import save_config, status
 
@@ -20,10 +23,12 @@ from nncompress.cli.main import main
 from nncompress.errors import ConfigError, Diverged
 from nncompress.files import GLANCE, hold, is_held
 from nncompress.report import write
+from nncompress.report.fresh import digest_of, mark
 from nncompress.results.run_folder import stamp, status_of
 from nncompress.results.sweep_folder import STOPPED, claim_sweep, read_manifest
 from nncompress.sweeps import jobs
 from nncompress.sweeps.combinations import combinations, composed_jobs, key_of
+from nncompress.sweeps.sweeper import SweepOfJobs
 
 QUICK = ["solver=sgd", "model=mlp", "model.widths=[8]", "solver.num_steps=1"]
 SMALL = ["dataset.train_size=60", "dataset.test_size=20"]
@@ -159,6 +164,30 @@ def test_a_folder_for_each_job_is_required(capsys: pytest.CaptureFixture[str]) -
     assert standings() == {"s0-0": "done", "s1-1": "done"}
 
 
+@pytest.mark.usefixtures("failing")
+def test_the_folders_of_jobs_are_below_that_of_their_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for subdir in ("../s${seed}", f"{tmp_path}/s${{seed}}", "${hydra.runtime.cwd}/s${seed}", "."):
+        with case(subdir=subdir):
+            assert sweep(*QUICK, "seed=0", f"hydra.sweep.subdir='{subdir}'") == 2
+            assert "need folders below" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("status.json"))
+
+
+@pytest.mark.usefixtures("failing")
+def test_a_sweep_does_not_go_on_through_links(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(*QUICK, "seed=0") == 0
+    Path("mine").write_text("as it was")
+    for link in ("multirun.yaml", "0/run.log"):
+        (Path("sweep") / link).unlink(missing_ok=True)
+        (Path("sweep") / link).symlink_to(tmp_path / "mine")
+        with case(link=link):
+            assert again() == 2
+            assert "found the link" in capsys.readouterr().err
+        (Path("sweep") / link).unlink()
+    assert Path("mine").read_text() == "as it was"
+    assert again() == 0
+
+
 # Sweeps that go on
 
 
@@ -226,19 +255,23 @@ def test_a_finished_sweep_is_not_mixed_with_another_nor_resumed_by_two_nor_by_a_
 
     path = Path("sweep/sweep.json")
     content = json.loads(path.read_text())
-    for word, code, said in (
-        ("model._target_=os.system", 2, "names os.system, but only"),
-        ("+hydra.callbacks.mine._target_=os.system", 0, "+hydra.callbacks.mine._target_=os.system of"),
+    for word, given, code, said in (
+        ("model._target_=os.system", [], 2, "names os.system, but only"),
+        ("model._target_=os.system", ["hydra/sweeper=basic"], 2, "names os.system, but only"),
+        ("search.sampler._target_=os.system", [], 2, "names os.system, but only"),
+        ("+hydra.callbacks.mine._target_=os.system", [], 0, "+hydra.callbacks.mine._target_=os.system of"),
+        ("hydra.sweep.subdir='../s${seed}'", ["seed=7"], 2, "need folders below"),
+        ("model=../../mine", [], 2, "holds model=../../mine, which no file may give"),
     ):
         path.write_text(json.dumps(content | {"command": [*content["command"], word, "allow=[os,posix]"]}))
-        with case(word=word):
-            assert again() == code
+        with case(word=word, given=given):
+            assert again(*given) == code
             out = capsys.readouterr()
             assert said in out.err + out.out
     for text, said in (
         (
             json.dumps(content).replace('"folder": "0"', '"folder": "../0"'),
-            "must name folders of the sweep, found '../0'",
+            "need folders below",
         ),
         ('{"format": 1, "command": [', "sweep.json is damaged"),
     ):
@@ -323,6 +356,43 @@ def test_a_sweep_may_stop_at_its_first_failure(
     assert not (Path("sweep") / STOPPED).exists()
 
 
+def test_a_worker_that_dies_costs_no_job(
+    failing: dict[int, list[Exception]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The launcher is a pretended one, whose workers are killed after the first job."""
+    launched, setup = list[int](), SweepOfJobs.setup
+
+    def dying(launcher: Launcher, overrides: list[list[str]], initial_job_idx: int) -> object:
+        launched.append(len(overrides))
+        results = type(launcher).launch(launcher, overrides[:1], initial_job_idx)
+        if len(overrides) == 1:
+            return results
+        if len(overrides) == 3:
+            Path("sweep/1").mkdir()
+            Path("sweep/1/status.json").write_text('{"status": "running"}')
+        raise BrokenProcessPool("killed")
+
+    def pretended(self: SweepOfJobs, **given: Any) -> None:
+        setup(self, **given)
+        monkeypatch.setattr(self.launcher, "launch", partial(dying, self.launcher))
+
+    monkeypatch.setattr(SweepOfJobs, "setup", pretended)
+    failing[0] = [OSError("no luck")]
+    assert sweep(*QUICK, "seed=0,1,2") == 1
+    assert launched == [3, 2, 1]
+    assert standings() == {"0": "failed", "1": "done", "2": "done"}
+    assert "a worker process died" in capsys.readouterr().out
+
+
+def test_a_job_that_another_worker_has_begun_in_between_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Exception | None] = [ConfigError("another process is running there"), None]
+    monkeypatch.setattr(jobs, "attempt", lambda cfg, folder: answers.pop(0))
+    monkeypatch.setattr(jobs, "is_held", lambda path: len(answers) == 1)
+    assert sweep(*QUICK, "seed=0", "sweep.on_error=stop") == 0
+    assert answers == []
+    assert not (Path("sweep") / STOPPED).exists()
+
+
 def test_every_done_job_has_a_report_and_a_resumed_sweep_writes_those_that_are_missing_or_not_whole(
     failing: dict[int, list[Exception]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,10 +400,11 @@ def test_every_done_job_has_a_report_and_a_resumed_sweep_writes_those_that_are_m
 
     def write_report(folder: Path) -> None:
         asked.append(folder.name)
-        for name in ("plots/accuracy.png", "tables/accuracy.tex"):  # the last file last
-            path = folder / name
+        paths = [folder / name for name in ("plots/accuracy.png", "tables/accuracy.tex")]
+        for path in paths:
             path.parent.mkdir(exist_ok=True)
             path.write_text("")
+        mark(folder, digest_of(folder), paths)
 
     monkeypatch.setattr(jobs, "write_report", write_report)
     failing[2] = [Diverged("too large")]
@@ -345,8 +416,8 @@ def test_every_done_job_has_a_report_and_a_resumed_sweep_writes_those_that_are_m
     Path("sweep/0/tables/accuracy.tex").unlink()
     shutil.rmtree("sweep/1/plots")
     shutil.rmtree("sweep/1/tables")
-    shutil.copy2("sweep/3/summary.json", "sweep/3/summary.old")
-    Path("sweep/3/summary.json").write_bytes(Path("sweep/3/summary.old").read_bytes())  # newer than its tables
+    with Path("sweep/3/summary.json").open("a") as file:
+        file.write("\n")  # another one than that of its tables
     assert again() == 1
     assert asked == ["0", "1", "3"]
 
@@ -354,6 +425,7 @@ def test_every_done_job_has_a_report_and_a_resumed_sweep_writes_those_that_are_m
 def test_wrong_words_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         (["sweep.resume="], "found nothing"),
+        (["--experimental-rerun", "config.pickle"], "nncompress rerun RUN"),
         (["sweep.resume=absent"], "found none in"),
         (["-m", "sweep.resume=absent", "seed=0"], "found none in"),
         (["-m", "sweep.on_error=later", "seed=0,1"], "sweep.on_error: must be one of continue, stop"),

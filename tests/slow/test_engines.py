@@ -97,7 +97,7 @@ def test_a_pre_empted_job_writes_its_checkpoint_and_is_queued_again() -> None:
         while len(lines(job)) < 3:
             assert process.poll() is None
             time.sleep(0.02)
-        os.kill(worker_of(process.pid), signal.SIGUSR2)
+        os.kill(worker_of(process.pid, "submitit.core._submit"), signal.SIGUSR2)
         assert process.wait() == 0
     assert summary(job) == summary(Path("here"))
     assert "resumed" in json.loads((job / "environment.json").read_text())
@@ -109,12 +109,29 @@ def lines(job: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def worker_of(session: int) -> int:
-    """The process of a session that runs submitit's job."""
-    found = subprocess.run(
-        ["pgrep", "-s", str(session), "-f", "submitit.core._submit"], capture_output=True, check=True
-    )
+def worker_of(session: int, command: str) -> int:
+    """The last process of a session that was started with this command."""
+    found = subprocess.run(["pgrep", "-s", str(session), "-f", command], capture_output=True, check=True)
     return max(map(int, found.stdout.split()))
+
+
+@pytest.mark.parametrize(("launcher", "worker"), [("joblib", "popen_loky_posix"), ("ray", "ray::_run_job")])
+def test_a_worker_that_is_killed_costs_no_job(launcher: str, worker: str) -> None:
+    words = [*QUICK, "solver.num_steps=300", "checkpoint_every=20", "seed=range(4)", *LAUNCHERS[launcher]]
+    command = [*RUN, "train", "-m", *words, "hydra.sweep.dir=there"]
+    with subprocess.Popen(
+        command, start_new_session=True, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        while max(len(lines(Path("there") / str(job))) for job in range(4)) < 30:
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.kill(worker_of(process.pid, worker), signal.SIGKILL)
+        said, _ = process.communicate()
+    assert process.returncode == 0
+    assert "a worker process died" in said
+    assert standings("there") == {str(job): "done" for job in range(4)}
+    with Path("there/tables/runs.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4
 
 
 def test_two_sweeps_of_the_same_second_have_folders_of_their_own() -> None:

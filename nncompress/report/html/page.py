@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from nncompress.report.collect import differences, last_line, name, reason
+from nncompress.report.collect import differences, job, last_line, name, reason
 from nncompress.report.html.tables import counts, environment_table, failures_table, jobs_table, settings_table
 from nncompress.report.html.template import PAGE, SCRIPT, STYLE
 from nncompress.report.tables import Table
-from nncompress.report.text import UNKNOWN
+from nncompress.report.text import UNKNOWN, value_text
 from nncompress.results.query import state
 from nncompress.results.records import Run
 
@@ -45,7 +45,7 @@ class Section:
 def run_page(run: Run, tables: Sequence[Table], plots: Sequence[Path]) -> str:
     """Return the page of a run: its tables, its plots (png and svg files), all settings."""
     status = state(run.folder, run.status)
-    lead = [f'<p>{_status(status)} <span class="dim">{escape(run.folder.name)}</span></p>']
+    lead = [f'<p>{_status(status)} <span class="dim">{escape(job(run))}</span></p>']
     if status != "done":
         line = last_line(run)
         code = f"<code>{escape(line)}</code>" if line else ""
@@ -58,10 +58,10 @@ def sweep_page(folder: Path, runs: Sequence[Run], tables: Sequence[Table], plots
     """Return the page of a sweep: its tables and plots, all jobs, the jobs that are not done, the settings."""
     keys = differences(runs)
     stand = "".join(f"<span>{n} {_status(status)}</span>" for status, n in counts(runs).items())
-    lead = [f'<p class="dim">{escape(folder.resolve().name)}</p>', f'<p class="counts">{stand}</p>']
+    lead = [f'<p class="dim">{escape(value_text(folder.resolve().name))}</p>', f'<p class="counts">{stand}</p>']
     jobs = [failures_table(folder, runs, keys), jobs_table(folder, runs, keys)]
     more = [settings_table(runs), environment_table(runs)]
-    title = tables[0].title if tables else folder.name
+    title = tables[0].title if tables else value_text(folder.name)
     shown, shut = ([table for table in group if table is not None] for group in (jobs, more))
     return _page(title, lead, _sections([*tables, *shown], plots, shut))
 

@@ -9,9 +9,10 @@ import pandas as pd
 
 from nncompress.files import read_json
 from nncompress.report.collect import failures, final, setting_of, short_names
+from nncompress.report.fresh import ENVIRONMENT
 from nncompress.report.sweep.tables import measures_of
 from nncompress.report.tables import Table, known_columns
-from nncompress.report.text import number, setting, value_text
+from nncompress.report.text import clean, number, setting, value_text
 from nncompress.results.query import state
 from nncompress.results.records import Run, flatten
 
@@ -24,7 +25,7 @@ def jobs_table(folder: Path, runs: Sequence[Run], keys: Sequence[str]) -> Table:
     raw, shown = [], []
     for run in runs:
         figures, values = final(run), setting_of(run, keys)
-        head = {"job": str(run.folder.relative_to(folder)), "status": state(run.folder, run.status)}
+        head = {"job": value_text(run.folder.relative_to(folder)), "status": state(run.folder, run.status)}
         seed, steps = figures.get("seed"), figures.get("steps")
         raw.append(head | values | {"seed": seed, "steps": steps} | {key: figures.get(key) for key, _, _ in measures})
         shown.append(
@@ -43,7 +44,7 @@ def failures_table(folder: Path, runs: Sequence[Run], keys: Sequence[str]) -> Ta
     frame = failures(runs)
     if frame.empty:
         return None
-    jobs = [str(run.folder.relative_to(folder)) for run in runs if run.status["status"] != "done"]
+    jobs = [value_text(run.folder.relative_to(folder)) for run in runs if run.status["status"] != "done"]
     shown = frame.assign(job=jobs).rename(columns=short_names(keys) | {"traceback": "traceback, last line"})
     return Table("failures", f"Not done: {len(frame)} of {len(runs)} jobs", frame, known_columns(shown.map(setting)))
 
@@ -56,12 +57,13 @@ def settings_table(runs: Sequence[Run]) -> Table | None:
 
 def environment_table(runs: Sequence[Run]) -> Table | None:
     """Tabulate command, versions and hardware; None where no run has them on record."""
-    environments = [
-        flatten(about | {"command": shlex.join(map(str, about.get("command") or []))})
-        for about in (read_json(run.folder / "environment.json") for run in runs)
-        if about is not None
-    ]
+    contents = (clean(read_json(run.folder / ENVIRONMENT)) for run in runs)
+    environments = [flatten(about | {"command": _command(about.get("command"))}) for about in contents if about]
     return _values("environment", "Made with", "key of environment.json", environments)
+
+
+def _command(words: Any) -> str:
+    return shlex.join(map(str, words)) if isinstance(words, list) else value_text(words)
 
 
 def _values(name: str, title: str, head: str, contents: Sequence[Mapping[str, Any]]) -> Table | None:

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nncompress.report.collect import columns_of, declarations, final, name
-from nncompress.report.style import COLOURS, LINES, STYLE, log_ticks, marker, new_figure, save_figure, spans_a_decade
-from nncompress.report.text import signed
+from nncompress.report.run.panels import LONGEST, add_common_key, add_key, new_panels
+from nncompress.report.style import COLOURS, LINES, STYLE, log_ticks, marker, save_figure, spans_a_decade
+from nncompress.report.text import cut, signed
 from nncompress.results.convergence import SlopeFit, convergence, fit_slope
 from nncompress.results.records import Run
 
@@ -25,6 +26,10 @@ ACCURACIES = {
     "accuracy/train": "training set, deployed network",
     "accuracy/dense_test": "test set, dense weights w",
 }
+WEIGHTS = ("value of a weight, or of a factor's entry (no units)", "number of values")
+"""Names of the axes of the plot of weights."""
+MOST_STEPS, MOST_TENSORS = 7, 16
+"""Parts into which ticks divide a horizontal axis, and histograms in a figure."""
 RATES = {"step_sq_mean": "mean squared step, all steps", "grad_sq_mean": "mean squared subgradient, all records"}
 
 
@@ -91,7 +96,7 @@ def panels_plot(
     if not all(set(panel["lines"]) & set(rows) for panel in plot["panels"]):
         return None
     count = len(plot["panels"])
-    figure = new_figure(4 * count, 4.2, title)
+    figure = new_panels(4 * count, 4.6, title)
     for position, panel in enumerate(plot["panels"], start=1):
         axes = figure.add_subplot(1, count, position, xlabel=AXES["step"], ylabel=panel["label"])
         prefix, plural = panel["parts"] or (None, "")
@@ -107,8 +112,8 @@ def panels_plot(
             log_ticks(axes.yaxis, *axes.get_ylim())
         elif panel["log"]:
             axes.set_ylim(bottom=0)
-        axes.locator_params(axis="x", integer=True)
-        axes.legend()
+        axes.locator_params(axis="x", integer=True, nbins=MOST_STEPS)
+        add_key(axes)
     return figure
 
 
@@ -122,7 +127,7 @@ def rate_plot(rows: pd.DataFrame, title: str) -> Figure | None:
     series = {key: label for key, label in RATES.items() if (table[key] > 0).any()}
     if not series:
         return None
-    figure = new_figure(8, 5.5, title)
+    figure = new_panels(8, 5.5, title)
     axes = figure.add_subplot(xlabel="step K", ylabel="running mean up to step K", xscale="log", yscale="log")
     for colour, (key, label) in zip(COLOURS, series.items(), strict=False):
         axes.plot(table["step"], table[key].where(table[key] > 0), color=colour, label=label, marker=marker(len(table)))
@@ -131,7 +136,7 @@ def rate_plot(rows: pd.DataFrame, title: str) -> Figure | None:
     _draw_reference(axes, table["step"], table[next(iter(series))])
     log_ticks(axes.xaxis, table["step"].min(), table["step"].max())
     log_ticks(axes.yaxis, *axes.get_ylim())
-    axes.legend()
+    add_key(axes, most=2)
     return figure
 
 
@@ -140,34 +145,35 @@ def channels_plot(summary: Mapping[str, Any], title: str) -> Figure | None:
     if "channels" not in summary:
         return None
     layers = pd.DataFrame(summary["channels"])
-    figure = new_figure(12, 4.2, title)
+    figure = new_panels(12, 4.2, title)
     axes = figure.add_subplot(1, 2, 1, xlabel="batch norm, from input to output", ylabel="channels")
-    place = np.arange(1, len(layers) + 1)
-    axes.bar(place, layers["channels"], color="0.85", width=1.0, label="before")
-    axes.bar(place, layers["kept"], color=COLOURS[0], width=0.8, label="kept")
+    places = np.arange(len(layers) + 1) + 0.5
+    axes.stairs(layers["channels"], places, fill=True, color="0.85", label="before")
+    axes.stairs(layers["kept"], places, fill=True, color=COLOURS[0], label="kept")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
+    add_key(axes)
     axes, factors = figure.add_subplot(1, 2, 2), summary["factors"]
     low, high = factors["decades"]
     edges = np.logspace(low, high, len(factors["counts"]) + 1)
     axes.stairs(factors["counts"], edges, fill=True, color=COLOURS[0])
     axes.set(xscale="log", xlabel="magnitude of a factor (no units)", ylabel="number of channels")
+    log_ticks(axes.xaxis, edges[0], edges[-1])
     axes.set_ylim(bottom=0)
-    axes.set_title(f"{factors['zero']} factors are exactly 0 and not drawn", fontsize=9)
+    axes.set_title(f"{factors['zero']} factors are exactly 0 and not drawn", fontsize=9, y=1)
     return figure
 
 
 def weights_plot(summary: Mapping[str, Any], title: str) -> Figure | None:
     """Draw histograms of the nonzero values of the largest tensors (`metrics.weight_histograms`); None without any."""
     weights = summary.get("weights") or {}
-    shown = weights.get("largest")
+    shown = weights.get("largest", [])[:MOST_TENSORS]
     if not shown:
         return None
     if len(shown) < weights["tensors"]:
         title += f" ({len(shown)} largest of {weights['tensors']} tensors)"
     columns = min(len(shown), 3 if len(shown) in (5, 6) else 4)
     lines = -(-len(shown) // columns)
-    figure = new_figure(max(3.4 * columns, 7), 2.7 * lines + 0.6, title)
+    figure = new_panels(max(3.4 * columns, 7), 2.7 * lines + 0.6, title, 8, WEIGHTS)
     for position, histogram in enumerate(shown, start=1):
         axes = figure.add_subplot(lines, columns, position)
         counts = histogram["counts"]
@@ -175,26 +181,23 @@ def weights_plot(summary: Mapping[str, Any], title: str) -> Figure | None:
         axes.stairs(counts, edges, fill=True, color=COLOURS[0])  # one patch: 40 bars take a third longer
         shape = " × ".join(map(str, histogram["shape"]))
         zeros = f", {100 * histogram['zeros']:.1f} % zeros not drawn" if histogram["zeros"] else ""
-        axes.set_title(f"{histogram['name']}\n{shape}{zeros}", fontsize=9)
-        axes.tick_params(labelsize=8)
+        axes.set_title(f"{cut(histogram['name'], LONGEST)}\n{shape}{zeros}", fontsize=9, y=1)
         axes.locator_params(axis="x", nbins=4)
         axes.locator_params(axis="y", nbins=3)
-    figure.supxlabel("value of a weight, or of a factor's entry (no units)", fontsize=10)
-    figure.supylabel("number of values", fontsize=10)
     return figure
 
 
 def _two_panels(rows: pd.DataFrame, lines: Mapping[str, str], title: str, ylabel: str) -> Figure:
     """Draw one panel per horizontal axis, one legend below both."""
     panels = [key for key in AXES if key in rows and rows[key].notna().any()]
-    figure = new_figure(5.5 * len(panels), 4.6, title)
+    figure = new_panels(5.5 * len(panels), 4.6, title)
     drawn = [key for key in lines if key in rows and rows[key].notna().any()]
     for position, at in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), position, xlabel=AXES[at], ylabel=ylabel)
         for index, key in enumerate(drawn):
             _draw_line(axes, rows[at], rows[key], index, lines[key])
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
+        axes.locator_params(axis="x", integer=at == "step", nbins=MOST_STEPS)
+    add_common_key(figure)
     return figure
 
 

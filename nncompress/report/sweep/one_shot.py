@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nncompress.report.collect import aggregate, final, group_label, name, setting_of
+from nncompress.report.collect import aggregate, final, group_label, job, name, setting_of
 from nncompress.report.style import COLOURS, GroupStyle, group_styles
 from nncompress.report.sweep.one_shot_plots import ACCURACY, one_shot_plot, speedup_plot
 from nncompress.report.tables import Table, known_columns
@@ -85,11 +85,11 @@ def one_shot_rows(runs: Sequence[Run], keys: Sequence[str]) -> pd.DataFrame:
     """Return the rows of all done runs, with each run's group (as typed), job, seed and varied keys before them."""
     rows: list[dict[Any, Any]] = []
     for run in runs:
-        if run.status["status"] == "done":
+        if run.status["status"] == "done" and (run.summary or {}).get("one_shot"):
             values = setting_of(run, keys)
             about = {
                 "group": group_label(values, keys),
-                "job": run.folder.name,
+                "job": job(run),
                 "seed": run.settings.get("seed"),
             } | values
             rows += [about | row for row in one_shot(run).to_dict("records")]

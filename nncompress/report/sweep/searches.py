@@ -1,7 +1,8 @@
 """The table and the plot of a search: every trial, its settings, what it reached, and which are the best."""
 
-import json
 import logging
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,32 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from nncompress.files import read_json
 from nncompress.report.collect import short_names
 from nncompress.report.style import COLOURS, STYLE, new_figure
 from nncompress.report.tables import Table
-from nncompress.report.text import number, percent, setting
+from nncompress.report.text import clean, number, percent, setting
 from nncompress.results.records import SEARCH
+from nncompress.results.shapes import ABSENT, BOOL, FIGURE, PLAIN, TEXT, WORD, fits
 
 log = logging.getLogger(__name__)
 
 BETTER = {"maximize": "larger is better", "minimize": "smaller is better"}
 FIXED = ("trial", "job", "state", "best")
+CONTENT = {
+    "objectives": {str: re.compile("|".join(BETTER))},
+    "trials": [
+        {
+            "trial": {int},
+            "job": TEXT,
+            "state": WORD,
+            "best": BOOL,
+            "settings": {str: PLAIN},
+            "values": ([FIGURE], ABSENT),
+        }
+    ],
+}
+"""The shape of the file (`results.shapes`)."""
 
 
 def trials_of(folder: Path) -> tuple[pd.DataFrame, dict[str, str]] | None:
@@ -28,21 +45,27 @@ def trials_of(folder: Path) -> tuple[pd.DataFrame, dict[str, str]] | None:
     Columns: trial, job, state, best, each setting, each objective.
     """
     path = folder / SEARCH
-    if not path.is_file():
+    content = clean(read_json(path))
+    if content is None:
         return None
-    try:
-        content = json.loads(path.read_bytes())
-        objectives: dict[str, str] = content["objectives"]
-        rows = [
-            {key: trial[key] for key in FIXED}
-            | trial["settings"]
-            | dict(zip(objectives, trial["values"] or [None] * len(objectives), strict=True))
-            for trial in content["trials"]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        log.warning("%s: ignored, it is damaged (%r).", path, error)
+    whole = fits(content, CONTENT) and len(content["objectives"]) > 0
+    if not whole or not all(_is_whole(trial, content["objectives"]) for trial in content["trials"]):
+        log.warning("%s: ignored, it is damaged in part.", path)
         return None
+    objectives, trials = content["objectives"], content["trials"]
+    rows = [
+        {key: trial[key] for key in FIXED}
+        | trial["settings"]
+        | dict(zip(objectives, trial["values"] or [None] * len(objectives), strict=True))
+        for trial in trials
+    ]
     return pd.DataFrame(rows, columns=None if rows else [*FIXED, *objectives]), objectives
+
+
+def _is_whole(trial: Mapping[str, Any], objectives: Mapping[str, str]) -> bool:
+    """Tell whether a trial has a value for each objective or none at all, and settings of other names."""
+    whole = trial["values"] is None or len(trial["values"]) == len(objectives)
+    return whole and not {*FIXED, *objectives} & set(trial["settings"])
 
 
 def search_table(trials: pd.DataFrame, objectives: dict[str, str], title: str) -> Table:

@@ -9,7 +9,7 @@ import pandas as pd
 from nncompress.files import write_text
 from nncompress.report.collect import columns_of, short_names
 from nncompress.report.sweep.studies import ACCURACY, Grid
-from nncompress.report.tables import Table
+from nncompress.report.tables import Table, frame_csv
 from nncompress.report.text import FORMS, number, percent, setting, signed, spread, times
 from nncompress.results.records import Run
 
@@ -78,7 +78,7 @@ def sensitivity_table(grid: Grid, title: str) -> Table:
 def write_frame(frame: pd.DataFrame, path: Path) -> Path:
     """Write a raw DataFrame as .csv; return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+    write_text(path, frame_csv(frame), lasting=False)
     return path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from cases import case
-from fake_runs import drawn, fake_run, texts, undrawn
+from fake_runs import drawn, fake_run, rows, texts, undrawn
 
 from nncompress.constraints import L2, Assignment
 from nncompress.files import write_json
@@ -21,7 +21,8 @@ from nncompress.report.run.tables import accuracy_table, convergence_table, log_
 from nncompress.report.sweep.tables import measures_of
 from nncompress.report.tables import Table, escape, latex, markdown
 from nncompress.report.text import number, percent, spread, times
-from nncompress.results.records import Recorder, read_run
+from nncompress.results.records import read_run
+from nncompress.results.rows import Recorder
 from nncompress.solvers.base import Column, declarations
 from nncompress.solvers.frank_wolfe import FrankWolfe
 from nncompress.solvers.lc import LC
@@ -51,7 +52,7 @@ def test_accuracy_table_holds_final_and_dense_and_of_test_data_the_best_if_the_p
 ) -> None:
     folder = fake_run(tmp_path / "run", n=4)
     rows = [{"step": k, "seconds": k / 2, "accuracy/test": a, "loss/test": 1.0} for k, a in enumerate((0.5, 0.9, 0.8))]
-    with Recorder(folder / "records.jsonl", keep=0) as recorder:
+    with Recorder(folder / "records.jsonl") as recorder:
         for row in rows:
             recorder.write(row)
     summary = {"accuracy/test": 0.8, "accuracy/dense_test": 0.95, "seconds/total": 1.5}
@@ -98,7 +99,8 @@ def test_a_violated_guarantee_is_said(tmp_path: Path) -> None:
     folder = fake_run(tmp_path / "run", n=3)
     (folder / "summary.json").unlink()
     with Recorder(folder / "records.jsonl") as recorder:
-        recorder.write({"step": 4, "objective": 99.0, "step_sq/sum": 1e4, "decrease/slack": -88.0})
+        for row in (*rows(3), {"step": 4, "objective": 99.0, "step_sq/sum": 1e4, "decrease/slack": -88.0}):
+            recorder.write(row)
     notes = " ".join(convergence_table(read_run(folder)).notes)
     assert "was violated; worst slack -88" in notes
     assert "does not hold" in notes

@@ -43,7 +43,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         undrawn(patch)
         patch.setattr("nncompress.report.write.run_plots", lambda run, folder: [])
-        assert folder / "report.html" in report([folder], html=True)
+        assert folder / "report.html" in report([folder], html=True)[0]
     return folder
 
 
@@ -112,7 +112,8 @@ def test_everything_is_within_the_page_and_escaped(sweep: Path) -> None:
 def test_the_page_is_the_same_each_time_and_jobs_get_none(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nncompress.report.write.run_plots", lambda run, folder: [])
     first = (sweep / "report.html").read_bytes()
-    assert report([sweep], html=True)[-1] == sweep / "report.html"
+    (sweep / "report.json").unlink()
+    assert report([sweep], html=True)[0][-1] == sweep / "report.html"
     assert (sweep / "report.html").read_bytes() == first
     assert not list(sweep.glob("*/report.html"))
 
@@ -145,7 +146,7 @@ def test_a_run_that_ended_before_its_first_record_has_a_page_with_the_reason(tmp
             folder.mkdir()
             ended = {"status": status, "reason": reason, "traceback": traceback, "step": None}
             write_json(folder / "status.json", ended)
-            assert report([folder], html=True) == [folder / "report.html"]
+            assert report([folder], html=True) == ([folder / "report.html"], [])
             page = Reader(folder / "report.html")
             assert said in page.text
             assert ("ValueError" in page.text) == str(traceback).startswith("ValueError")

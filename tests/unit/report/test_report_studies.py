@@ -20,7 +20,8 @@ from nncompress.report.sweep.studies import Grid, courses, outcomes, sensitivity
 from nncompress.report.sweep.study_plots import courses_plot, sensitivity_plot, spread_plot
 from nncompress.report.sweep.tables import sensitivity_table
 from nncompress.report.tables import latex, markdown
-from nncompress.results.records import Recorder, Run, read_runs
+from nncompress.results.records import Run, read_runs
+from nncompress.results.rows import Recorder
 from nncompress.results.run_folder import write_config
 
 STUDIES = {"sensitivity.png", "sensitivity.svg", "spread.png", "spread.svg", "curves.png", "curves.svg"}

@@ -63,7 +63,7 @@ def test_a_sweep_has_one_line_per_setting_and_its_jobs_that_are_not_done_with_th
 def test_report_does_each_run_of_a_folder_and_the_aggregate_the_same_each_time(tmp_path: Path) -> None:
     for job in range(2):
         fake_run(tmp_path / "s" / str(job), config(seed=job), n=6)
-    paths = report([tmp_path / "s", tmp_path / "s" / "0"])
+    paths, _ = report([tmp_path / "s", tmp_path / "s" / "0"])
     made = {str(path.relative_to(tmp_path / "s")) for path in paths}
     assert {"0/tables/accuracy.md", "1/plots/rate.png", "tables/summary.tex", "plots/accuracy_ratio.png"} <= made
     tables = {path: path.read_bytes() for path in sorted((tmp_path / "s" / "tables").iterdir())}

@@ -78,8 +78,8 @@ def test_the_report_has_the_channels(ran, monkeypatch, tmp_path):
     assert run_plots.run_plots(found, tmp_path) == []
     bars, histogram = drawn["channels"].axes
     layers = summary(ran)["channels"]
-    assert [bar.get_height() for bar in bars.patches] == [
-        layer[key] for key in ("channels", "kept") for layer in layers
+    assert [list(bar.get_data().values) for bar in bars.patches] == [
+        [layer[key] for layer in layers] for key in ("channels", "kept")
     ]
     assert f"{summary(ran)['factors']['zero']} factors are exactly 0" in histogram.get_title()
     tables = {table.name: table for table in run_tables(found)}
