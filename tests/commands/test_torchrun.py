@@ -98,7 +98,7 @@ def test_a_sweep_goes_on_behind_a_failed_job_in_one_folder(together: dict[str, A
     assert together["codes"]["sweep"] == (1, 0)
     assert [status(sweep / job)["status"] for job in "01"] == ["diverged", "done"]
     assert {path.name for path in sweep.iterdir()} == {
-        *("0", "1", "multirun.yaml", "sweep.json", "sweep.lock", "tables"),
+        *("0", "1", "multirun.yaml", "report.json", "sweep.json", "sweep.lock", "tables"),
     }
     assert len(rows(sweep / "1")) == 2
 
