@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,13 @@ class Run:
     rows: pd.DataFrame
     summary: dict[str, Any] | None
     status: dict[str, Any]
+
+    @cached_property
+    def convergence(self) -> pd.DataFrame:
+        """The convergence figures of the rows, `results.convergence.convergence`."""
+        from nncompress.results.convergence import convergence
+
+        return convergence(self.rows)
 
 
 def read_run(folder: Path) -> Run:

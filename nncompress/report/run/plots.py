@@ -17,7 +17,7 @@ from nncompress.report.collect import columns_of, declarations, final, name
 from nncompress.report.run.panels import LONGEST, add_common_key, add_key, new_panels
 from nncompress.report.style import COLOURS, LINES, STYLE, log_ticks, marker, save_figure, spans_a_decade
 from nncompress.report.text import cut, signed
-from nncompress.results.convergence import SlopeFit, convergence, fit_slope
+from nncompress.results.convergence import SlopeFit, fit_slope
 from nncompress.results.records import Run
 
 AXES = {"step": "step K", "seconds": "time in the solver (seconds)"}
@@ -44,7 +44,7 @@ def run_plots(run: Run, folder: Path) -> list[Path]:
             "objective": objective_plot(run.rows, f"Objective: {title}", lines),
             "accuracy": accuracy_plot(run.rows, f"Accuracy: {title}"),
             **{plot["name"]: panels_plot(run.rows, f"{plot['title']}: {title}", plot, figures) for plot in plots},
-            "rate": rate_plot(run.rows, f"Convergence rate: {title}"),
+            "rate": rate_plot(run.convergence, f"Convergence rate: {title}"),
             "channels": channels_plot(summary, f"Channels: {title}"),
             "weights": weights_plot(summary, f"Weights of the compressed model: {title}"),
         }
@@ -117,13 +117,12 @@ def panels_plot(
     return figure
 
 
-def rate_plot(rows: pd.DataFrame, title: str) -> Figure | None:
+def rate_plot(figures: pd.DataFrame, title: str) -> Figure | None:
     """Draw running means of squared step and subgradient, their fitted slopes, the bound and a 1/K line, log-log.
 
-    None when the solver records neither.
+    figures: those of `results.convergence.convergence`. None when the solver records neither mean.
     """
-    table = convergence(rows)
-    table = table[table["step"] > 0]
+    table = figures[figures["step"] > 0]
     series = {key: label for key, label in RATES.items() if (table[key] > 0).any()}
     if not series:
         return None

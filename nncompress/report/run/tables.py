@@ -11,7 +11,7 @@ from nncompress.report.collect import columns_of, final, name
 from nncompress.report.run.compression import compression_table
 from nncompress.report.tables import Table, known_columns
 from nncompress.report.text import FORMS, missing, number, percent, signed, yes_no
-from nncompress.results.convergence import convergence, fit_slope
+from nncompress.results.convergence import fit_slope
 from nncompress.results.records import Run
 
 SHOWN_ROWS = 30
@@ -85,7 +85,7 @@ def _measure_shown(row: "pd.Series[Any]") -> dict[str, str]:
 
 def convergence_table(run: Run) -> Table:
     """Tabulate every record in .csv, at most 30 of them, spaced evenly in log step, in .md and .tex; and the rate."""
-    raw = convergence(run.rows)
+    raw = run.convergence.copy()
     if "seconds" in run.rows:
         raw.insert(1, "seconds", run.rows["seconds"])
     own = [column for column in columns_of([run], "convergence") if column["key"] in run.rows]

@@ -21,6 +21,7 @@ from nncompress.report.run.tables import accuracy_table, convergence_table, log_
 from nncompress.report.sweep.tables import measures_of
 from nncompress.report.tables import Table, escape, latex, markdown
 from nncompress.report.text import number, percent, spread, times
+from nncompress.results.convergence import convergence
 from nncompress.results.records import read_run
 from nncompress.results.rows import Recorder
 from nncompress.solvers.base import Column, declarations
@@ -145,7 +146,7 @@ def test_a_run_that_ended_before_its_first_record_is_skipped_with_a_warning(
 
 def test_a_solver_without_steps_or_terms_has_no_rate_plot(tmp_path: Path) -> None:
     rows = read_run(fake_run(tmp_path / "run", n=12)).rows[["step", "seconds", "objective", "accuracy/test"]]
-    assert rate_plot(rows, "") is None
+    assert rate_plot(convergence(rows), "") is None
     figure = objective_plot(rows, "title")
     assert figure is not None
     assert texts(figure) == "objective L"
@@ -229,7 +230,7 @@ def test_the_accuracy_table_says_which_step_was_kept(tmp_path: Path) -> None:
 
 
 def test_the_rate_plot_names_the_slope_its_range_the_bound_and_the_reference(tmp_path: Path) -> None:
-    figure = rate_plot(read_run(fake_run(tmp_path / "run")).rows, "Convergence rate: nnbcd")
+    figure = rate_plot(read_run(fake_run(tmp_path / "run")).convergence, "Convergence rate: nnbcd")
     assert figure is not None
     assert "fitted slope −0.970 (K = 10 to 100)" in texts(figure)
     assert "bound on the mean squared step" in texts(figure)
