@@ -154,7 +154,8 @@ def _environments(run: Run) -> list[dict[str, Any]]:
     """Return with what the run began, and with what it was taken up again."""
     began = read_json(run.folder / "environment.json") or {}
     resumed = began.get("resumed")
-    return [each for each in (began, *(resumed if isinstance(resumed, list) else [])) if each and isinstance(each, dict)]
+    several = [began, *(resumed if isinstance(resumed, list) else [])]
+    return [each for each in several if each and isinstance(each, dict)]
 
 
 def _date(folder: Path, environments: Sequence[Mapping[str, Any]]) -> str:
