@@ -6,8 +6,11 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-USER_INFO = re.compile(r"(?<=://)[^\s/?#]*@")
-"""The user and password of an address: `user:password@` in `https://user:password@host/path`."""
+USER_INFO = re.compile(
+    r"((?::|(?:^|(?<=[\s='\"(\[,]))(?=\\?/\\?/))(?:\\?/){1,2})"  # :// of an address, and what is written in its place
+    r"(?:[^\s/?#]*|[^\s/?#:@\\]*:(?!\d+(?:[/?#:\s'\"]|$))[^\n]*)@"
+)
+"""The user and password of an address: `user:password@` in `https://user:password@host/path`, and in what is none."""
 
 NO_USER_INFO = (
     "an address must be without user name and password, which would be kept in files; give them in the environment "
@@ -66,4 +69,4 @@ def printable(text: str) -> str:
 
 def without_user_info(text: str) -> str:
     """Return the text with `***@` for the user and password of every address in it."""
-    return USER_INFO.sub("***@", text)
+    return USER_INFO.sub(r"\1***@", text)

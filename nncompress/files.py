@@ -12,12 +12,14 @@ import logging
 import math
 import numbers
 import os
+import re
 import shutil
 import signal
 import stat
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 
 GLANCE = 0.1
 """Seconds until a place that is held is tried again: somebody may only have asked whether it is (`is_held`)."""
+SEAL = re.compile(rb'  "check": "[0-9a-f]{8}"\n\}\n$')
+"""The end of a JSON file that is sealed."""
 UNFINISHED = ".*.tmp"
 """The names of files and folders until they are whole: `.NAME.PID.tmp`."""
 NESTED = 32
@@ -176,16 +180,22 @@ def _exit(number: int, frame: FrameType | None) -> NoReturn:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file; None without one, which is told in the log where it is damaged."""
     try:
-        content = parse_json(read_file(path))
+        text = read_file(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         log.warning("%s: ignored, it cannot be read (%s).", path, error.strerror)
         return None
-    if isinstance(content, dict):
+    content, seal = parse_json(text), SEAL.search(text)
+    if not isinstance(content, dict):
+        log.warning("%s: ignored, it is damaged (no JSON object).", path)
+        return None
+    if seal is None:
         return content
-    log.warning("%s: ignored, it is damaged (no JSON object).", path)
-    return None
+    if zlib.crc32(text[: seal.start()]) != int(content.pop("check"), 16):
+        log.warning("%s: ignored, it was changed after it was written.", path)
+        return None
+    return content
 
 
 def read_file(path: Path, last: int | None = None) -> bytes:
@@ -229,9 +239,16 @@ def _limit_numbers(container: Any, depth: int) -> None:
             _limit_numbers(value, depth - 1)
 
 
-def write_json(path: Path, obj: Any) -> None:
-    """Write a JSON file as `write_bytes` does; numbers that are not finite become null."""
-    write_text(path, json.dumps(finite(obj), indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, obj: Any, sealed: bool = False) -> None:
+    """Write a JSON file as `write_bytes` does; numbers that are not finite become null.
+
+    sealed: whether an object gets a `check` as its last key, by which `read_json` notices what was changed afterwards.
+    """
+    text = json.dumps(finite(obj), indent=2, ensure_ascii=False)
+    if sealed:
+        body = f"{text[:-2]},\n"
+        text = f'{body}  "check": "{zlib.crc32(body.encode()):08x}"\n}}'
+    write_text(path, f"{text}\n")
 
 
 def write_text(path: Path, text: str, lasting: bool = True) -> None:

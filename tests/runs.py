@@ -131,7 +131,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
 def summary(folder: Path) -> dict[str, object]:
     """The summary without times and memory."""
     content = json.loads((folder / "summary.json").read_text())
-    return {k: v for k, v in content.items() if not k.startswith(("seconds", "memory"))}
+    return {k: v for k, v in content.items() if not k.startswith(("seconds", "memory", "check"))}
 
 
 def status(folder: Path) -> dict[str, object]:

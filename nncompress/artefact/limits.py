@@ -69,7 +69,7 @@ class _Watch(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs = {key: value if key != "device" else "meta" for key, value in (kwargs or {}).items()}
         fills = getattr(func, "__name__", "") in FILLING
         result = (args[0] if args else kwargs["tensor"]) if fills else func(*args, **kwargs)
         self._left -= 1

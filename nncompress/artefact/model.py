@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nncompress.artefact.encoding import Reader, decode, take_plain
 from nncompress.artefact.files import DESCRIPTION, TENSORS, model_folder, read_files
-from nncompress.artefact.limits import Limit, TooLarge
+from nncompress.artefact.limits import EXPANSION, Limit, TooLarge
 from nncompress.artefact.objects import CLASS, KINDS, Missing, find_class, restored_object
 from nncompress.artefact.save import TIED, outside
 from nncompress.compressions.base import Compression, map_leaves
@@ -27,6 +27,9 @@ from nncompress.errors import CheckpointError, ConfigError, one_line
 from nncompress.surgery.compact_layers import WAYS, replace_layers
 from nncompress.surgery.removal import reshape
 from nncompress.surgery.theta import HeldTheta
+
+SAMPLES = 1 << 30
+"""Bytes of random inputs that small files may ask for."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,15 @@ class Artefact:
         return network.eval()
 
     def samples(self, count: int, seed: int = 0) -> Tensor:
-        """Return random inputs (count, *input_shape) of the network, normally distributed."""
+        """Return random inputs (count, *input_shape) of the network, normally distributed.
+
+        Raises:
+            CheckpointError: they take more than 1 GiB, and more than the network may.
+        """
+        size = sum((self.folder / name).stat().st_size for name in (DESCRIPTION, TENSORS))
+        Limit(max(size, SAMPLES // EXPANSION)).check(
+            [torch.empty(count, *self.description["input_shape"], device="meta")]
+        )
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(count, *self.description["input_shape"], generator=generator)
 
@@ -101,6 +112,10 @@ def open_artefact(path: Path, allow: Sequence[str] | None = ()) -> Artefact:
     folder = model_folder(Path(path))
     description, streams = read_files(folder)
     architecture, kinds = description.get("architecture"), targets(description.get("kinds"), CLASS)
+    if not isinstance(architecture, dict):  # a text would be read as one
+        raise CheckpointError(
+            f"{folder / DESCRIPTION} must hold the node of an architecture, found {architecture!r:.80}"
+        )
     if allow is not None:
         dotted = [{TARGET: name} for name in kinds if name not in KINDS]
         check({"model": architecture, "kinds": dotted}, allow, str(folder / DESCRIPTION))
@@ -155,12 +170,15 @@ def _artefact(
     """
     reader = Reader(streams, blank=limit.bytes // 8)
     parameters = dict(outline.named_parameters())
-    tasks, theta = [], []
+    tasks, theta, taken = [], [], list[str]()
     for about in description["tasks"]:
         kind, sizes = description["kinds"][about["kind"]], iter(about["sizes"])
         compression, view = restored_object(kind["compression"]), restored_object(kind["view"])
         if not isinstance(compression, Compression) or not isinstance(view, View):
             raise CheckpointError(f"a task is a compression and a view, found {compression} and {view}")
+        taken += about["params"]
+        if len(taken) > len(set(taken)):
+            raise CheckpointError(f"a weight belongs to one task, found {', '.join(about['params'])} in another too")
         task, part = Task(tuple(about["params"]), view, compression), decode(kind["theta"], reader, sizes, find_class)
         if list(sizes):
             raise CheckpointError(f"a Θ has more sizes than tensors and values, of {', '.join(task.params)}")

@@ -69,7 +69,90 @@ def _public(part: str, *below: str) -> Offer:
     return Offer(modules=(package, *(f"{package}.{name}" for name in below)))
 
 
-NETWORKS = (_public("models"), Offer(modules=("torch.nn",), base="torch.nn.Module"))
+NETWORKS = (
+    _public("models"),
+    _listed(
+        "torch.nn",
+        "Sequential",
+        "ModuleList",
+        "ModuleDict",
+        "Identity",
+        "Flatten",
+        "Unflatten",
+        "Linear",
+        "Bilinear",
+        *(
+            f"{name}{n}d"
+            for n in (1, 2, 3)
+            for name in (
+                "Conv",
+                "ConvTranspose",
+                "MaxPool",
+                "AvgPool",
+                "LPPool",
+                "AdaptiveAvgPool",
+                "AdaptiveMaxPool",
+                "BatchNorm",
+                "InstanceNorm",
+                "Dropout",
+                "ZeroPad",
+                "ConstantPad",
+                "ReflectionPad",
+                "ReplicationPad",
+                "CircularPad",
+            )
+        ),
+        "GroupNorm",
+        "LayerNorm",
+        "RMSNorm",
+        "LocalResponseNorm",
+        "Dropout",
+        "AlphaDropout",
+        "FeatureAlphaDropout",
+        "ReLU",
+        "ReLU6",
+        "LeakyReLU",
+        "PReLU",
+        "RReLU",
+        "ELU",
+        "SELU",
+        "CELU",
+        "GELU",
+        "GLU",
+        "SiLU",
+        "Mish",
+        "Sigmoid",
+        "LogSigmoid",
+        "Hardsigmoid",
+        "Hardswish",
+        "Hardtanh",
+        "Tanh",
+        "Tanhshrink",
+        "Hardshrink",
+        "Softshrink",
+        "Softplus",
+        "Softsign",
+        "Softmin",
+        "Softmax",
+        "Softmax2d",
+        "LogSoftmax",
+        "Threshold",
+        "Embedding",
+        "EmbeddingBag",
+        "RNN",
+        "LSTM",
+        "GRU",
+        "MultiheadAttention",
+        "Upsample",
+        "UpsamplingNearest2d",
+        "UpsamplingBilinear2d",
+        "PixelShuffle",
+        "PixelUnshuffle",
+        "ChannelShuffle",
+        "Fold",
+        "Unfold",
+    ),
+)
 COMPRESSIONS = (_public("compressions", "decomposition", "quantization", "sparsity"),)
 CONSTRAINTS = (_public("constraints"),)
 SOLVERS = (
@@ -102,7 +185,7 @@ OFFERS: Mapping[str, tuple[Offer, ...]] = {
     TRACKING: (_public("tracking"),),
     "search": (
         _listed(
-            "optuna.samplers", "BruteForceSampler", "CmaEsSampler", "GPSampler", "GridSampler", "NSGAIISampler",
+            "optuna.samplers", "BruteForceSampler", "GPSampler", "GridSampler", "NSGAIISampler",
             "NSGAIIISampler", "QMCSampler", "RandomSampler", "TPESampler",
         ),
         _listed(
@@ -154,6 +237,7 @@ def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Yield the texts of a tree with their dotted keys, interpolations resolved where they can be."""
     if isinstance(node, Mapping | ListConfig | list | tuple):
         for name in node if isinstance(node, Mapping) else range(len(node)):
+            yield key, str(name)
             with suppress(OmegaConfBaseException):  # missing, or an interpolation that another check tells
                 yield from _leaves(node[name], f"{key}.{name}" if key else str(name))
     elif isinstance(node, str):
@@ -164,7 +248,8 @@ def with_own_places(data: Any) -> Any:
     """Return the node of a data set of this package, read from a file, with its files where the command has them."""
     if not isinstance(data, Mapping) or not is_offered(str(data.get(TARGET)), "dataset"):
         return data
-    return {**data, **{key: text for key, text in INTERPOLATIONS.items() if key in data}}
+    own = {key: text for key, text in INTERPOLATIONS.items() if key in data}
+    return {key: own.get(key, value) for key, value in data.items() if key != "defaults"}  # Hydra would obey those
 
 
 def targets(tree: Any, key: str = TARGET) -> list[str]:

@@ -141,6 +141,8 @@ def _shell_problems(cfg: DictConfig) -> Iterator[str]:
         wrong = [part for part in parts or () if not isinstance(part, int | float) or not 0 <= part < 1]
         if wrong:
             yield f"{key}: must be parts to take away, at least 0 and below 1, found {wrong[0]}"
+    if cfg.sweep.retries > 100:
+        yield f"sweep.retries: must be at most 100, found {cfg.sweep.retries}"
     if cfg.recalibrate < 0 or cfg.recalibrate == 1:
         yield f"recalibrate: must be 0 or at least 2 samples, found {cfg.recalibrate}"
     if not 0 <= cfg.validation < 1:

@@ -19,6 +19,8 @@ from nncompress.data.prepare import Preparation, prepare
 from nncompress.errors import ConfigError, DataError
 from nncompress.problem import Dataset, Split
 
+LABELS = 1000
+"""Classes that few samples may have; of more there are at most as many as samples for training."""
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 NAMES = {f"{key}.npy": key for key in KEYS}
 """The members of the file."""
@@ -51,6 +53,11 @@ def npz(
     arrays = read_arrays(file)
     train, test = read_npz(file, arrays, channels_last=channels_last)
     classes = 1 + max(int(train.y.max()), int(test.y.max()))
+    if classes > max(LABELS, len(train)):
+        raise DataError(
+            f"{file}: labels number the classes from 0 on, found {classes - 1} with {len(train)} samples: number those "
+            "that there are."
+        )
     maximum = 255.0 if train.x.dtype == torch.uint8 else 1.0
     return prepare(train, test, how, num_classes=classes, name=file.stem, maximum=maximum)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import pickletools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, ZipFile
 
 import torch
 from torch import Generator, Tensor, nn
@@ -20,6 +23,8 @@ from nncompress.results.shapes import fits
 
 FORMAT = 2
 """The version of what is written; another one is refused."""
+ADMITTED = re.compile(r"torch \w+Storage|torch\._utils _rebuild_tensor_v2|collections OrderedDict")
+"""What the pickle of a checkpoint names, besides texts and numbers."""
 RUN = {
     "rows": {int}, "check": {int}, "finished": {bool},
     "seconds": {float}, "step_seconds": [{float}], "random": [{Tensor}],
@@ -85,6 +90,7 @@ def load(path: Path) -> dict[str, Any]:
             f"resuming needs a checkpoint, found none at {path}: the run ended before its first one; start it afresh"
         )
     try:
+        _check_bytes(path)
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         version = content["format"]
     except Exception as error:
@@ -97,6 +103,22 @@ def load(path: Path) -> dict[str, Any]:
             f"the checkpoint {path} has format {version!r:.80}, this version reads {FORMAT}; start the run afresh"
         )
     return content
+
+
+def _check_bytes(path: Path) -> None:
+    """Raise ValueError for a file of another kind, or with other bytes than were written: torch does not look.
+
+    Of what torch would make of its pickle tensors and dicts alone are admitted.
+    """
+    with ZipFile(path) as file:
+        if any(part.compress_type != ZIP_STORED for part in file.infolist()) or file.testzip() is not None:
+            raise ValueError("packed, or changed after it was written")
+        (pickled,) = (part for part in file.namelist() if part.endswith("/data.pkl"))
+        for opcode, name, _ in pickletools.genops(file.read(pickled)):
+            if opcode.name in ("STACK_GLOBAL", "INST") or (
+                opcode.name == "GLOBAL" and not ADMITTED.fullmatch(str(name))
+            ):
+                raise ValueError(f"{name} is none of the parts of a checkpoint")
 
 
 def load_run(path: Path) -> dict[str, Any]:

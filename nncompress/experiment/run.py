@@ -234,6 +234,7 @@ class _Run:
             if recorder is None:
                 return
             recorder.sync()
+            self.status["records"] = [*recorder.mark]
             content = {
                 **recorder.mark._asdict(),
                 "seconds": iterate.seconds,
@@ -249,20 +250,19 @@ class _Run:
         setup, path, observation = self.setup, self.folder / SUMMARY, end.observation
         records = read_rows(self.folder / RECORDS)
         summary = summary_of(setup, end.iterate, observation, records, end.row, end.step_seconds)
-        write_json(path, summary)
+        write_json(path, summary, sealed=True)
         data, model = setup.problem.data, setup.settings.config.get("model")
         about = About(
             model, data.train.x[:1], data.num_classes, data.classes, data.name, data.preprocessing, setup.settings.data
         )
         save(self.folder / MODEL, observation.deployed, setup.problem.plan, observation.theta, about)
         self._read_back(observation.deployed)
-        summary |= file_sizes(setup.problem, observation, self.folder)
-        write_json(path, summary)
+        write_json(path, summary := summary | file_sizes(setup.problem, observation, self.folder), sealed=True)
         if setup.study is not None:
             began = time.perf_counter()
             rows = list(self._one_shot(observation.deployed))
             summary |= {"one_shot": rows, "seconds/one_shot": time.perf_counter() - began}
-            write_json(path, summary)
+            write_json(path, summary, sealed=True)
         return summary
 
     def _read_back(self, network: nn.Module) -> None:

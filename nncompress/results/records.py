@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from nncompress.errors import CheckpointError, ConfigError
 from nncompress.files import read_json
 from nncompress.results import shapes
-from nncompress.results.rows import read_rows
+from nncompress.results.rows import START, Mark, read_rows
 from nncompress.results.shapes import FIGURE, fits, fitting
 
 if TYPE_CHECKING:
@@ -70,8 +70,14 @@ def read_run(folder: Path) -> Run:
     """
     folder = Path(folder)
     require_run(folder)
-    settings, rows = read_settings(folder), read_rows(folder / RECORDS)
-    return Run(folder, settings, rows, read_summary(folder), read_status(folder))
+    status = read_status(folder)
+    match status.get("records"):
+        case [count, check]:
+            mark = Mark(count, check)
+        case _:
+            mark = START
+    settings, rows = read_settings(folder), read_rows(folder / RECORDS, mark)
+    return Run(folder, settings, rows, read_summary(folder), status)
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
@@ -131,8 +137,10 @@ def is_run(folder: Path) -> bool:
 def read_status(folder: Path) -> dict[str, Any]:
     """Return how a run stands by its `status.json`: always with the keys status, reason, traceback and step."""
     path = folder / STATUS
-    known = _known(path, shapes.STATUS)
-    if len(known) == len(shapes.STATUS):
+    known = _known(path, shapes.STATUS | shapes.RECORDS_MARK)
+    if known.get("records") is None:  # before the first checkpoint
+        known.pop("records", None)
+    if shapes.STATUS.keys() <= known.keys():
         return known
     wrong = "damaged" if os.path.lexists(path) else "missing"
     return {"status": "running", "reason": f"{STATUS} is {wrong}", "traceback": None, "step": None} | known

@@ -90,14 +90,21 @@ class Recorder:
                 self._file.close()
 
 
-def read_rows(path: Path) -> pd.DataFrame:
+def read_rows(path: Path, mark: Mark = START) -> pd.DataFrame:
     """Return the rows of a records file by rising steps: a float column per key (null is NaN), without the checks.
 
-    What is left out, put in order or not to be trusted is told in the log. Without a file there are no rows.
+    What is left out, put in order, not to be trusted or missing is told in the log. Without a file there are no rows.
+
+    Args:
+        mark: where the rows stood at the last checkpoint; others may follow.
     """
     import pandas as pd
 
-    return pd.DataFrame([line.row for line in _read(path)] or {"step": [], "seconds": []}, dtype=float)
+    lines = _read(path)
+    if mark.rows > len(lines) or (mark.rows > 0 and lines[mark.rows - 1].check != mark.check):
+        found = len(lines) if len(lines) < mark.rows else "others"
+        log.warning("%s must hold the %d rows that its run has recorded, found %s.", path, mark.rows, found)
+    return pd.DataFrame([line.row for line in lines] or {"step": [], "seconds": []}, dtype=float)
 
 
 def read_last_row(path: Path) -> dict[str, Any]:

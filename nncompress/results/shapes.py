@@ -22,6 +22,8 @@ NAMED = 5
 """Keys that a warning names at the most."""
 
 STATUS = {"status": WORD, "reason": TEXT, "traceback": TEXT, "step": {int, NoneType}}
+RECORDS_MARK = {"records": ([{int}], ABSENT)}
+"""Of a status: the number of rows at the last checkpoint, and the check of the last one."""
 
 SUMMARY: dict[str, Any] = {
     **dict.fromkeys(("solver", "model", "dataset", "compression", "reference", "protocol", "device", "status"), TEXT),

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from nncompress.errors import ConfigError
-from nncompress.files import hold, read_json, write_json
+from nncompress.errors import ConfigError, printable
+from nncompress.files import hold, read_file, read_json, write_json
 from nncompress.results.records import STATUS, is_run, require_current
 
 SWEEP, LOCK, STOPPED = "sweep.json", "sweep.lock", "stopped.json"
@@ -70,16 +70,18 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / SWEEP
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise ConfigError(f"a sweep's folder holds {SWEEP}, found none in {folder}; check the path") from error
+        shown = printable(str(folder))
+        raise ConfigError(f"a sweep's folder holds {SWEEP}, found none in {shown}; check the path") from error
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, f"it cannot be read: {type(error).__name__}") from error
     if not isinstance(content, dict) or type(content.get("format")) is not int:
         raise _damaged(path, "it has no format")
     if content["format"] != FORMAT:
         raise ConfigError(
-            f"{path} has format {content['format']!r:.80}, this version reads format {FORMAT}; start the sweep again"
+            f"{printable(str(path))} has format {content['format']!r:.80}, this version reads format {FORMAT}; start "
+            "the sweep again"
         )
     if set(content) != {"format", *(each.name for each in fields(Manifest))}:
         raise _damaged(path, "other fields are in it than belong there")
@@ -121,7 +123,7 @@ def _list(path: Path, name: str, values: Any) -> list[Any]:
 
 
 def _damaged(path: Path, wrong: str) -> ConfigError:
-    return ConfigError(f"{path} is damaged ({wrong}); move its folder away and start the sweep again")
+    return ConfigError(f"{printable(str(path))} is damaged ({wrong}); move its folder away and start the sweep again")
 
 
 def require_within(sweep: Path, folder: str) -> None:
@@ -138,25 +140,31 @@ def require_within(sweep: Path, folder: str) -> None:
         is_below = Path(os.path.realpath(sweep)) in place.parents
     if not is_below or os.path.isabs(folder) or ".." in Path(folder).parts:
         raise ConfigError(
-            f"the jobs of a sweep need folders below {sweep}, found '{folder}'; give another hydra.sweep.subdir, or "
-            f"start the sweep again where {SWEEP} names it"
+            f"the jobs of a sweep need folders below {printable(str(sweep))}, found '{printable(folder)}'; give "
+            f"another hydra.sweep.subdir, or start the sweep again where {SWEEP} names it"
         )
 
 
 def refuse_links(folder: Path) -> None:
     """Refuse a folder that is to go on with a link that leads out of it: what is written there would land elsewhere.
 
-    Submitit's own files, of which nothing is written again, may lead to where the folder was before it was moved.
+    So is what is neither a file nor a folder: whoever opens a pipe waits, and a device has no end. Submitit's own
+    files, of which nothing is written again, may lead to where the folder was before it was moved.
 
     Raises:
-        ConfigError: with the first such link.
+        ConfigError: with the first of them.
     """
     whole = Path(os.path.realpath(folder))
     for place, folders, files in os.walk(folder):
-        for link in (os.path.join(place, name) for name in (*folders, *files)):
-            if os.path.islink(link) and whole not in Path(os.path.realpath(link)).parents:
+        for path in (os.path.join(place, name) for name in (*folders, *files)):
+            if os.path.islink(path) and whole not in Path(os.path.realpath(path)).parents:
                 raise ConfigError(
-                    f"what goes on must hold its files itself, found the link {link}; put there what it leads to"
+                    f"what goes on must hold its files itself, found the link {printable(path)}; put there what it "
+                    "leads to"
+                )
+            if not (os.path.isfile(path) or os.path.isdir(path)) and os.path.exists(path):
+                raise ConfigError(
+                    f"what goes on must hold files and folders, found a pipe or device, {printable(path)}; remove it"
                 )
         folders[:] = [name for name in folders if name != ".submitit"]
         folders[:] = [name for name in folders if name != "wandb"]  # W&B keeps such links there, and makes new folders
@@ -175,15 +183,16 @@ def claim_sweep(folder: Path, resumed: bool) -> Iterator[None]:
         ConfigError: another process holds it, or a new sweep would mix with what is there.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    shown = printable(str(folder))
     busy = (
-        f"a sweep needs a folder of its own, found another process running one in {folder}; wait for it, or give "
+        f"a sweep needs a folder of its own, found another process running one in {shown}; wait for it, or give "
         "another hydra.sweep.dir"
     )
     with hold(folder / LOCK, busy):
         if not resumed and ((folder / SWEEP).exists() or any(is_run(path) for path in folder.iterdir())):
             raise ConfigError(
-                f"a sweep needs a folder of its own, found the jobs of another one in {folder}; continue that one with "
-                f"sweep.resume={folder}, or give another hydra.sweep.dir"
+                f"a sweep needs a folder of its own, found the jobs of another one in {shown}; continue that one with "
+                f"sweep.resume={shown}, or give another hydra.sweep.dir"
             )
         yield
 

@@ -1,5 +1,6 @@
 """User names and passwords of addresses reach no file, log or page; what a terminal would obey is spelt out."""
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from golden import Golden
 
 from nncompress.cli.main import main
 from nncompress.environment import describe
+from nncompress.errors import without_user_info
 from nncompress.sweeps.guards import PlainFormatter
 
 ADDRESS = "https://me:s3cr3t@host/x"
@@ -44,6 +46,21 @@ def test_an_address_with_a_password_is_refused_before_anything_is_written(
             assert "s3cr3t" not in said
             assert len(said.splitlines()) == 1
     assert not Path("outputs").exists()
+
+
+def test_a_password_is_known_by_its_place_whatever_is_in_it() -> None:
+    places = ("https://me:{}@host/x", "uri=http://me:{}@h:1", "postgresql://me:{}@h/db", "//me:{}@h", "http:/me:{}@h")
+    for place, password in itertools.product(places, ("s3cr3t", "s3/cr", "s3#cr", "s3?cr", "s3@cr", "s3 cr")):
+        with case(place=place, password=password):
+            assert password not in without_user_info(place.format(password))
+    for plain in (
+        "sqlite:///outputs/a@b.db",
+        "http://localhost:5000/a@b",
+        "s3://bucket/key@2",
+        "model@part=x",
+        "C:/a/b@c",
+    ):
+        assert without_user_info(plain) == plain
 
 
 def test_an_address_with_a_password_in_the_file_of_a_run_goes_no_further(

@@ -15,7 +15,7 @@ from torch import nn
 
 from nncompress.artefact import limits
 from nncompress.artefact.limits import EXPANSION, LEAST, Limit, TooLarge
-from nncompress.artefact.model import load
+from nncompress.artefact.model import load, open_artefact
 from nncompress.artefact.objects import KINDS, class_name, find_class
 from nncompress.compressions.base import Compression
 from nncompress.compressions.decomposition import CP, CPFactors
@@ -39,7 +39,8 @@ def test_a_network_out_of_proportion_is_refused_on_meta(folder: Path) -> None:
     for node, said in (
         (LINEAR | {"in_features": 10**6, "out_features": 10**6}, "bytes is made of files of"),
         ({"_target_": "nncompress.models.MLP", "widths": [10**7, 10**7]}, "bytes is made of files of"),
-        ({"_target_": "torch.nn.Transformer", "num_encoder_layers": 10**9}, "no end of layers"),
+        ({"_target_": "torch.nn.Transformer", "num_encoder_layers": 10**9}, "names torch.nn.Transformer"),
+        (LINEAR | {"in_features": 10**5, "out_features": 10**5, "device": "cpu"}, "bytes is made of files of"),
         ({"_target_": "nncompress.models.ResidualMLP", "width": 1, "blocks": 10**9}, "no end of layers"),
         ({"_target_": "nncompress.models.PreResNet", "depth": 9 * 10**9 + 2}, "at most 10,000 blocks"),
         ({"_target_": "torch.nn.Sequential", "_args_": [LINEAR | {"in_features": 9**9, "out_features": 9}]}, "is made"),
@@ -70,6 +71,26 @@ def test_a_theta_that_decompresses_to_more_than_its_weights_is_refused(folder: P
 
     resign(folder, widen)
     assert "bytes is made of files of" in refusal(folder)
+
+
+def test_a_weight_of_two_tasks_is_refused(folder: Path) -> None:
+    resign(folder, lambda about: about["tasks"].append(about["tasks"][0]))
+    assert "a weight belongs to one task" in refusal(folder)
+
+
+def test_an_architecture_that_is_a_text_is_never_read_as_one(folder: Path, tmp_path: Path) -> None:
+    """OmegaConf makes of a text whatever YAML says."""
+    for text in ("{_target_: os.mkdir, path: made}", "torch.nn.Linear", "- 1"):
+        with case(text=text):
+            resign(folder, of(architecture=text))
+            assert "must hold the node of an architecture" in refusal(folder)
+    assert not (tmp_path / "made").exists()
+
+
+def test_samples_take_memory_in_proportion(folder: Path) -> None:
+    artefact = open_artefact(folder)
+    with pytest.raises(TooLarge):
+        artefact.samples(10**8)
 
 
 def test_outer_products_are_no_way_around_the_limit() -> None:

@@ -16,6 +16,7 @@ from nncompress.data.digits import digits
 from nncompress.errors import CheckpointError, ConfigError, Diverged
 from nncompress.experiment.run import run as run_setup
 from nncompress.experiment.setup import setup
+from nncompress.files import read_json
 from nncompress.metrics import evaluate
 from nncompress.report.run.tables import run_tables
 from nncompress.results.records import read_run
@@ -74,7 +75,7 @@ def test_a_run_by_itself_writes_no_tables_and_plots(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     written = run_setup(setup(configuration(*CODEBOOK_WORDS)), folder)
-    assert written == json.loads((folder / "summary.json").read_text())
+    assert written == read_json(folder / "summary.json")
     left = {path.name for path in folder.iterdir()}
     assert left == {
         "config.yaml", "settings.json", "environment.json", "columns.json", "records.jsonl", "status.json",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_resuming_a_finished_run_changes_nothing(family, golden, tmp_path):
     resume(folder)
     after = json.loads((folder / "summary.json").read_text())
     for key, value in before.items():
-        if not key.startswith("memory"):
+        if not key.startswith(("memory", "check")):
             assert after[key] == value, key
     assert rows(folder) == rows(golden.kept(family))
     assert status(folder)["step"] == steps
@@ -166,6 +167,26 @@ def test_a_checkpoint_whose_parts_are_missing_or_of_another_kind_is_named(tmp_pa
             torch.save(content, path)
             with pytest.raises(CheckpointError, match=said):
                 checkpoint.load_run(path)
+
+
+def test_a_checkpoint_with_another_byte_or_packed_or_with_other_things_than_tensors_is_named(tmp_path):
+    path, content = tmp_path / "last.pt", {"state": [torch.arange(1000.0)]}
+    checkpoint.save(path, content)
+    whole = path.read_bytes()
+    assert torch.equal(checkpoint.load(path)["state"][0], content["state"][0])
+    at = whole.index(torch.tensor(500.0).numpy().tobytes())
+    path.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])  # which torch reads
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        checkpoint.load(path)
+    torch.save({"format": checkpoint.FORMAT, "state": bytearray(10)}, path)
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        checkpoint.load(path)
+    path.write_bytes(whole)
+    with ZipFile(path) as stored, ZipFile(tmp_path / "packed.pt", "w", ZIP_DEFLATED) as packed:
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        checkpoint.load(tmp_path / "packed.pt")
 
 
 def test_a_state_that_does_not_fit_is_refused(tmp_path):

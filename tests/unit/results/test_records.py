@@ -11,7 +11,7 @@ from cases import case
 from golden import WORDS, Golden
 
 from nncompress.errors import CheckpointError, ConfigError
-from nncompress.files import write_json
+from nncompress.files import read_json, write_json
 from nncompress.results.records import (
     flatten,
     is_older,
@@ -117,7 +117,7 @@ def test_what_runs_of_every_family_leave_is_read_back_whole(golden: Golden, capl
         caplog.clear()
         with case(family=family):
             run = read_run(folder)
-            assert run.summary == json.loads((folder / "summary.json").read_text())
+            assert run.summary == read_json(folder / "summary.json")
             assert run.status == json.loads((folder / "status.json").read_text())
             assert read_columns(folder) == json.loads((folder / "columns.json").read_text())
             assert run.settings == json.loads((folder / "settings.json").read_text())["settings"]

@@ -1,6 +1,7 @@
 """The manifest of a sweep: whatever is in the file, it is a manifest of checked types or a sentence."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,16 @@ def test_a_folder_in_place_of_the_manifest_is_no_sweep(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").mkdir()
     with pytest.raises(ConfigError, match="found none in"):
         read_manifest(tmp_path)
+
+
+def test_a_pipe_is_no_manifest_and_the_name_of_a_folder_is_told_on_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "a\x1b\nb"
+    folder.mkdir()
+    os.mkfifo(folder / "sweep.json")
+    for refuse, said in ((read_manifest, "it cannot be read"), (refuse_links, "found a pipe or device")):
+        with pytest.raises(ConfigError, match=said) as refused:
+            refuse(folder)
+        assert str(refused.value).isprintable()
 
 
 def test_a_job_stays_in_its_sweep_whatever_leads_out(tmp_path: Path) -> None:
