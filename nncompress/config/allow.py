@@ -69,89 +69,21 @@ def _public(part: str, *below: str) -> Offer:
     return Offer(modules=(package, *(f"{package}.{name}" for name in below)))
 
 
+LAYERS = """
+    Sequential ModuleList ModuleDict Identity Flatten Unflatten Linear Bilinear GroupNorm LayerNorm RMSNorm
+    LocalResponseNorm Dropout AlphaDropout FeatureAlphaDropout ReLU ReLU6 LeakyReLU PReLU RReLU ELU SELU CELU GELU GLU
+    SiLU Mish Sigmoid LogSigmoid Hardsigmoid Hardswish Hardtanh Tanh Tanhshrink Hardshrink Softshrink Softplus Softsign
+    Softmin Softmax Softmax2d LogSoftmax Threshold Embedding EmbeddingBag RNN LSTM GRU MultiheadAttention Upsample
+    UpsamplingNearest2d UpsamplingBilinear2d PixelShuffle PixelUnshuffle ChannelShuffle Fold Unfold
+""".split()  # noqa: SIM905
+"""Classes of `torch.nn` that files may name; those in one, two and three dimensions come next."""
+LAYERS_OF_DIMENSIONS = """
+    Conv ConvTranspose MaxPool AvgPool LPPool AdaptiveAvgPool AdaptiveMaxPool BatchNorm InstanceNorm Dropout ZeroPad
+    ConstantPad ReflectionPad ReplicationPad CircularPad
+""".split()  # noqa: SIM905
 NETWORKS = (
     _public("models"),
-    _listed(
-        "torch.nn",
-        "Sequential",
-        "ModuleList",
-        "ModuleDict",
-        "Identity",
-        "Flatten",
-        "Unflatten",
-        "Linear",
-        "Bilinear",
-        *(
-            f"{name}{n}d"
-            for n in (1, 2, 3)
-            for name in (
-                "Conv",
-                "ConvTranspose",
-                "MaxPool",
-                "AvgPool",
-                "LPPool",
-                "AdaptiveAvgPool",
-                "AdaptiveMaxPool",
-                "BatchNorm",
-                "InstanceNorm",
-                "Dropout",
-                "ZeroPad",
-                "ConstantPad",
-                "ReflectionPad",
-                "ReplicationPad",
-                "CircularPad",
-            )
-        ),
-        "GroupNorm",
-        "LayerNorm",
-        "RMSNorm",
-        "LocalResponseNorm",
-        "Dropout",
-        "AlphaDropout",
-        "FeatureAlphaDropout",
-        "ReLU",
-        "ReLU6",
-        "LeakyReLU",
-        "PReLU",
-        "RReLU",
-        "ELU",
-        "SELU",
-        "CELU",
-        "GELU",
-        "GLU",
-        "SiLU",
-        "Mish",
-        "Sigmoid",
-        "LogSigmoid",
-        "Hardsigmoid",
-        "Hardswish",
-        "Hardtanh",
-        "Tanh",
-        "Tanhshrink",
-        "Hardshrink",
-        "Softshrink",
-        "Softplus",
-        "Softsign",
-        "Softmin",
-        "Softmax",
-        "Softmax2d",
-        "LogSoftmax",
-        "Threshold",
-        "Embedding",
-        "EmbeddingBag",
-        "RNN",
-        "LSTM",
-        "GRU",
-        "MultiheadAttention",
-        "Upsample",
-        "UpsamplingNearest2d",
-        "UpsamplingBilinear2d",
-        "PixelShuffle",
-        "PixelUnshuffle",
-        "ChannelShuffle",
-        "Fold",
-        "Unfold",
-    ),
+    _listed("torch.nn", *LAYERS, *(f"{name}{n}d" for name in LAYERS_OF_DIMENSIONS for n in (1, 2, 3))),
 )
 COMPRESSIONS = (_public("compressions", "decomposition", "quantization", "sparsity"),)
 CONSTRAINTS = (_public("constraints"),)

@@ -6,15 +6,22 @@ Times of files do not tell: copies and unpacked archives have new ones.
 from __future__ import annotations
 
 import hashlib
+import json
+import re
+import zlib
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-from nncompress.files import is_held, read_file, read_json, write_json
+from nncompress.errors import NNCompressError
+from nncompress.files import is_held, read_file, read_json, write_bytes
 from nncompress.results.records import COLUMNS, LOCK, RECORDS, SEARCH, SETTINGS, STATUS, SUMMARY
 
 MADE = "report.json"
-"""The digest of what a report was made of, and its files with their sizes; it is written last."""
+"""The digest of what a report was made of, and its files with the checksums of their contents; it is written last."""
+PAGE = "report.html"
+PART = re.compile(rf"(tables|plots)/[^/]+|{re.escape(PAGE)}")
+"""The names of its files: others are not looked at."""
 ENVIRONMENT = "environment.json"
 INPUTS = (RECORDS, SUMMARY, STATUS, SETTINGS, COLUMNS, ENVIRONMENT)
 """What the report of a run is made of."""
@@ -32,14 +39,31 @@ def is_whole(folder: Path, digest: str, wanted: Collection[str] = ()) -> bool:
     files = made.get("files")
     if made.get("digest") != digest or not isinstance(files, dict) or not set(wanted) <= set(files):
         return False
-    return all(_size(folder / name) == size for name, size in files.items())
+    return all(PART.fullmatch(name) and _sum(folder / name) == known is not None for name, known in files.items())
 
 
 def mark(folder: Path, digest: str, paths: Iterable[Path]) -> None:
     """Say that the report in a folder is these files, made of inputs that had this digest before they were read."""
-    write_json(
-        folder / MADE, {"digest": digest, "files": {str(path.relative_to(folder)): _size(path) for path in paths}}
-    )
+    files = {str(path.relative_to(folder)): _sum(path) for path in paths}
+    write_part(folder / MADE, json.dumps({"digest": digest, "files": files}, indent=2).encode())
+
+
+def write_part(path: Path, content: bytes) -> Path:
+    """Write a file of a report, into a folder made when absent; return its path.
+
+    Raises:
+        NNCompressError: it cannot be written; something else may be in its place.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content, lasting=False)
+    except OSError as error:
+        place = path if path.parent.is_dir() else path.parent
+        raise NNCompressError(
+            f"a report needs to write {path}, found that {place} cannot be written ({error.strerror}); move what is "
+            "there away, or make room for it"
+        ) from error
+    return path
 
 
 def digest_of(folder: Path) -> str:
@@ -77,8 +101,9 @@ def _content(path: Path) -> bytes:
         return b""
 
 
-def _size(path: Path) -> int | None:
+def _sum(path: Path) -> int | None:
+    """Return a checksum of a file's content: it tells an edit, at a third of the time of a digest."""
     try:
-        return path.stat().st_size
-    except OSError:
+        return zlib.crc32(read_file(path))
+    except (OSError, ValueError):  # ValueError: of a name that no file can have
         return None

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from nncompress.errors import NNCompressError, one_line, printable
-from nncompress.report.fresh import digest_of, digest_of_sweep, is_whole
+from nncompress.report.fresh import PAGE, digest_of, digest_of_sweep, is_whole
 from nncompress.results.records import Run, is_run, read_run, run_folders
 
 log = logging.getLogger(__name__)
 
-PAGE = "report.html"
 SECONDS = 5.0
 """From one word on how far it is to the next."""
 Tell = Callable[[str], None]

@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike, NDArray
 
-from nncompress.files import write_bytes
+from nncompress.report.fresh import write_part
 from nncompress.report.text import cut
 
 # Okabe and Ito's palette, without its yellow, which is too light for lines.
@@ -66,7 +66,6 @@ def title_of(text: str, width: float) -> str:
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write name.png (150 dpi) and name.svg into a folder, made when absent; return their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")  # of names in other scripts; an svg has them
@@ -76,12 +75,12 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
         file = BytesIO()
         vector: Any = FigureCanvasSVG(figure)
         vector.print_svg(file, metadata={"Date": None})
-        write_bytes(svg, file.getvalue(), lasting=False)
+        write_part(svg, file.getvalue())
         figure.set_dpi(150)
         # no canvas: it would hold the pixels in a cycle of references
         raster: Any = RendererAgg(*figure.bbox.size, 150)  # type: ignore[no-untyped-call]
         figure.draw(raster)
-        write_bytes(png, _png(np.asarray(raster.buffer_rgba())), lasting=False)
+        write_part(png, _png(np.asarray(raster.buffer_rgba())))
     return [png, svg]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from nncompress.files import write_text
+from nncompress.report.fresh import write_part
 from nncompress.report.latex import escape
 from nncompress.report.text import UNKNOWN, clean, harmless_cell
 
@@ -26,12 +26,8 @@ class Table:
 
 def write_table(table: Table, folder: Path) -> list[Path]:
     """Write name.csv, name.md and name.tex into a folder, made when absent; return their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     forms: dict[str, Callable[[Table], str]] = {"csv": csv, "md": markdown, "tex": latex}
-    paths = [folder / f"{table.name}.{ending}" for ending in forms]
-    for path, form in zip(paths, forms.values(), strict=True):
-        write_text(path, form(table), lasting=False)
-    return paths
+    return [write_part(folder / f"{table.name}.{ending}", form(table).encode()) for ending, form in forms.items()]
 
 
 def csv(table: Table) -> str:

@@ -15,7 +15,7 @@ WIDEST = 300
 
 def number(value: Any) -> str:
     """Write four significant figures; whole numbers in full, their thousands separated."""
-    if missing(value):
+    if _no_number(value):
         return UNKNOWN
     value = float(value)
     if value.is_integer() and abs(value) < 1e15:
@@ -25,17 +25,17 @@ def number(value: Any) -> str:
 
 def signed(value: Any) -> str:
     """Write three decimals with a true minus sign: for slopes."""
-    return UNKNOWN if missing(value) else f"{float(value):.3f}".replace("-", "−")
+    return UNKNOWN if _no_number(value) else f"{float(value):.3f}".replace("-", "−")
 
 
 def percent(value: Any) -> str:
     """Write a share in [0, 1] as a percentage with two decimals, without the sign."""
-    return UNKNOWN if missing(value) else f"{100 * float(value):.2f}"
+    return UNKNOWN if _no_number(value) else f"{100 * float(value):.2f}"
 
 
 def times(ratio: Any) -> str:
     """Write how many times smaller: 1/ratio."""
-    return UNKNOWN if missing(ratio) or float(ratio) <= 0 else f"{1 / float(ratio):.2f}×"
+    return UNKNOWN if _no_number(ratio) or float(ratio) <= 0 else f"{1 / float(ratio):.2f}×"
 
 
 def spread(mean: str, std: str) -> str:
@@ -45,7 +45,7 @@ def spread(mean: str, std: str) -> str:
 
 def yes_no(value: Any) -> str:
     """Write a check's outcome."""
-    return UNKNOWN if missing(value) else "yes" if value else "no"
+    return UNKNOWN if _no_number(value) else "yes" if value else "no"
 
 
 FORMS: dict[str, Callable[[Any], str]] = {"number": number, "percent": percent, "yes_no": yes_no}
@@ -104,9 +104,18 @@ def missing(value: Any) -> bool:
     return bool(pd.isna(value))
 
 
+def _no_number(value: Any) -> bool:
+    return isinstance(value, str | list | dict) or missing(value)
+
+
 def is_number(value: Any) -> bool:
     """Tell whether a value on record is a number; a check (true, false) is none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def numbers(record: Mapping[str, Any]) -> dict[str, int | float]:
+    """Return the keys of a record that are known numbers."""
+    return {key: value for key, value in record.items() if is_number(value) and not missing(value)}
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> Iterator[str]:

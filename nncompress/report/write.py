@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nncompress.files import write_text
 from nncompress.report.collect import (
     aggregate,
     choice,
@@ -19,9 +18,8 @@ from nncompress.report.collect import (
     setting_of,
     summaries,
 )
-from nncompress.report.fresh import digest_of, digest_of_sweep, mark
+from nncompress.report.fresh import PAGE, digest_of, digest_of_sweep, mark, write_part
 from nncompress.report.html.page import run_page, sweep_page
-from nncompress.report.rebuild import PAGE
 from nncompress.report.run.plots import run_plots
 from nncompress.report.run.tables import run_tables
 from nncompress.report.sweep.one_shot import run_one_shot, sweep_one_shot
@@ -32,7 +30,7 @@ from nncompress.report.sweep.study_plots import courses_plot, sensitivity_plot, 
 from nncompress.report.sweep.tables import measures_of, sensitivity_table, sweep_table, write_frame
 from nncompress.report.tables import Table, write_table
 from nncompress.results.query import GROUPS
-from nncompress.results.records import Run, read_run, read_runs, run_folders
+from nncompress.results.records import RECORDS, SUMMARY, Run, read_run, read_runs, run_folders
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +62,12 @@ def write_run(run: Run, digest: str, html: bool = False) -> list[Path]:
     """
     run, paths, tables = cleaned(run), list[Path](), list[Table]()
     if run.rows.empty:
-        log.warning("%s: no tables or plots, the run ended before its first record.", run.folder)
+        lost = run.summary is not None or run.status["status"] == "done" or bool(run.status["step"])
+        why = f"no record is left in {RECORDS}" if lost else "the run ended before its first record"
+        log.warning("%s: no tables or plots, %s.", run.folder, why)
     else:
+        if run.status["status"] == "done" and run.summary is None:
+            log.warning("%s: %s is missing, the figures are those of the last record.", run.folder, SUMMARY)
         more, figures = run_one_shot(run)
         tables = [*run_tables(run), *more]
         paths += [path for table in tables for path in write_table(table, run.folder / "tables")]
@@ -109,8 +111,7 @@ def write_sweep(folder: Path, runs: Sequence[Run], digest: str, html: bool = Fal
 
 
 def _write_page(folder: Path, page: str) -> Path:
-    write_text(folder / PAGE, page)
-    return folder / PAGE
+    return write_part(folder / PAGE, page.encode())
 
 
 def _write_sweep(folder: Path, runs: Sequence[Run]) -> tuple[list[Table], list[Path]]:

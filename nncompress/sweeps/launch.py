@@ -24,9 +24,9 @@ from nncompress import parallel
 from nncompress.config.allow import check
 from nncompress.config.overrides import retarget, sentence
 from nncompress.config.schema import CHOICES, register
-from nncompress.errors import ConfigError, NNCompressError
+from nncompress.errors import ConfigError, NNCompressError, printable
 from nncompress.files import exit_on_signals
-from nncompress.results.records import SEARCH, run_folders
+from nncompress.results.records import run_folders
 from nncompress.results.run_folder import stamp
 from nncompress.results.sweep_folder import ENDED, SWEEP, read_manifest, standing
 from nncompress.sweeps import jobs
@@ -35,8 +35,8 @@ from nncompress.sweeps.jobs import short
 from nncompress.sweeps.recorded import with_recorded
 from nncompress.sweeps.saved import resume_task
 from nncompress.sweeps.search import Search
-from nncompress.sweeps.sweeper import SWEEP_FOLDERS, Jobs
-from nncompress.sweeps.trial import require_optuna
+from nncompress.sweeps.sweeper import SWEPT, Jobs
+from nncompress.sweeps.trial import STORE, require_optuna
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def under_hydra(prepare: Callable[[], tuple[TaskFunction, list[str]]]) -> int:
     register()
     if parallel.first():
         code = _run_hydra(prepare)
-        return _finish_sweep(SWEEP_FOLDERS[-1], code) if SWEEP_FOLDERS else code
+        return _finish_sweep(*SWEPT.popitem(), code) if SWEPT else code
     logging.disable()
     with TemporaryDirectory() as nowhere, suppress(NNCompressError), redirect_stdout(StringIO()):
         code = _run_hydra(prepare, (*QUIET, f"hydra.run.dir={nowhere}", f"hydra.sweep.dir={nowhere}"))
@@ -99,7 +99,7 @@ def under_hydra(prepare: Callable[[], tuple[TaskFunction, list[str]]]) -> int:
 
 def _run_hydra(prepare: Callable[[], tuple[TaskFunction, list[str]]], more: Sequence[str] = ()) -> int:
     """Run Hydra on what `prepare` returns and `more` words; return the exit code."""
-    SWEEP_FOLDERS.clear()
+    SWEPT.clear()
     for sweeper in (Jobs, Search):
         Plugins.instance().register(sweeper)
     task, words = prepare()
@@ -128,7 +128,7 @@ def job(cfg: DictConfig) -> None:
     """Do the run, or the job of a sweep, that Hydra has composed."""
     settings = HydraConfig.get()
     if cfg.sweep.resume is not None:  # whatever is made of words on record, in whichever process
-        check(settings_of(cfg), list(cfg.allow), str(Path(settings.sweep.dir, SWEEP)))
+        check(settings_of(cfg), list(cfg.allow), printable(str(Path(settings.sweep.dir, SWEEP))))
     cfg.choices = {group: choice for group in CHOICES if (choice := settings.runtime.choices.get(group))}
     retarget(cfg, settings.overrides.task)
     folder = Path(settings.runtime.output_dir)
@@ -138,8 +138,11 @@ def job(cfg: DictConfig) -> None:
         jobs.run_single(cfg, folder)
 
 
-def _finish_sweep(folder: Path, code: int) -> int:
-    """Write the aggregated tables and plots of whatever the sweep has left; return the sweep's exit code."""
+def _finish_sweep(folder: Path, ours: Sequence[str], code: int) -> int:
+    """Write the aggregated tables and plots of whatever the sweep has left; return the sweep's exit code.
+
+    ours: the folders of the jobs that the words of this command make. Others, of earlier words, are no failure of it.
+    """
     if not run_folders([folder]):
         return code
     from nncompress.report import write_sweep_report
@@ -153,12 +156,21 @@ def _finish_sweep(folder: Path, code: int) -> int:
         ends = report.failed["traceback"].fillna(report.failed["reason"])
         shown = report.failed.drop(columns=["traceback", "reason"]).assign(ended=ends).dropna(axis=1, how="all")
         log.error("%d of %d jobs are not done:\n%s", failed, failed + report.done, shown.to_markdown(index=False))
-    if (folder / SEARCH).exists():  # settings that do not serve are what it is about
+    if (folder / STORE).exists():  # settings that do not serve are what a search is about
+        if code:
+            log.error("the search was stopped; continue with: nncompress search sweep.resume=%s", short(folder))
         return code or int("failed" in report.failed["status"].to_list())
-    waiting = [job for job in read_manifest(folder).jobs if standing(folder / job.folder) not in ENDED]
-    if waiting:
-        log.error("%d jobs are to run; continue with: nncompress train sweep.resume=%s", len(waiting), short(folder))
-    return code or int(failed > 0 or len(waiting) > 0)
+    stands = {job.folder: standing(folder / job.folder) for job in read_manifest(folder).jobs}
+    waiting = [name for name, status in stands.items() if status not in ENDED]
+    earlier = [name for name in waiting if name not in ours]
+    if len(waiting) > len(earlier):
+        count = len(waiting) - len(earlier)
+        log.error("%d jobs are to run; continue with: nncompress train sweep.resume=%s", count, short(folder))
+    if earlier:
+        begun = [name for name in earlier if stands[name] != "pending"][:1]
+        how = f", or continue each that was begun: nncompress train resume={short(folder / begun[0])}" if begun else ""
+        log.warning("%d jobs of earlier words remain: give those words again%s", len(earlier), how)
+    return code or int(any(stands[name] != "done" for name in ours))
 
 
 def _unwritable(error: OSError) -> NNCompressError:

@@ -18,7 +18,7 @@ from nncompress.config.options import groups
 from nncompress.config.overrides import named_folder, quote
 from nncompress.config.schema import KEYS, is_below
 from nncompress.errors import ConfigError, printable
-from nncompress.results.sweep_folder import SWEEP, read_manifest
+from nncompress.results.sweep_folder import SWEEP, read_manifest, refuse_links
 
 log = logging.getLogger(__name__)
 
@@ -35,18 +35,23 @@ OF_LAUNCHER = {
     *("n_jobs", "batch_size", "pre_dispatch", "timeout", "verbose"),
     *("timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb"),
     *("partition", "qos", "account", "constraint", "cpus_per_gpu", "gpus_per_task", "mem_per_gpu", "mem_per_cpu"),
-    *("signal_delay_s", "max_num_timeout", "array_parallelism"),
+    *("signal_delay_s", "max_num_timeout", "array_parallelism", "name", "gres", "comment"),
     *("ray.init.num_cpus", "ray.init.num_gpus", "ray.init.log_to_driver"),
     *("ray.remote.num_cpus", "ray.remote.num_gpus", "ray.remote.memory", "ray.remote.max_retries"),
 }
 """The keys of launchers, each with a number or a name, that are followed."""
-NUMBER_OR_NAME = re.compile(r"-?[A-Za-z0-9][\w.]*", re.ASCII)
+NUMBER_OR_NAME = re.compile(r"-\d[\d.]*|(?P<q>['\"]?)[A-Za-z0-9][\w.:-]*( [A-Za-z0-9][\w.:-]*)*(?P=q)", re.ASCII)
+"""A number, or words of which none begins with a dash, as an option of a program would."""
+OF_JOBS = re.compile(r"(?P<q>['\"]?)\d{1,4}\*n_jobs(?P=q)", re.ASCII)
+"""What joblib may work out."""
 OPTIONS = re.compile(r"(?:[\w*,\[\]() =-]|(?<=\w)/(?=\w))*", re.ASCII)
 """Options of a group, several of them or Hydra's functions of them: no path leads out of the group."""
 OTHER_KEY = re.compile(r"\$\{[A-Za-z_][\w.]*\}", re.ASCII)
 """An interpolation that is the value of another key."""
 DEPTH = 32
 """How deep the values of a word may be nested."""
+LAUNCHERS = ("launcher", "hydra/launcher")
+"""The keys that choose a launcher."""
 OF_THIS_COMMAND = ("sweep.resume", "hydra.sweep.dir")
 """Keys of which what is on record does not count: the folder is where it is now."""
 NEVER = ("allow", "resume", "choices", "search.store", "search.trial")
@@ -65,19 +70,22 @@ def with_recorded(arguments: Sequence[str]) -> list[str]:
     folder = named_folder(arguments, "sweep.resume", "a sweep")
     if folder is None:
         return list(arguments)
+    shown = printable(str(folder / SWEEP))
+    refuse_links(folder)
     flags, overrides = split(arguments)
     other_flags, recorded = split([] if "-m" in flags else read_manifest(folder).command)
     dropped = [flag for flag in other_flags if flag != "-m"]
+    if not overrides.keys().isdisjoint(LAUNCHERS):  # what is set of another one may be none of its keys
+        theirs = [key for key in recorded if is_below(key.replace("/", "."), ("launcher", "hydra.launcher"))]
+        dropped += [recorded.pop(key) for key in theirs if key not in overrides]
     for key in [key for key, word in recorded.items() if key not in overrides and not is_followed(word)]:
         word = recorded.pop(key)
         if not is_below(key.replace("/", "."), ("hydra", "launcher", "sweep.resume", *NEVER)):
-            raise ConfigError(
-                f"{folder / SWEEP} holds {printable(word)}, which no file may give; if it is right, give it again"
-            )
+            raise ConfigError(f"{shown} holds {printable(word)}, which no file may give; if it is right, give it again")
         if key not in OF_THIS_COMMAND:
             dropped.append(word)
     for word in dropped:
-        log.warning("%s of %s is not taken over; give it again if it is needed", printable(word), folder / SWEEP)
+        log.warning("%s of %s is not taken over; give it again if it is needed", printable(word), shown)
     merged = {key: word for key, word in (recorded | overrides).items() if key not in OF_THIS_COMMAND}
     place = [f"{key}={quote(str(folder))}" for key in OF_THIS_COMMAND]  # last: nothing comes after it
     return [*itertools.chain(*{"-m": ["-m"], **flags}.values()), *merged.values(), *place]
@@ -87,7 +95,7 @@ def is_followed(word: str) -> bool:
     """Tell whether a word on record is followed."""
     depth = itertools.accumulate((char in "[{(") - (char in "]})") for char in word)
     others = OTHER_KEY.sub("", word)
-    if max(depth, default=0) > DEPTH or ("$" in word and ("$" in others or "\\" in others)):
+    if max(depth, default=0) > DEPTH or "${" in others or ("$" in word and "\\" in word):
         return False
     try:
         parsed = OverridesParser.create().parse_override(word)
@@ -112,6 +120,8 @@ def _is_harmless(key: str, value: str, parsed: Override) -> bool:
     if name != key:
         return "." not in name and is_followed(f"{name}={parsed.value()}")
     if key == "hydra.sweep.subdir":  # where it leads is looked at for each job
+        return True
+    if key == "hydra.launcher.pre_dispatch" and OF_JOBS.fullmatch(value):
         return True
     plain = key == "hydra.sweeper.max_batch_size" or key.removeprefix("hydra.launcher.") in OF_LAUNCHER
     return plain and NUMBER_OR_NAME.fullmatch(value) is not None

@@ -19,7 +19,8 @@ from nncompress.config.allow import check, targets
 from nncompress.config.options import LOADER, OF_RUN
 from nncompress.config.overrides import named_folder, packaged_config, quote, retarget, unknown_key
 from nncompress.config.schema import CHOICES, FOLLOWED, LATER, Config, is_below
-from nncompress.errors import CheckpointError, ConfigError, one_line
+from nncompress.errors import CheckpointError, ConfigError, one_line, printable
+from nncompress.files import read_file
 from nncompress.results.records import CONFIG, require_current
 from nncompress.results.run_folder import stamp
 from nncompress.results.sweep_folder import refuse_links
@@ -43,21 +44,24 @@ def read_saved(folder: Path) -> DictConfig:
         CheckpointError: there is none, it is damaged, or an older version wrote it.
     """
     path = folder / CONFIG
+    shown = printable(str(path))
     for needed in (folder, path):
         if not needed.exists():
             raise CheckpointError(
-                f"the folder of a run with its {CONFIG} is needed, but {needed} does not exist: check the path, or "
-                "start the run again"
+                f"the folder of a run with its {CONFIG} is needed, but {printable(str(needed))} does not exist: check "
+                "the path, or start the run again"
             )
     require_current(folder)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode()
         _require_plain(text)
-        cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(StringIO(text)), UNFOLLOWED)
+        saved = OmegaConf.load(StringIO(text))
+        cfg = OmegaConf.merge(OmegaConf.structured(Config), saved, UNFOLLOWED)
     except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {one_line(error)}; start the run again") from error
-    if not isinstance(cfg, DictConfig):
-        raise CheckpointError(f"{path} holds no configuration; start the run again")
+        told = error.strerror if isinstance(error, OSError) else printable(one_line(error))
+        raise CheckpointError(f"{shown} cannot be read: {told}; start the run again") from error
+    if not isinstance(cfg, DictConfig) or not saved:
+        raise CheckpointError(f"{shown} holds no configuration; start the run again")
     for follower, key in FOLLOWED.items():
         value = OmegaConf.select(cfg, follower)
         if value is not None and value == OmegaConf.select(cfg, key):
@@ -102,7 +106,7 @@ def with_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 def _check_names(cfg: DictConfig, overrides: Sequence[str], folder: Path) -> None:
     """Refuse a class that the configuration names and that is neither known, allowed nor named by an override."""
-    check(cfg, [*cfg.allow, *targets(OmegaConf.from_dotlist(list(overrides)))], str(folder / CONFIG))
+    check(cfg, [*cfg.allow, *targets(OmegaConf.from_dotlist(list(overrides)))], printable(str(folder / CONFIG)))
 
 
 def resume_task(arguments: list[str], run: Callable[[DictConfig, Path], None]) -> tuple[TaskFunction, list[str]] | None:
@@ -119,8 +123,9 @@ def resume_task(arguments: list[str], run: Callable[[DictConfig, Path], None]) -
     refused = [word for word in changes if not is_below(word.partition("=")[0], LATER)]
     if refused:
         raise ConfigError(f"beside resume= only {', '.join(LATER)} may be given, found {', '.join(refused)}")
-    cfg = with_overrides(read_saved(folder), [*changes, f"resume={folder}"])
     refuse_links(folder)
+    cfg = with_overrides(read_saved(folder), changes)
+    cfg.resume = str(folder)
     _check_names(cfg, changes, folder)
     # Hydra's own record of the first command stays: no output_subdir.
     return (lambda _: run(cfg, folder)), [f"hydra.run.dir={quote(str(folder))}", "hydra.output_subdir=null"]

@@ -17,10 +17,10 @@ from nncompress import parallel
 from nncompress.config.build import build
 from nncompress.config.overrides import quote
 from nncompress.config.schema import SEARCHER
-from nncompress.errors import ConfigError, NNCompressError, nearest
+from nncompress.errors import ConfigError, NNCompressError, nearest, printable
 from nncompress.files import read_json, write_json
 from nncompress.results.records import SEARCH, SUMMARY
-from nncompress.results.sweep_folder import ENDED, Job, Manifest, standing, write_manifest
+from nncompress.results.sweep_folder import ENDED, Job, Manifest, require_within, standing, write_manifest
 from nncompress.sweeps.sweeper import SweepOfJobs
 from nncompress.sweeps.trial import FOLDER, NAME, OBJECTIVES, STORE, Direction, new_study, require_optuna, storage
 from nncompress.tracking.sqlite import ask, damage_told, make_absent
@@ -105,7 +105,8 @@ class OptunaStudy:
             )
         self._folders: dict[int, str] = {}
         make_absent(folder / STORE, lambda path: new_study(path, self.objectives))
-        remedy = f"move it away and give nncompress search sweep.resume={folder}: jobs that ended are not run again"
+        again = f"nncompress search sweep.resume={printable(str(folder))}"
+        remedy = f"move it away and give {again}: jobs that ended are not run again"
         with damage_told(folder / STORE, "the study of this search", remedy, Exception):
             if ask(folder / STORE, "PRAGMA quick_check(1)") != [("ok",)]:
                 raise ValueError("PRAGMA quick_check fails")
@@ -164,7 +165,7 @@ class OptunaStudy:
             else:
                 raise NNCompressError(
                     f"trial {number} did not end (it is {status}); continue with: nncompress search "
-                    f"sweep.resume={self.folder}"
+                    f"sweep.resume={printable(str(self.folder))}"
                 )
         self._write()
 
@@ -188,11 +189,27 @@ class OptunaStudy:
             create_trial(state=trial.state, values=trial.values, params=trial.params, distributions=trial.distributions)
             if trial.number != number or trial.state == TrialState.WAITING:
                 raise ValueError(f"trial {number} is no trial of a search")
+            self._require_measured(trial)
             if any("optimizer" in key for key in trial.system_attrs) and UNPICKLED not in allow:
                 raise ConfigError(
                     f"{self.folder / STORE} must hold numbers and texts, found the pickled state of a sampler, which "
                     f"can run any code; if you trust it, add allow=[{UNPICKLED}]"
                 )
+
+    def _require_measured(self, trial: optuna.trial.FrozenTrial) -> None:
+        """Refuse a trial with other values than those in the summary of its job, where that is still there.
+
+        Raises:
+            ConfigError: its job is not below the folder of the search, or has none of the figures.
+            ValueError: it has other values.
+        """
+        job = trial.user_attrs.get(FOLDER)
+        if trial.state.name != "COMPLETE" or not isinstance(job, str):
+            return
+        require_within(self.folder, job)
+        summary = read_json(self.folder / job / SUMMARY)
+        if summary is not None and trial.values != self._values(summary):
+            raise ValueError(f"trial {trial.number} has {trial.values}, its job {job} has {self._values(summary)}")
 
     def _values(self, summary: Mapping[str, Any]) -> list[float]:
         """Return what a job has reached of each objective."""

@@ -25,6 +25,7 @@ from nncompress import parallel
 from nncompress.config.allow import check
 from nncompress.config.overrides import quote
 from nncompress.config.schema import SWEEPER
+from nncompress.errors import printable
 from nncompress.results import sweep_folder
 from nncompress.results.sweep_folder import ENDED, Job, Manifest, read_manifest, standing
 from nncompress.sweeps.combinations import combinations, key_of, settings_of, values_of, varied_in
@@ -32,8 +33,8 @@ from nncompress.sweeps.workers import launch_all
 
 log = logging.getLogger(__name__)
 
-SWEEP_FOLDERS: list[Path] = []
-"""The folder of the sweep that this process ran: Hydra hands it to nobody."""
+SWEPT: dict[Path, list[str]] = {}
+"""The folder of the sweep that this process ran, with those of the jobs of its words: Hydra hands them to nobody."""
 
 
 class SweepOfJobs(Sweeper):
@@ -81,11 +82,11 @@ class SweepOfJobs(Sweeper):
         """
         resumed = self.config.sweep.resume is not None
         if resumed:  # refused before anything is made in the folder
-            read_manifest(self.folder)
             sweep_folder.refuse_links(self.folder)
+            read_manifest(self.folder)
             self._check(self.config)
         claim.enter_context(sweep_folder.claim_sweep(self.folder, resumed))
-        SWEEP_FOLDERS.append(self.folder)
+        SWEPT[self.folder] = []
         (self.folder / sweep_folder.STOPPED).unlink(missing_ok=True)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
         manifest = read_manifest(self.folder) if resumed else Manifest([], [], list(varied))
@@ -127,7 +128,7 @@ class SweepOfJobs(Sweeper):
 
     def _check(self, cfg: DictConfig) -> None:
         """Refuse what the words of a sweep that goes on name and what is not allowed. Raises ConfigError."""
-        check(settings_of(cfg), list(cfg.allow), str(self.folder / sweep_folder.SWEEP))
+        check(settings_of(cfg), list(cfg.allow), printable(str(self.folder / sweep_folder.SWEEP)))
 
 
 class Jobs(SweepOfJobs):
@@ -168,6 +169,7 @@ class Jobs(SweepOfJobs):
                 log.warning("%s is the same job as %s, it is run once", " ".join(overrides), job.folder)
             jobs[job.key] = job
         sweep_folder.write_manifest(self.folder, manifest)
+        SWEPT[self.folder] = [job.folder for job in jobs.values()]
         waiting = [job for job in jobs.values() if standing(self.folder / job.folder) not in ENDED]
         if self.config.sweep.resume is not None:
             log.info("%d of %d jobs have ended, %d are to run", len(jobs) - len(waiting), len(jobs), len(waiting))

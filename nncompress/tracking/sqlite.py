@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from nncompress.errors import NNCompressError, one_line
+from nncompress.errors import NNCompressError, one_line, printable
 from nncompress.files import hold, remove_unfinished
 
 OF_CONTENT = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-"""Sqlite's codes for what is wrong with a database; all others are of the moment: it is locked, the disk is full."""
+"""Sqlite's codes for what is wrong with what a database holds."""
+OF_FILE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
+"""Those for a file that cannot be read, or is none; all others are of the moment: it is locked, the disk is full."""
 
 PATIENCE = 60
 """Seconds to wait for another process that writes to a database."""
@@ -73,7 +75,7 @@ def ask(path: Path, question: str, *values: str) -> list[tuple[Any, ...]]:
 
 @contextmanager
 def damage_told(path: Path, needed: str, remedy: str, *also: type[Exception]) -> Iterator[None]:
-    """Turn what sqlite says of a damaged database into a sentence; errors of the moment (locked, disk full) pass.
+    """Turn what sqlite says of a damaged or unreadable file into a sentence; errors of the moment (locked) pass.
 
     Args:
         needed: what the file must be.
@@ -89,14 +91,12 @@ def damage_told(path: Path, needed: str, remedy: str, *also: type[Exception]) ->
         raise
     except Exception as error:
         cause = _cause(error)
-        if (cause is None and not isinstance(error, also)) or (cause is not None and not _is_of_content(cause)):
+        code = getattr(cause, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if not isinstance(error, also) if cause is None else code not in (*OF_CONTENT, *OF_FILE):
             raise
+        wrong = "cannot be read" if code in OF_FILE else "is damaged"
         found = one_line(cause or error)
-        raise NNCompressError(f"{path} must be {needed}, but it is damaged ({found}); {remedy}") from error
-
-
-def _is_of_content(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in OF_CONTENT
+        raise NNCompressError(f"{printable(str(path))} must be {needed}, but it {wrong} ({found}); {remedy}") from error
 
 
 def _cause(error: BaseException) -> sqlite3.Error | None:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
@@ -281,6 +282,24 @@ def test_a_finished_sweep_is_not_mixed_with_another_nor_resumed_by_two_nor_by_a_
             assert said in capsys.readouterr().err
 
 
+def test_a_search_that_was_stopped_is_continued_as_a_search(
+    failing: dict[int, list[Exception]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna")
+    failing[0] = [KeyboardInterrupt()]  # type: ignore[list-item]
+    words = [*QUICK, "seed=0", "solver.lr=interval(0.1,1)", "search.trials=1", "search.maximize=[accuracy/test]"]
+    assert main(["search", *words, "hydra.sweep.dir=sweep"]) == 130
+    assert "continue with: nncompress search sweep.resume=sweep" in capsys.readouterr().out
+    assert main(["search", "sweep.resume=sweep"]) == 0
+    assert standings() == {"0": "done"}
+    with sqlite3.connect("sweep/study.db") as file:
+        file.execute("UPDATE trial_values SET value = 0.99")
+    assert main(["search", "sweep.resume=sweep"]) == 1
+    assert "is damaged (trial 0 has [0.99], its job 0 has [" in capsys.readouterr().err
+    Path("sweep/0/summary.json").unlink()
+    assert main(["search", "sweep.resume=sweep"]) == 0
+
+
 # Failures
 
 
@@ -354,6 +373,22 @@ def test_a_sweep_may_stop_at_its_first_failure(
     assert again() == 0
     assert standings() == {"0": "done", "1": "done"}
     assert not (Path("sweep") / STOPPED).exists()
+
+
+def test_jobs_of_earlier_words_are_told_and_no_failure_of_those_given(
+    failing: dict[int, list[Exception]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing |= {0: [OSError("no luck")], 1: [OSError("no luck")]}
+    assert sweep(*QUICK, "seed=0,1", "sweep.on_error=stop") == 1
+    failing.clear()
+    assert again("solver.num_steps=2") == 0
+    assert standings() == {"0": "failed", "2": "done", "3": "done"}
+    said = capsys.readouterr().out
+    assert "2 jobs of earlier words remain: give those words again, or continue each that was begun" in said
+    assert "nncompress train resume=sweep/0" in said
+    assert again("solver.num_steps=1") == 0
+    assert "of earlier words" not in capsys.readouterr().out
+    assert standings() == dict.fromkeys("0123", "done")
 
 
 def test_a_worker_that_dies_costs_no_job(

@@ -8,7 +8,7 @@ import pandas as pd
 
 from nncompress.report.collect import columns_of, name
 from nncompress.report.tables import Table, known_columns
-from nncompress.report.text import few, number, times
+from nncompress.report.text import few, missing, number, numbers, times
 from nncompress.results.records import Run
 
 SIZES = (
@@ -49,34 +49,42 @@ def compression_table(run: Run, summary: Mapping[str, Any]) -> Table:
 
 def _lines(summary: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
     """Yield everything the summary knows."""
+    known = numbers(summary)
     for key, quantity, factor in SIZES:
-        dense, compressed = summary.get(f"{key}/dense"), summary.get(f"{key}/compressed")
-        huffman = summary.get("huffman/compressed") if key == "bits" else None
-        if factor < 1 and "bytes/theoretical" in summary:  # with the buffers, that the bits do not count
-            stored = 8 * summary["bytes/theoretical"]
-            huffman = None if huffman is None else stored - summary.get("bits/compressed", huffman) + huffman
-            dense, compressed = 8 * summary["bytes/dense"], stored
-        ratio = summary.get(f"ratio/{key}") if factor == 1 else None
-        if dense and compressed is not None:
-            ratio = compressed / dense
+        dense, compressed = known.get(f"{key}/dense"), known.get(f"{key}/compressed")
+        huffman = known.get("huffman/compressed") if key == "bits" else None
+        if factor < 1 and {"bytes/theoretical", "bytes/dense"} <= set(known):  # the bits do not count the buffers
+            stored = 8 * known["bytes/theoretical"]
+            huffman = None if huffman is None else stored - known.get("bits/compressed", huffman) + huffman
+            dense, compressed = 8 * known["bytes/dense"], stored
+        ratio = _ratio(compressed, dense)
+        if ratio is None and factor == 1:
+            ratio = known.get(f"ratio/{key}")
         if ratio is not None or dense is not None:
-            whole = [None if size is None else math.ceil(size * factor) for size in (dense, compressed, huffman)]
-            yield quantity, whole[0], whole[1], ratio, whole[2]
-    if "bytes/disk" in summary:
-        dense = summary["bytes/dense"]
-        for key, quantity in FILES.items():
-            yield quantity, dense, summary[key], summary[key] / dense, None
-    if "ratio/tasks" in summary:
-        yield "parameters of the compressed layers alone", None, None, summary["ratio/tasks"], None
-    if "sparsity" in summary:
-        yield "sparsity: share of weights that are zero (%)", None, 100 * summary["sparsity"], None, None
+            yield quantity, _whole(dense, factor), _whole(compressed, factor), ratio, _whole(huffman, factor)
+    dense = known.get("bytes/dense")
+    for key, quantity in FILES.items():
+        if key in known and dense is not None:
+            yield quantity, dense, known[key], _ratio(known[key], dense), None
+    if "ratio/tasks" in known:
+        yield "parameters of the compressed layers alone", None, None, known["ratio/tasks"], None
+    if "sparsity" in known:
+        yield "sparsity: share of weights that are zero (%)", None, 100 * known["sparsity"], None, None
     for column in columns:
-        size, dense = summary.get(column["key"]), summary.get(column["dense"])
+        size, dense = known.get(column["key"]), known.get(column["dense"])
         if size is not None:
-            yield column["label"], dense, size, size / dense if dense else None, None
+            yield column["label"], dense, size, _ratio(size, dense), None
     for task in summary.get("tasks", []):
         dense, compressed, huffman = task["bits/dense"], task["bits/compressed"], float(task["bits/huffman"])
-        yield f"bits of {task['params']}: {task['compression']}", dense, compressed, compressed / dense, huffman
+        yield f"bits of {task['params']}: {task['compression']}", dense, compressed, _ratio(compressed, dense), huffman
+
+
+def _ratio(size: float | None, dense: float | None) -> float | None:
+    return size / dense if dense and size is not None else None
+
+
+def _whole(size: float | None, factor: float) -> int | None:
+    return None if size is None or missing(size * factor) else math.ceil(size * factor)
 
 
 def _notes(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -87,11 +95,12 @@ def _notes(summary: Mapping[str, Any]) -> Iterator[str]:
             "All bytes hold the running statistics of batch norm, the bits do not. gzip and zstd: both files put "
             "through them."
         )
-    if "target/requested" in summary:
+    known = numbers(summary)
+    if "target/key" in summary and {"target/requested", "target/achieved"} <= set(known):
         means = f" by {summary['target/setting']}" if "target/setting" in summary else ""
-        requested, achieved = (number(summary[f"target/{key}"]) for key in ("requested", "achieved"))
+        requested, achieved = (number(known[f"target/{key}"]) for key in ("requested", "achieved"))
         yield f"Target: {summary['target/key']} at most {requested} requested, {achieved} achieved{means}."
-    if summary.get("round_to", 1) != 1:
+    if known.get("round_to", 1) != 1:
         changes = ", ".join(_changes(summary)) or "there was nothing to round"
         yield f"round_to = {summary['round_to']}: {changes}."
     for task in summary.get("tasks", []):
@@ -107,16 +116,17 @@ def _changes(summary: Mapping[str, Any]) -> list[str]:
     before, after = summary.get("round_to/channels"), summary.get("channels/kept")
     if before is not None and before != after:
         changes.append(f"channels {number(before)} → {number(after)}")
-    params, dense = summary.get("round_to/params"), summary.get("params/dense")
-    if changes and params is not None:
-        shares = " → ".join(number(value / dense) for value in (params, summary["params/compressed"]))
+    known = numbers(summary)
+    before, after, dense = map(known.get, ("round_to/params", "params/compressed", "params/dense"))
+    if changes and dense and before is not None and after is not None:
+        shares = " → ".join(number(value / dense) for value in (before, after))
         changes[-1] += f"; parameters {shares} of dense"
     return changes
 
 
 def _change(change: Mapping[str, Any]) -> str:
     """Say `ranks 13 → 16`, each of the numbers that changed once."""
-    if change["before"] is None:
+    if change["before"] is None or change["after"] is None:
         return "chosen among the multiples"
-    pairs = dict.fromkeys(zip(change["before"], change["after"], strict=True))
+    pairs = dict.fromkeys(zip(change["before"], change["after"], strict=False))
     return f"{change['what']} " + ", ".join(f"{number(a)} → {number(b)}" for a, b in pairs if a != b)

@@ -141,7 +141,7 @@ def rate_plot(figures: pd.DataFrame, title: str) -> Figure | None:
 
 def channels_plot(summary: Mapping[str, Any], title: str) -> Figure | None:
     """Draw the channels each batch norm had and is left with, and the factors they were chosen by; None without any."""
-    if "channels" not in summary:
+    if not summary.get("channels") or "factors" not in summary:
         return None
     layers = pd.DataFrame(summary["channels"])
     figure = new_panels(12, 4.2, title)

@@ -10,7 +10,7 @@ import pandas as pd
 from nncompress.report.collect import columns_of, final, name
 from nncompress.report.run.compression import compression_table
 from nncompress.report.tables import Table, known_columns
-from nncompress.report.text import FORMS, missing, number, percent, signed, yes_no
+from nncompress.report.text import FORMS, missing, number, numbers, percent, signed, yes_no
 from nncompress.results.convergence import fit_slope
 from nncompress.results.records import Run
 
@@ -122,28 +122,28 @@ def _rate_notes(table: pd.DataFrame, summary: Mapping[str, Any]) -> Iterator[str
                 f"Fitted slope of the {quantity} on log-log axes: {signed(fit.slope)}, least squares over the {fit.n} "
                 f"records from K = {fit.first} to {fit.last} (−1 is decay like 1/K)."
             )
-    lam, slack = summary.get("rate/lambda"), summary.get("rate/worst_slack")
-    if slack is not None:
-        held = "held at every record" if summary["rate/decrease_ok"] else "was violated"
+    known = numbers(summary)
+    lam, slack, held = known.get("rate/lambda"), known.get("rate/worst_slack"), summary.get("rate/decrease_ok")
+    if slack is not None and held is not None:
         claim = f"each step lowers L by at least λ times the squared step, λ = {number(lam)}"
         if lam is None:
             claim = "L falls by at least what the updates of the blocks account for"
         yield (
-            f"Sufficient decrease ({claim}) {held}; "
+            f"Sufficient decrease ({claim}) {'held at every record' if held else 'was violated'}; "
             f"worst slack {number(slack)}, in units of the objective (negative: violated)."
         )
     holds = {True: "holds at every record", False: "does not hold"}
     if summary.get("rate/bound_ok") is not None:
         verdict = holds[summary["rate/bound_ok"]]
         yield f"Bound on the mean squared step, (L at step 0 − L at step K) / (λ K): {verdict}."
-    if summary.get("rate/grad_bound_ok") is not None:
+    if summary.get("rate/grad_bound_ok") is not None and "rate/grad_constant" in known:
         yield (
             "Bound on the mean squared subgradient, b² times that, with the largest quotient of squared subgradient "
-            f"and squared step measured on these records as b² = {number(summary['rate/grad_constant'])}: "
+            f"and squared step measured on these records as b² = {number(known['rate/grad_constant'])}: "
             f"{holds[summary['rate/grad_bound_ok']]}."
         )
-    if summary.get("objective/rises") is not None:
-        yield f"The objective rose at {summary['objective/rises']} of {len(table)} records."
+    if "objective/rises" in known:
+        yield f"The objective rose at {known['objective/rises']} of {len(table)} records."
     yield (
         "Squared step: squared Euclidean distance between consecutive iterates, all blocks that the solver keeps "
         "together (of NN-BCD W, biases, U and V, and Θ with alpha_theta; with extrapolation from the end of one sweep "

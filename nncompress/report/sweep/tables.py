@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from nncompress.files import write_text
 from nncompress.report.collect import columns_of, short_names
+from nncompress.report.fresh import write_part
 from nncompress.report.sweep.studies import ACCURACY, Grid
 from nncompress.report.tables import Table, frame_csv
 from nncompress.report.text import FORMS, number, percent, setting, signed, spread, times
@@ -77,9 +77,7 @@ def sensitivity_table(grid: Grid, title: str) -> Table:
 
 def write_frame(frame: pd.DataFrame, path: Path) -> Path:
     """Write a raw DataFrame as .csv; return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, frame_csv(frame), lasting=False)
-    return path
+    return write_part(path, frame_csv(frame).encode())
 
 
 def _line(group: "pd.Series[Any]", keys: Sequence[str], measures: Measures) -> dict[str, str]:

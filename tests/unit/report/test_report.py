@@ -16,7 +16,7 @@ from nncompress.files import write_json
 from nncompress.report import style, write_run_report
 from nncompress.report.collect import columns_of, final
 from nncompress.report.run.compression import compression_table
-from nncompress.report.run.plots import objective_plot, panels_plot, rate_plot, weights_plot
+from nncompress.report.run.plots import channels_plot, objective_plot, panels_plot, rate_plot, weights_plot
 from nncompress.report.run.tables import accuracy_table, convergence_table, log_spaced, run_tables
 from nncompress.report.sweep.tables import measures_of
 from nncompress.report.tables import Table, escape, latex, markdown
@@ -82,6 +82,36 @@ def test_compression_table_has_bytes_flops_and_times(tmp_path: Path) -> None:
     shown = table.shown.set_index("quantity")
     assert shown.loc["bits", "times smaller"] == "8.00×"
     assert shown.loc["sparsity: share of weights that are zero (%)", "compressed"] == "50"
+
+
+def test_a_summary_that_lacks_any_of_its_numbers_has_its_tables(tmp_path: Path) -> None:
+    run = read_run(fake_run(tmp_path / "run", n=6))
+    sizes = {"dense": 100, "theoretical": 45, "disk": 50, "gzip": 40, "zstd": 30}
+    checks = dict.fromkeys(("bound_ok", "grad_bound_ok", "decrease_ok"), True)
+    whole = {
+        **(run.summary or {}), **{f"bytes/{key}": size for key, size in sizes.items()},
+        **{f"rate/{key}": value for key, value in (checks | {"grad_constant": 3.0, "worst_slack": 0.1}).items()},
+        "target/key": "ratio/bits", "target/requested": 0.1, "target/achieved": 0.1, "round_to": 8,
+        "round_to/params": 9, "round_to/changed": [{"params": "w", "what": "ranks", "before": [3], "after": [8]}],
+    }  # fmt: skip
+    for key in whole:
+        for value in (None, 0) if isinstance(whole[key], int | float) else (None,):
+            with case(key=key, value=value):
+                names = [table.name for table in run_tables(replace(run, summary=whole | {key: value}))]
+                assert names == ["accuracy", "compression", "convergence"]
+
+
+def test_a_line_of_bytes_needs_its_numbers(tmp_path: Path) -> None:
+    run = read_run(fake_run(tmp_path / "run", n=2))
+    known = {"bytes/dense": 100, "bytes/disk": 50, "bytes/gzip": 40}
+    lines = compression_table(run, known).raw.set_index("quantity")["ratio"].to_dict()
+    assert lines == {"bytes on disk": 0.5, "bytes on disk, gzip": 0.4}
+    assert compression_table(run, known | {"bytes/dense": 0}).raw["ratio"].isna().all()
+    assert compression_table(run, {"bytes/disk": 50}).raw.empty
+
+
+def test_channels_without_their_factors_are_not_drawn() -> None:
+    assert channels_plot({"channels": [{"norm": "n", "channels": 4, "kept": 2}]}, "t") is None
 
 
 def test_convergence_table_is_whole_in_csv_and_short_in_markdown_with_the_rate_in_words(tmp_path: Path) -> None:
@@ -271,6 +301,7 @@ def test_the_weights_plot_has_a_panel_for_each_histogram_of_the_summary(tmp_path
 
 
 def test_numbers_are_short_and_exact_where_they_are_counts() -> None:
+    assert [form(value) for form in (number, percent, times) for value in ("text", [1])] == ["–"] * 6
     assert [number(x) for x in (0.123456, 1234567, 1e-7, None, float("nan"), 100.0)] == [
         *("0.1235", "1,234,567", "1e-07", "–", "–", "100"),
     ]

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from cases import case
 from fake_runs import config, fake_run, undrawn
 
 from nncompress.cli.main import main
+from nncompress.errors import NNCompressError
 from nncompress.files import write_json
 from nncompress.report import fresh, is_reported, report, write_sweep_report
 from nncompress.report.sweep.searches import trials_of
@@ -81,6 +84,56 @@ def test_a_report_is_stale_once_any_of_its_files_is_another(sweep: Path, monkeyp
             assert is_reported(folder)
     monkeypatch.setattr(fresh, "_code", lambda: b"another version")
     assert not is_reported(folder)
+
+
+def test_an_edit_of_a_table_that_keeps_its_size_is_noticed(sweep: Path) -> None:
+    table = sweep / "tables/summary.csv"
+    whole = table.read_bytes()
+    table.write_bytes(whole.swapcase())
+    assert len(whole.swapcase()) == table.stat().st_size
+    assert parts(report([sweep])[0], sweep) == {"tables", "plots"}
+    assert table.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0b", "tables/a\0b", "tables/..", "plots/../../x", "../x", "{sweep}/x", f"plots/{'x' * 999}"]
+)
+def test_a_name_that_no_file_of_a_report_has_makes_it_no_whole_one(sweep: Path, name: str) -> None:
+    folder = sweep / "1"
+    for path in (sweep / "x", folder / "tables/a"):
+        path.write_bytes(b"x")
+    made = json.loads((folder / "report.json").read_text())
+    for content in (None, zlib.crc32(b"x")):
+        files = made["files"] | {name.format(sweep=sweep): content}
+        write_json(folder / "report.json", made | {"files": files})
+        assert not is_reported(folder)
+    assert parts(report([sweep])[0], sweep) == {"1"}
+
+
+@pytest.mark.parametrize("name", ["tables", "plots", "tables/summary.csv", "report.json"])
+def test_what_stands_in_the_place_of_a_part_is_named_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    fake_run(tmp_path / "0", config(), n=2)
+    if name.endswith(("csv", "json")):
+        (tmp_path / name).mkdir(parents=True)
+    else:
+        monkeypatch.undo()
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(NNCompressError, match=f"found that {re.escape(str(tmp_path / name))} cannot be written"):
+        write_sweep_report(tmp_path)
+
+
+def test_what_is_lost_of_a_run_that_is_done_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = fake_run(tmp_path / "0", config(), n=2)
+    (folder / SUMMARY).unlink()
+    report([folder])
+    (folder / RECORDS).unlink()
+    report([folder])
+    assert caplog.messages == [
+        f"{folder}: summary.json is missing, the figures are those of the last record.",
+        f"{folder}: no tables or plots, no record is left in records.jsonl.",
+    ]
 
 
 def test_a_report_without_its_page_gets_one_when_it_is_asked_for(sweep: Path) -> None:

@@ -1,6 +1,7 @@
 """Words on record of a sweep that may come from anybody: which are followed, told, refused."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,15 @@ FOLLOWED = [
     "+hydra.launcher.ray.init.num_cpus=2", "hydra.launcher.ray.remote.num_gpus=0.5", "hydra/launcher=joblib",
     "hydra.launcher.ray.init.address=auto", "hydra/sweeper=nncompress_search", "hydra.sweeper.max_batch_size=2",
     "+hydra.sweeper.params.seed='1,2'",
-    "hydra.sweep.subdir='s${seed}-${hydra.job.num}'",
+    "hydra.sweep.subdir='s${seed}-${hydra.job.num}'", "hydra.launcher.partition=gpu-long", "reference='runs/a$b'",
+    "hydra.launcher.account=proj-1234", "hydra.launcher.qos=high-prio", "hydra.launcher.name=my-jobs",
+    "hydra.launcher.gres=gpu:a100:2", "hydra.launcher.comment='night shift'", "hydra.launcher.pre_dispatch='2*n_jobs'",
 ]  # fmt: skip
 NOT = [
     "hydra.launcher.setup=[touch struck]", "hydra.launcher.additional_parameters={a: b}",
-    "hydra.launcher.n_jobs=${seed}", "hydra.launcher.pre_dispatch='9**9**9'",
+    "hydra.launcher.n_jobs=${seed}", "hydra.launcher.pre_dispatch='9**9**9'", "hydra.launcher.n_jobs='2*n_jobs'",
+    "hydra.launcher.pre_dispatch='2*n_jobs*9'", "hydra.launcher.partition=-p", "hydra.launcher.comment='a --wrap'",
+    "hydra.launcher.comment='a\nb'", "hydra.launcher.name=../x", "reference=$${seed}{oc.env:SECRET}",
     "hydra.launcher.submitit_folder=elsewhere", "~hydra.launcher.n_jobs",
     "+hydra.launcher.ray.init.runtime_env={py_executable: x}", "hydra.launcher.ray.init.address=ray://elsewhere:1",
     "hydra.launcher._target_=os.system", "hydra/launcher=mine", "hydra/sweeper=basic", "launcher=../mine",
@@ -91,6 +96,28 @@ def test_what_says_what_a_job_is_and_cannot_be_followed_is_refused_unless_it_is_
             with_recorded([f"sweep.resume={sweep}"])
     record(sweep, ["-m", "seed=${oc.env:SEED}"])
     assert with_recorded([f"sweep.resume={sweep}", "seed=${oc.env:SEED}"])[:2] == ["-m", "seed=${oc.env:SEED}"]
+
+
+def test_what_is_set_of_another_launcher_than_the_one_given_is_told_and_left_out(
+    sweep: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record(sweep, ["-m", "launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1"])
+    for word in ("launcher=local", "hydra/launcher=basic"):
+        with case(word=word):
+            assert sorted(with_recorded([f"sweep.resume={sweep}", word])[:-2]) == sorted(["-m", "seed=1", word])
+            assert f"hydra.launcher.n_jobs=2 of {sweep}/sweep.json is not taken over" in caplog.text
+        caplog.clear()
+    assert "hydra.launcher.n_jobs=2" in with_recorded([f"sweep.resume={sweep}"])
+
+
+@pytest.mark.parametrize("name", ["run.log", "0/.hydra/config.yaml", "sweep.json"])
+def test_a_sweep_with_a_pipe_in_it_is_refused_before_anything_is_read(name: str, sweep: Path) -> None:
+    path = sweep / name
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="found a pipe or device"):
+        with_recorded([f"sweep.resume={sweep}"])
 
 
 MANY = [f"{key}=range(60)" for key in ("seed", "eval_every", "checkpoint_every")]

@@ -1,5 +1,6 @@
 """The configuration in a run's folder, which may come from anybody: containers, numbers and texts, or a sentence."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from runs import save_config
 
 from nncompress.errors import CheckpointError, ConfigError
 from nncompress.sweeps import jobs
-from nncompress.sweeps.saved import read_saved, rerun_task, resume_task
+from nncompress.sweeps.saved import read_saved, rerun_config, rerun_task, resume_task
 
 DEEP = 40
 HOSTILE = {
@@ -75,6 +76,34 @@ def test_anything_else_is_refused_with_a_sentence(run: Path) -> None:
     path.mkdir()
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_saved(run)
+
+
+def test_neither_a_pipe_nor_a_device_is_a_configuration(run: Path) -> None:
+    path = run / "config.yaml"
+    for make in (os.mkfifo, lambda link: link.symlink_to("/dev/zero")):
+        path.unlink()
+        make(path)
+        with pytest.raises(CheckpointError, match=r"config\.yaml cannot be read: it is no file"):
+            rerun_config(run, [])
+        with pytest.raises(ConfigError, match="what goes on must hold"):
+            resume_task([f"resume={run}"], jobs.run_single)
+
+
+def test_nothing_is_no_configuration(run: Path) -> None:
+    for text in ("", "null\n", "# none\n", "{}\n"):
+        (run / "config.yaml").write_text(text)
+        with case(text=text), pytest.raises(CheckpointError, match=r"config\.yaml holds no configuration"):
+            read_saved(run)
+
+
+def test_the_name_of_a_folder_is_told_on_one_line(run: Path) -> None:
+    odd = run.rename(run.with_name("a\x1b\nb"))
+    (odd / "config.yaml").write_text("")
+    for folder, kind in ((odd, CheckpointError), (odd / "absent", CheckpointError)):
+        with pytest.raises(kind) as refused:
+            resume_task([f"resume={folder}"], jobs.run_single)
+        assert r"a\x1b\nb" in str(refused.value)
+        assert str(refused.value).isprintable()
 
 
 def test_a_run_does_not_go_on_through_a_link(run: Path, tmp_path: Path) -> None:

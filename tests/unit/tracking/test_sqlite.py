@@ -66,8 +66,17 @@ def test_damage_is_told_and_what_is_of_the_moment_is_not_called_damage(tmp_path:
     with pytest.raises(NNCompressError, match=told), damage_told(path, "whole", "go"):
         ask(path, "SELECT 1 FROM sqlite_master")
     path.unlink()
-    with pytest.raises(sqlite3.OperationalError, match="unable to open"), damage_told(path, "whole", "go"):
+    with pytest.raises(NNCompressError, match=r"cannot be read \(unable to open"), damage_told(path, "whole", "go"):
         ask(path, "SELECT 1 FROM sqlite_master")
+    sqlite3.connect(path).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with (
+            pytest.raises(sqlite3.OperationalError, match="locked"),
+            damage_told(path, "whole", "go"),
+            closing(sqlite3.connect(path, 0)) as database,
+        ):
+            database.execute("CREATE TABLE a (b)")
     with pytest.raises(KeyError), damage_told(path, "whole", "go"):
         raise KeyError
     with pytest.raises(NNCompressError), damage_told(path, "whole", "go", KeyError):
