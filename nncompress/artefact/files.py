@@ -39,6 +39,8 @@ def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the description and the streams of numbers. Raises CheckpointError for what is damaged or edited."""
     description = _description(folder)
     try:
+        if not (folder / TENSORS).is_file():  # a pipe would be waited for
+            raise FileNotFoundError("there is no such file")
         streams = load_file(folder / TENSORS)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder / TENSORS} must be a whole safetensors file: {error}") from error

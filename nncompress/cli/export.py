@@ -86,6 +86,8 @@ def _check(words: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _place(words: argparse.Namespace, run: Path, name: str) -> Path:
     """Return where the file or folder goes: a PATH that ends like the file is the file, any other one its folder."""
+    if words.output is None and (_run(run) / "export").is_symlink():
+        raise ConfigError(f"export/ of a run must be a folder, found the link {_run(run) / 'export'}; give {OPTION}")
     folder: Path = words.output or _run(run) / "export" / (f"{words.format}_dense" if words.dense else words.format)
     return folder if not name or folder.suffix == Path(name).suffix else folder / name
 

@@ -5,6 +5,7 @@ Times of files do not tell: copies and unpacked archives have new ones.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -20,7 +21,9 @@ from nncompress.results.records import COLUMNS, LOCK, RECORDS, SEARCH, SETTINGS,
 MADE = "report.json"
 """The digest of what a report was made of, and its files with the checksums of their contents; it is written last."""
 PAGE = "report.html"
-PART = re.compile(rf"(tables|plots)/[^/]+|{re.escape(PAGE)}")
+PARTS = ("tables", "plots")
+"""The folders of a report."""
+PART = re.compile(rf"({'|'.join(PARTS)})/[^/]+|{re.escape(PAGE)}")
 """The names of its files: others are not looked at."""
 ENVIRONMENT = "environment.json"
 INPUTS = (RECORDS, SUMMARY, STATUS, SETTINGS, COLUMNS, ENVIRONMENT)
@@ -55,6 +58,8 @@ def write_part(path: Path, content: bytes) -> Path:
         NNCompressError: it cannot be written; something else may be in its place.
     """
     try:
+        if path.parent.name in PARTS and path.parent.is_symlink():
+            raise FileExistsError(errno.EEXIST, "it is a link, which may lead anywhere")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content, lasting=False)
     except OSError as error:

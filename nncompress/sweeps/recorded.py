@@ -48,6 +48,8 @@ OPTIONS = re.compile(r"(?:[\w*,\[\]() =-]|(?<=\w)/(?=\w))*", re.ASCII)
 """Options of a group, several of them or Hydra's functions of them: no path leads out of the group."""
 OTHER_KEY = re.compile(r"\$\{[A-Za-z_][\w.]*\}", re.ASCII)
 """An interpolation that is the value of another key."""
+REFERENCES = 16
+"""Interpolations on record: through several of them values grow as a power."""
 DEPTH = 32
 """How deep the values of a word may be nested."""
 LAUNCHERS = ("launcher", "hydra/launcher")
@@ -84,6 +86,8 @@ def with_recorded(arguments: Sequence[str]) -> list[str]:
             raise ConfigError(f"{shown} holds {printable(word)}, which no file may give; if it is right, give it again")
         if key not in OF_THIS_COMMAND:
             dropped.append(word)
+    if sum(word.count("${") for word in recorded.values()) > REFERENCES:
+        raise ConfigError(f"{shown} holds more than {REFERENCES} interpolations, whose values may grow without end")
     for word in dropped:
         log.warning("%s of %s is not taken over; give it again if it is needed", printable(word), shown)
     merged = {key: word for key, word in (recorded | overrides).items() if key not in OF_THIS_COMMAND}

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 STATES = {"COMPLETE": "done", "FAIL": "failed"}
 """The states of trials that Optuna names otherwise than we do."""
+MOST_VALUES = 1_000_000
+"""Values of a range."""
 UNPICKLED = "optuna.samplers.CmaEsSampler"
 """The sampler that keeps its state in a study as a pickle."""
 
@@ -108,6 +110,8 @@ class OptunaStudy:
         again = f"nncompress search sweep.resume={printable(str(folder))}"
         remedy = f"move it away and give {again}: jobs that ended are not run again"
         with damage_told(folder / STORE, "the study of this search", remedy, Exception):
+            if ask(folder / STORE, "SELECT 1 FROM sqlite_master WHERE type IN ('trigger', 'view')"):
+                raise ValueError("it would do what no search asked for (a trigger or view)")
             if ask(folder / STORE, "PRAGMA quick_check(1)") != [("ok",)]:
                 raise ValueError("PRAGMA quick_check fails")
             self._storage = storage(folder / STORE)
@@ -257,6 +261,8 @@ def distribution(override: Override) -> optuna.distributions.BaseDistribution:
         if isinstance(value, IntervalSweep):
             return FloatDistribution(float(value.start), float(value.end), log="log" in value.tags)  # type: ignore[arg-type]
         if isinstance(value, RangeSweep):
+            if not abs(value.stop - value.start) <= MOST_VALUES * abs(value.step):  # type: ignore[operator]
+                raise ValueError(f"more than {MOST_VALUES:,} values; an interval has any number")
             numbers, on_log_scale = list(value.range()), "log" in value.tags
             if all(isinstance(number, int) for number in numbers):
                 step = 1 if on_log_scale else abs(int(value.step))

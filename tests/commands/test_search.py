@@ -104,10 +104,11 @@ def test_a_key_is_drawn_as_its_values_say() -> None:
             assert json.loads(optuna.distributions.distribution_to_json(distribution(override))) == drawn
 
 
-def test_an_empty_interval_is_refused() -> None:
-    (override,) = OverridesParser.create().parse_overrides(["a=interval(2,1)"])
-    with pytest.raises(ConfigError, match="nothing can be drawn from it"):
-        distribution(override)
+def test_an_interval_that_is_empty_and_a_range_without_end_are_refused() -> None:
+    for word in ("a=interval(2,1)", "a=range(0,1e12)", "a=range(0,1000000000)", "a=range(0,1e9,0.5)"):
+        (override,) = OverridesParser.create().parse_overrides([word])
+        with case(word=word), pytest.raises(ConfigError, match="nothing can be drawn from it"):
+            distribution(override)
 
 
 @pytest.mark.usefixtures("tables")
@@ -260,6 +261,11 @@ def test_a_study_that_no_search_made_is_refused(tmp_path: Path) -> None:
         ("UPDATE study_user_attributes SET value_json = '{\"a\": [1]}'", ConfigError, "a search keeps its objectives"),
         ("UPDATE study_directions SET direction = 'MINIMIZE'", ConfigError, "a search keeps its objectives"),
         ("UPDATE studies SET study_name = 'theirs'", NNCompressError, "it is damaged"),
+        (
+            "CREATE TRIGGER more AFTER INSERT ON trials BEGIN UPDATE trials SET number = 9; END",
+            NNCompressError,
+            "a trigger or view",
+        ),
         (pickled, ConfigError, "the pickled state of a sampler, which can run any code; if you trust it, add allow="),
     ]
     cfg = configuration(*QUICK)

@@ -210,6 +210,19 @@ def test_a_damaged_search_is_named_and_the_sweep_is_reported(sweep: Path, caplog
     assert (parts(written, sweep), failed) == ({"tables", "plots"}, [])
 
 
+def test_a_link_in_the_place_of_tables_is_not_followed(
+    sweep: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    shutil.rmtree(sweep / "1/tables", ignore_errors=True)
+    (sweep / "1/tables").symlink_to(outside)
+    (sweep / "1/report.json").unlink(missing_ok=True)
+    assert report([sweep])[1] == [sweep / "1"]
+    assert "it is a link" in caplog.text
+    assert not [*outside.iterdir()]
+
+
 def test_whether_anything_changed_is_told_without_pandas(sweep: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from nncompress.report import report\n"

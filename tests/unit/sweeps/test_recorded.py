@@ -94,6 +94,9 @@ def test_what_says_what_a_job_is_and_cannot_be_followed_is_refused_unless_it_is_
         record(sweep, ["-m", word])
         with case(word=word), pytest.raises(ConfigError, match="which no file may give"):
             with_recorded([f"sweep.resume={sweep}"])
+    record(sweep, ["-m", *(f"model.a{n}=${{seed}}" for n in range(17))])
+    with pytest.raises(ConfigError, match="more than 16 interpolations"):
+        with_recorded([f"sweep.resume={sweep}"])
     record(sweep, ["-m", "seed=${oc.env:SEED}"])
     assert with_recorded([f"sweep.resume={sweep}", "seed=${oc.env:SEED}"])[:2] == ["-m", "seed=${oc.env:SEED}"]
 
