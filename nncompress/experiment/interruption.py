@@ -39,6 +39,8 @@ class Interruption:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self.code and isinstance(error, Exception) and parallel.size() == 1:  # what failed is not to be tried again
+            self.leave(self.code)
 
     def leave(self, code: int) -> None:
         """Do what the signal of this code had led to without us, once all is kept; that may be to go on.

@@ -124,6 +124,17 @@ def test_a_second_signal_stops_at_once():
     assert stop.value.code == 130
 
 
+def test_a_signal_before_a_failure_ends_the_command_too():
+    def fail() -> None:
+        with Interruption():
+            signal.raise_signal(signal.SIGTERM)
+            raise ValueError("the data are not there")
+
+    with pytest.raises(SystemExit) as stopped:
+        fail()
+    assert stopped.value.code == 143
+
+
 def test_a_truncated_checkpoint_is_named(golden, tmp_path):
     folder = golden.copied("nnbcd", tmp_path / "run")
     path = folder / "checkpoints/last.pt"
