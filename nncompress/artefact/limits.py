@@ -75,9 +75,6 @@ class _Watch(TorchFunctionMode):
         self._left -= 1
         if self._left < 0:
             raise TooLarge(f"a network is made in proportion to its {self._limit.size:,} bytes, found no end of layers")
-        self._limit.check(part for part in (result if isinstance(result, tuple) else [result]) if _is_tensor(part))
+        parts = result if isinstance(result, tuple) else [result]
+        self._limit.check(part for part in parts if isinstance(part, Tensor))
         return result
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)

@@ -148,7 +148,7 @@ def check(tree: Mapping[str, Any], allow: Sequence[str], source: str) -> None:
     named = {name: None for key, part in plain.items() for name in targets({key: part}) if not is_offered(name, key)}
     refused = {name: name for name in sorted(named) if not (_is_public(name) and _is_below(name, allowed))}
     if not refused:
-        origins = {name: _origin(name, source) for name in named}
+        origins = {name: _origin(name, source) for name in named if name not in allowed}
         refused = {name: origin for name, origin in sorted(origins.items()) if not _is_below(origin, allowed)}
     if refused:
         raise ConfigError(_refusal(refused, source))

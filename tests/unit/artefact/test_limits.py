@@ -61,7 +61,7 @@ def test_an_input_or_a_number_of_classes_that_is_none_is_refused(folder: Path) -
         with case(entries=entries):
             whole = (folder / "model.json").read_text()
             resign(folder, of(**entries))
-            refusal(folder)
+            assert "model.json must describe what" in refusal(folder)
             (folder / "model.json").write_text(whole)
 
 

@@ -192,6 +192,8 @@ def test_what_is_allowed_covers_what_is_below_it(monkeypatch: pytest.MonkeyPatch
     tree = at("my_nets.Net")
     assert accepted(tree, "my_nets")
     assert accepted(tree, "my_nets.Net")
+    assert accepted(at("optuna.samplers.CmaEsSampler", "search"), "optuna.samplers.CmaEsSampler")  # made elsewhere
+    assert not accepted(at("optuna.samplers.CmaEsSampler", "search"))
     assert not accepted(tree, "my_net")
     assert not accepted(tree, "my_nets.Nets")
     monkeypatch.setenv("NNCOMPRESS_ALLOW", "other, my_nets")

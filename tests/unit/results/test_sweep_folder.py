@@ -82,6 +82,9 @@ def test_a_sweep_reached_through_a_link_is_one(tmp_path: Path) -> None:
     (tmp_path / "sweep").symlink_to(tmp_path / "disk")
     require_within(tmp_path / "sweep", "0")
     refuse_links(tmp_path / "sweep")
+    (tmp_path / "disk/1").symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match="found the link"):
+        refuse_links(tmp_path / "sweep")
 
 
 def test_links_that_lead_out_of_what_goes_on_are_refused(tmp_path: Path) -> None:
