@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from nncompress.artefact.encoding import Reader, decode, take_plain
 from nncompress.artefact.files import DESCRIPTION, TENSORS, model_folder, read_files
-from nncompress.artefact.limits import EXPANSION, Limit, TooLarge
+from nncompress.artefact.limits import Limit, TooLarge
 from nncompress.artefact.objects import CLASS, KINDS, Missing, find_class, restored_object
 from nncompress.artefact.save import TIED, outside
 from nncompress.compressions.base import Compression, map_leaves
@@ -81,10 +82,13 @@ class Artefact:
         Raises:
             CheckpointError: they take more than 1 GiB, and more than the network may.
         """
-        size = sum((self.folder / name).stat().st_size for name in (DESCRIPTION, TENSORS))
-        Limit(max(size, SAMPLES // EXPANSION)).check(
-            [torch.empty(count, *self.description["input_shape"], device="meta")]
-        )
+        most = max(_limit(self.folder).bytes, SAMPLES)
+        wanted = 4 * count * math.prod(self.description["input_shape"])
+        if wanted > most:
+            raise CheckpointError(
+                f"{self.folder / DESCRIPTION} describes inputs of which {count} take {wanted:,} bytes, at most "
+                f"{most:,} are made for files of that size; give smaller batch_sizes"
+            )
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(count, *self.description["input_shape"], generator=generator)
 
@@ -123,7 +127,7 @@ def open_artefact(path: Path, allow: Sequence[str] | None = ()) -> Artefact:
         sizes = [*description["input_shape"], description["num_classes"]]
         if not all(type(size) is int and size > 0 for size in sizes):
             raise CheckpointError(f"an input has sizes and an output classes, whole numbers from 1 on, found {sizes}")
-        limit = Limit(sum((folder / name).stat().st_size for name in (DESCRIPTION, TENSORS)))
+        limit = _limit(folder)
         try:
             with limit.on_meta():
                 outline = _template(description)
@@ -134,6 +138,11 @@ def open_artefact(path: Path, allow: Sequence[str] | None = ()) -> Artefact:
         limit.check([*outline.state_dict().values(), torch.empty(description["input_shape"], device="meta")])
         artefact = _artefact(folder, description, streams, outline, limit, trusted=allow is None)
         return replace(artefact, template=_template(description))
+
+
+def _limit(folder: Path) -> Limit:
+    """Return what the two files in a folder may become."""
+    return Limit(sum((folder / name).stat().st_size for name in (DESCRIPTION, TENSORS)))
 
 
 @contextmanager

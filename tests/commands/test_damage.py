@@ -60,13 +60,17 @@ def test_a_second_process_is_refused_and_changes_nothing(
     assert len(rows(folder)) == 9
 
 
+def recorded(golden: Golden, tmp_path: Path) -> tuple[Path, Path, bytes, list[bytes]]:
+    """A copy of a finished run: its folder, its records, what is in them, and their lines."""
+    folder = golden.copied("nnbcd", tmp_path / "run")
+    whole = (folder / "records.jsonl").read_bytes()
+    return folder, folder / "records.jsonl", whole, whole.splitlines(keepends=True)
+
+
 def test_a_line_that_is_repeated_or_moved_before_the_checkpoint_is_put_right(
     golden: Golden, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = golden.copied("nnbcd", tmp_path / "run")
-    path = folder / "records.jsonl"
-    whole = path.read_bytes()
-    a, b, c, *rest = whole.splitlines(keepends=True)
+    folder, path, whole, (a, b, c, *rest) = recorded(golden, tmp_path)
     for lines, told in (
         ([a, b, b, c, *rest], "line 3: ignored, line 2 is of step 1 too"),
         ([a, c, b, *rest], "line 3: moved, it belongs before line 2"),
@@ -83,10 +87,7 @@ def test_a_line_that_is_repeated_or_moved_before_the_checkpoint_is_put_right(
 def test_a_line_that_is_missing_or_changed_before_the_checkpoint_is_named_and_nothing_is_overwritten(
     golden: Golden, tmp_path: Path
 ) -> None:
-    folder = golden.copied("nnbcd", tmp_path / "run")
-    path = folder / "records.jsonl"
-    whole = path.read_bytes()
-    a, b, c, *rest = whole.splitlines(keepends=True)
+    folder, path, whole, (a, b, c, *rest) = recorded(golden, tmp_path)
     for lines, told in (
         ([a, c, *rest], f"found {len(rest) + 2} (line 2: "),
         ([a, b, c[:30] + b"\n", *rest], "line 3: ignored, it is damaged (no JSON row); line 4: "),
